@@ -1,0 +1,46 @@
+"""Shared fixtures: real transformers wheels and their unpacked trees, never the network."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+WHEELS_VARIABLE = "OVERLAY_TEST_WHEELS"
+
+
+@pytest.fixture(scope="session")
+def wheel() -> Callable[[str], Path]:
+    """Return ``wheel(version) -> Path`` of a transformers wheel; skip where the wheels were not downloaded."""
+
+    def find(version: str) -> Path:
+        folder = os.environ.get(WHEELS_VARIABLE)
+        if not folder:
+            pytest.skip(f"{WHEELS_VARIABLE} is unset: `make test` downloads the transformers wheels and sets it")
+        found = sorted(Path(folder).glob(f"transformers-{version}-*.whl"))
+        if not found:
+            pytest.skip(f"no transformers {version} wheel in {folder}: `make wheels` downloads it")
+        return found[0]
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def stock_tree(
+    wheel: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """Return ``stock_tree(version) -> Path`` of an unpacked wheel (``transformers/`` and its dist-info). Read-only."""
+    trees: dict[str, Path] = {}
+
+    def unpack(version: str) -> Path:
+        if version not in trees:
+            target = tmp_path_factory.mktemp(f"transformers-{version}-")
+            with zipfile.ZipFile(wheel(version)) as archive:
+                archive.extractall(target)
+            trees[version] = target
+        return trees[version]
+
+    return unpack
