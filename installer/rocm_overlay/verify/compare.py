@@ -1,0 +1,210 @@
+"""Compares the tensors of two runs of one case, and says what difference is allowed and why."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Largest allowed difference of a tensor, relative to its largest absolute value; and why."""
+
+    relative: float
+    reason: str
+
+
+BITWISE = Tolerance(0.0, "toggles off run stock's own expressions: every bit is the same")
+
+# Per dtype: activations (logits, caches, hidden states), then gradients. A tier that is not named has the "*" row.
+# A row holds for a whole model: the error of one op, once per layer, amplified by what follows.
+TOLERANCES: dict[tuple[str, str, str], Tolerance] = {
+    ("*", "float32", "value"): Tolerance(1e-5, "sums in another order: some hundred roundings of 2**-24 each"),
+    ("*", "float32", "grad"): Tolerance(1e-4, "a gradient sums forward and backward roundings over all positions"),
+    ("*", "bfloat16", "value"): Tolerance(6e-2, "8 bits per rounding; fused ops round fewer intermediate results than stock"),
+    ("*", "bfloat16", "grad"): Tolerance(1.5e-1, "8 bits per rounding, forward and backward"),
+    ("*", "float16", "value"): Tolerance(1e-2, "11 bits per rounding; fused ops round fewer intermediate results than stock"),
+    ("*", "float16", "grad"): Tolerance(3e-2, "11 bits per rounding, forward and backward"),
+}
+
+
+def tolerance(tier: str, dtype: str, kind: str) -> Tolerance:
+    """Return the row for a tier, a dtype name (``float32``) and ``value`` or ``grad``; `KeyError` when there is none."""
+    found = TOLERANCES.get((tier, dtype, kind))
+    return found if found is not None else TOLERANCES["*", dtype, kind]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How one tensor of a case differs from the reference."""
+
+    name: str
+    bitwise: bool
+    max_abs: float
+    max_rel: float  # max |a - b| over max |a|: robust where single values are near zero
+    cosine: float
+    problem: str | None  # what is wrong beyond numbers: shape, dtype, a NaN on one side
+    first_token: tuple[int, int] | None = None  # (row, position) of the first token that differs
+    near_tie: bool = False  # the reference's own scores of both tokens are within the tolerance
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values for a report."""
+        return asdict(self)
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """True when shape, dtype and every bit agree (so -0.0 differs from 0.0, and a NaN equals the same NaN)."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if not a.is_floating_point():
+        return bool(torch.equal(a, b))
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+    return bool(torch.equal(a.contiguous().view(bits), b.contiguous().view(bits)))
+
+
+def difference(name: str, reference: torch.Tensor, found: torch.Tensor) -> Difference:
+    """Measure ``found`` against ``reference``; shapes and dtypes that differ are a problem, not a number."""
+    if reference.shape != found.shape or reference.dtype != found.dtype:
+        problem = f"{tuple(found.shape)} {found.dtype}, expected {tuple(reference.shape)} {reference.dtype}"
+        return Difference(name, False, float("inf"), float("inf"), 0.0, problem)
+    bitwise = same_bits(reference, found)
+    if not reference.is_floating_point():
+        first = first_difference(reference, found)
+        unequal = 0.0 if first is None else 1.0
+        return Difference(name, bitwise, unequal, unequal, 1.0 - unequal, None, first)
+    a, b = reference.double().flatten(), found.double().flatten()
+    if not bool(torch.equal(a.isnan(), b.isnan())):
+        where = "the reference" if int(a.isnan().sum()) > int(b.isnan().sum()) else "the candidate"
+        return Difference(name, False, float("inf"), float("inf"), 0.0, f"NaN values in {where} only")
+    keep = ~a.isnan()
+    a, b = a[keep], b[keep]
+    if a.numel() == 0:
+        return Difference(name, bitwise, 0.0, 0.0, 1.0, None)
+    gap = torch.where(a == b, torch.zeros_like(a), (a - b).abs())  # equal infinities have no gap
+    largest = gap.max().item()
+    scale = a[a.isfinite()].abs().max().item() if bool(a.isfinite().any()) else 0.0
+    relative = largest / scale if scale > 0.0 else (0.0 if largest == 0.0 else float("inf"))
+    return Difference(name, bitwise, largest, relative, _cosine(a, b), None)
+
+
+def _cosine(a: torch.Tensor, b: torch.Tensor) -> float:
+    finite = a.isfinite() & b.isfinite()
+    a, b = a[finite], b[finite]
+    norms = float(a.norm()) * float(b.norm())
+    if norms == 0.0:
+        return 1.0 if bool(torch.equal(a, b)) else 0.0
+    return float(a @ b) / norms
+
+
+def first_difference(reference: torch.Tensor, found: torch.Tensor) -> tuple[int, int] | None:
+    """Return (row, position) of the earliest position at which any row differs; integer tensors [rows, positions]."""
+    unequal = (reference != found).reshape(reference.shape[0], -1)
+    if not bool(unequal.any()):
+        return None
+    position = int(unequal.any(0).nonzero()[0])
+    return int(unequal[:, position].nonzero()[0]), position
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One case of one variant: within tolerance or not, with the worst tensor and every tensor that deviates."""
+
+    ok: bool
+    bitwise: bool
+    worst: Difference
+    deviating: tuple[Difference, ...]
+    allowed: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values for a report."""
+        return {
+            "ok": self.ok,
+            "bitwise": self.bitwise,
+            "allowed_rel": self.allowed,
+            "worst": self.worst.as_json(),
+            "deviating": [item.as_json() for item in self.deviating],
+        }
+
+
+def judge(
+    reference: dict[str, torch.Tensor], found: dict[str, torch.Tensor], *, tier: str, dtype: str, bitwise: bool
+) -> Verdict:
+    """Compare all tensors of a case.
+
+    ``bitwise`` asks for equality of every bit (toggles off). Otherwise values are held to the table, and tokens must
+    be equal in float32; in half precision a token may differ where the reference itself scores both within tolerance.
+    """
+    if reference.keys() != found.keys():
+        missing = sorted(reference.keys() ^ found.keys())
+        gone = Difference(", ".join(missing), False, float("inf"), float("inf"), 0.0, "present on one side only")
+        return Verdict(False, False, gone, (gone,), 0.0)
+    differences = []
+    deviating = []
+    diverged = _first_divergence(reference, found)
+    for name in reference:
+        item = difference(name, *_comparable(name, reference[name], found[name], diverged, bitwise))
+        if item.first_token is not None and not bitwise and dtype != "float32":
+            item = _near_tie(item, reference, found, tolerance(tier, dtype, "value").relative)
+        differences.append(item)
+        if not _allowed(item, tier, dtype, bitwise):
+            deviating.append(item)
+    numeric = [item for item in differences if not (item.name.startswith("pads") and not bitwise)]
+    worst = max(numeric, key=lambda item: (item in deviating, item.max_rel))
+    allowed = BITWISE if bitwise else tolerance(tier, dtype, _kind(worst.name))
+    return Verdict(not deviating, all(item.bitwise for item in differences), worst, tuple(deviating), allowed.relative)
+
+
+def _kind(name: str) -> str:
+    return "grad" if name.startswith("grad") else "value"
+
+
+def _allowed(item: Difference, tier: str, dtype: str, bitwise: bool) -> bool:
+    if bitwise:
+        return item.bitwise
+    if item.name.startswith("pads"):
+        return True
+    if item.problem is not None:
+        return False
+    if item.name.startswith("tokens"):
+        return item.first_token is None or item.near_tie
+    return item.max_rel <= tolerance(tier, dtype, _kind(item.name)).relative
+
+
+def _first_divergence(reference: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> int | None:
+    """Return the position of the first token that differs in a generation, if there is one."""
+    a, b = reference.get("tokens"), found.get("tokens")
+    if a is None or b is None or a.shape != b.shape:
+        return None
+    first = first_difference(a, b)
+    return None if first is None else first[1]
+
+
+def _comparable(
+    name: str, a: torch.Tensor, b: torch.Tensor, diverged: int | None, bitwise: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cut a generation's logits after the first differing token: later ones answer another prompt."""
+    if diverged is None or bitwise or name != "logits":
+        return a, b
+    return a[:, : diverged + 1], b[:, : diverged + 1]
+
+
+def _near_tie(
+    item: Difference, reference: dict[str, torch.Tensor], found: dict[str, torch.Tensor], relative: float
+) -> Difference:
+    """Mark a differing token whose two candidates the reference scores within twice the tolerance."""
+    logits = reference.get("logits")
+    if logits is None or item.first_token is None:
+        # Beam search keeps no logits per step; in half precision its scores decide.
+        scores = reference.get("scores")
+        return _replace_tie(item, scores is not None)
+    row, position = item.first_token
+    scored = logits[row, position].double()
+    ours, theirs = int(found["tokens"][row, position]), int(reference["tokens"][row, position])
+    gap = float((scored[theirs] - scored[ours]).abs())
+    return _replace_tie(item, gap <= 2 * relative * float(scored.abs().max()))
+
+
+def _replace_tie(item: Difference, near_tie: bool) -> Difference:
+    return Difference(**{**asdict(item), "first_token": item.first_token, "near_tie": near_tie})

@@ -1,0 +1,1 @@
+"""Tests of `overlay verify` and of the import hook under it."""
