@@ -1,0 +1,1 @@
+"""Test doubles: strict stand-ins for software that needs a GPU."""

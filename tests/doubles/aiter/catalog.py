@@ -1,0 +1,79 @@
+"""The contract of one aiter tag, read from ``schemas/<tag>.json``."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .make_schemas import split_param
+
+SCHEMAS = Path(__file__).parent / "schemas"
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Ops, Python signatures and behaviour switches of one tag."""
+
+    version: str
+    ops: dict[str, dict[str, Any]]
+    functions: dict[str, list[str]]
+    behaviour: dict[str, bool]
+
+    def functions_of(self, module: str) -> dict[str, list[str]]:
+        """``{function name: parameters}`` of one submodule."""
+        split = (path.rpartition(".") for path in self.functions)
+        return {name: self.functions[f"{module}.{name}"] for owner, _, name in split if owner == module}
+
+    def ops_of(self, module: str) -> list[str]:
+        return [name for name, op in self.ops.items() if op["module"] == module]
+
+
+@cache
+def load(version: str) -> Catalog:
+    """The catalogue of ``version``; LookupError names the modelled tags."""
+    path = SCHEMAS / f"{version}.json"
+    if not path.is_file():
+        raise LookupError(f"no double of aiter {version}; modelled: {', '.join(versions())}")
+    raw = json.loads(path.read_text())
+    return Catalog(raw["version"], raw["ops"], raw["functions"], raw["behaviour"])
+
+
+def versions() -> list[str]:
+    return sorted((path.stem for path in SCHEMAS.glob("*.json")), key=_order)
+
+
+def _order(tag: str) -> list[int]:
+    return [int(part) for part in tag.removeprefix("v").replace("post", "").split(".")]
+
+
+def python_signature(params: list[str]) -> inspect.Signature:
+    """The real Python signature, so that positional order, keywords and defaults behave as in aiter."""
+    parameters = []
+    for text in params:
+        name, kind, default = split_param(text)
+        if name == "self":
+            continue
+        parameters.append(
+            inspect.Parameter(
+                name,
+                inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                default=inspect.Parameter.empty if default is None else ast.literal_eval(default),
+                annotation=inspect.Parameter.empty if kind is None else kind,
+            )
+        )
+    return inspect.Signature(parameters)
+
+
+def bind_schema(schema: torch.FunctionSchema, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """All arguments of a dispatcher call by name, defaults filled in (the dispatcher drops trailing defaults)."""
+    bound = {argument.name: argument.default_value for argument in schema.arguments if argument.has_default_value()}
+    bound.update(zip((argument.name for argument in schema.arguments), args, strict=False))
+    bound.update(kwargs)
+    return bound

@@ -1,0 +1,1 @@
+"""Arithmetic and preconditions of the double: fp32 inside, one rounding to the output dtype."""

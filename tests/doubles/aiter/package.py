@@ -1,0 +1,57 @@
+"""The importable package ``aiter``: modules appear, and ops are registered, only when something imports them."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.machinery
+import sys
+from collections.abc import Sequence
+from types import ModuleType, SimpleNamespace
+
+import torch
+
+from . import registry
+from .state import Double
+
+# Submodules whose names the package re-exports on ``import aiter``; tuned_gemm is imported on request only.
+EXPORTED = ("aiter.ops.mha", "aiter.ops.activation", "aiter.ops.rmsnorm", "aiter.ops.rope", "aiter.ops.shuffle")
+PACKAGES = ("aiter", "aiter.ops")
+MODULES = (*PACKAGES, *EXPORTED, "aiter.tuned_gemm")
+
+
+class Finder:
+    """Serves the fake package; a meta path entry and its own loader."""
+
+    def __init__(self, double: Double, library: torch.library.Library) -> None:
+        self.double = double
+        self.library = library
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname not in MODULES:
+            return None
+        return importlib.machinery.ModuleSpec(fullname, self, origin="double", is_package=fullname in PACKAGES)
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        name = module.__name__
+        self.double.imports.append(name)
+        if name == "aiter" and self.double.faults.import_error is not None:
+            raise self.double.faults.import_error
+        registry.register_ops(self.double, self.library, name)
+        functions = registry.python_functions(self.double, name)
+        if name == "aiter.tuned_gemm":
+            module.__dict__["tgemm"] = SimpleNamespace(mm=functions.pop("mm"))
+        module.__dict__.update(functions)
+        if name == "aiter":
+            for exported in EXPORTED:
+                public = vars(importlib.import_module(exported)).items()
+                module.__dict__.update({key: item for key, item in public if not key.startswith("_")})
+
+
+def installed() -> dict[str, ModuleType]:
+    """The modules of any aiter that are imported right now."""
+    return {name: module for name, module in sys.modules.items() if name == "aiter" or name.startswith("aiter.")}

@@ -1,0 +1,119 @@
+"""What one installed double knows and records: version, fake device, faults, calls, violations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from .catalog import Catalog
+
+Corruption = Callable[[torch.Tensor], torch.Tensor]
+
+ASM_ARCHES = ("gfx942", "gfx950")
+
+
+class Violation(RuntimeError):
+    """A call that real aiter would refuse, or worse, answer with garbage."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape, dtype, strides and device of one tensor argument as the kernel saw it."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    stride: tuple[int, ...]
+    device: str
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> TensorSpec:
+        return cls(tuple(tensor.shape), tensor.dtype, tuple(tensor.stride()), tensor.device.type)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call that reached aiter: ``kind`` is "op" (torch.ops.aiter) or "function" (its Python layer)."""
+
+    name: str
+    kind: str
+    arguments: Mapping[str, Any]
+
+    def __getitem__(self, argument: str) -> Any:
+        return self.arguments[argument]
+
+
+@dataclass
+class Faults:
+    """Ways in which a real installation is broken.
+
+    import_error:  raised by ``import aiter`` (real: RuntimeError, AssertionError, FileNotFoundError, KeyError).
+    raises:        op or function name -> exception that it raises when called (a kernel that does not build).
+    wrong:         op name -> what to do to its result, without raising (a miscompiled kernel).
+    missing:       op and function names that do not exist.
+    schema_from:   op name -> tag whose older or newer schema it has.
+    """
+
+    import_error: Exception | None = None
+    raises: dict[str, Exception] = field(default_factory=dict)
+    wrong: dict[str, Corruption] = field(default_factory=dict)
+    missing: frozenset[str] = frozenset()
+    schema_from: dict[str, str] = field(default_factory=dict)
+
+
+def slightly(result: torch.Tensor) -> torch.Tensor:
+    """3 % off everywhere: several times what bfloat16 rounding explains."""
+    return result * 1.03125
+
+
+def badly(result: torch.Tensor) -> torch.Tensor:
+    """Unrelated numbers of the same size: the rows in reverse order and negated."""
+    return -result.flip(0).flip(-1)
+
+
+def unwritten(result: torch.Tensor) -> torch.Tensor:
+    """The kernel never wrote its output."""
+    return torch.full_like(result, float("nan"))
+
+
+@dataclass
+class Double:
+    """The installed stand-in."""
+
+    catalog: Catalog
+    arch: str
+    cu_count: int
+    device_type: str
+    faults: Faults
+    calls: list[Call] = field(default_factory=list)
+    violations: list[str] = field(default_factory=list)
+    imports: list[str] = field(default_factory=list)
+    shuffled: list[Any] = field(default_factory=list)  # storages that shuffle_weight produced
+
+    @property
+    def version(self) -> str:
+        return self.catalog.version
+
+    def record(self, name: str, kind: str, arguments: Mapping[str, Any]) -> None:
+        seen = {key: TensorSpec.of(item) if isinstance(item, torch.Tensor) else item for key, item in arguments.items()}
+        self.calls.append(Call(name, kind, seen))
+
+    def called(self, name: str, kind: str | None = None) -> list[Call]:
+        """The recorded calls of ``name``, oldest first."""
+        return [call for call in self.calls if call.name == name and kind in (None, call.kind)]
+
+    def kernels(self) -> list[str]:
+        """Names of the ops (not Python wrappers) that ran, in order."""
+        return [call.name for call in self.calls if call.kind == "op"]
+
+    def clear(self) -> None:
+        self.calls.clear()
+        self.violations.clear()
+
+    def require(self, condition: bool, message: str) -> None:
+        """Record and raise a Violation unless ``condition`` holds."""
+        if not condition:
+            self.violations.append(message)
+            raise Violation(message)
