@@ -76,7 +76,13 @@ def tiny_config(architecture: str, **overrides: Any) -> Any:
 
 def demo_config(architecture: str) -> Any:
     """Return a transformers config of ``architecture`` (llama or qwen3) at demo size, in bf16."""
-    common = {"vocab_size": 4096, "max_position_embeddings": 2048, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    common = {
+        "vocab_size": 4096,
+        "max_position_embeddings": 2048,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
     return _config(architecture, {**common, **_DEMO[architecture], "dtype": torch.bfloat16})
 
 
@@ -94,10 +100,7 @@ def build(config: Any, *, seed: int = 0, dtype: torch.dtype = torch.float32, mod
     from transformers import AutoModelForCausalLM
 
     config = copy.deepcopy(config)
-    if model_class is None:
-        model = AutoModelForCausalLM.from_config(config)
-    else:
-        model = model_class._from_config(config)
+    model = AutoModelForCausalLM.from_config(config) if model_class is None else model_class._from_config(config)
     _randomise(model, seed)
     return model.to(dtype).eval()
 

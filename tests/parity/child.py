@@ -50,6 +50,7 @@ def main() -> None:
 
 def _compare(found: dict, architecture: str, *, bitwise: bool) -> None:
     from rocm_overlay.verify.compare import judge
+
     from tests.parity import twins
 
     pair = twins.pair(architecture, "float32")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from rocm_overlay.verify.compare import judge
 
 import amd_ops
 from examples.tiny_models import ARCHITECTURES
-from rocm_overlay.verify.compare import judge
 from tests.parity import twins
 
 SITES = ("rms_norm", "rope", "qkv", "attention", "gated_mlp", "linear")
@@ -37,7 +37,7 @@ def test_off_is_bit_equal_to_stock(architecture: str, dtype: str, implementation
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_comparison_sees_a_changed_weight(architecture: str) -> None:
-    """Were cases or models degenerate, equality above would prove nothing: change one weight, every case must notice."""
+    """Were cases or models degenerate, equality would prove nothing: every case must notice one changed weight."""
     pair = twins.new_pair(architecture, "float32")
     shared = twins.pair(architecture, "float32")
     layer = pair.overlay.model.layers[0]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from rocm_overlay.verify.cases import CASES
+from rocm_overlay.verify.compare import judge
 
 import amd_ops
 from examples.tiny_models import ARCHITECTURES
-from rocm_overlay.verify.cases import CASES
-from rocm_overlay.verify.compare import judge
 from tests.parity import twins
 
 SINGLE: dict[str, dict[str, int]] = {
@@ -30,9 +30,7 @@ def deviations(architecture: str, dtype: str, implementation: str, tier: str, to
         for how, case in twins.RUNS:
             if how != implementation:
                 continue
-            verdict = judge(
-                pair.reference(case, how), pair.found(case, how), tier=tier, dtype=dtype, bitwise=False
-            )
+            verdict = judge(pair.reference(case, how), pair.found(case, how), tier=tier, dtype=dtype, bitwise=False)
             found += [f"{case}: {item}" for item in verdict.deviating]
     return found
 

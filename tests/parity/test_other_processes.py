@@ -23,7 +23,7 @@ def run_child(*arguments: str, first_on_path: Path | None = None) -> dict[str, A
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("USE_", "AMD_OPS", "FORCE_"))}
     done = subprocess.run(
         [sys.executable, "-m", "tests.parity.child", *arguments],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
         env={**clean, "PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
@@ -44,7 +44,7 @@ def test_4_57_3_has_texts_of_its_own(stock_tree: Callable[[str], Path]) -> None:
     assert found["transformers"] == "4.57.3"
     assert found["amd_ops"] == [True, True]
     installed = Path(twins.stock_module("llama").__file__ or "").read_bytes()
-    assert twins.overlay_text("llama", installed).splitlines()[0].decode().find(found["overlay"][0]) == -1
+    assert found["overlay"][0].encode() not in twins.overlay_text("llama", installed)
     assert found["deviating"] == []
 
 
@@ -56,9 +56,9 @@ def test_an_error_inside_amd_ops_is_not_taken_for_its_absence(architecture: str,
     (package / "__init__.py").write_text("import a_module_that_does_not_exist\n")
     done = subprocess.run(
         [sys.executable, "-c", f"from tests.parity import twins; twins.overlay_module({architecture!r})"],
-        cwd=ROOT, capture_output=True, text=True, timeout=120,
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT), str(ROOT / "installer")]),
-             "PYTHONDONTWRITEBYTECODE": "1", "PYTHONSAFEPATH": "1"},
+             "PYTHONDONTWRITEBYTECODE": "1"},
     )  # fmt: skip
     assert done.returncode != 0
     assert "No module named 'a_module_that_does_not_exist'" in done.stderr

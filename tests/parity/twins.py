@@ -15,11 +15,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
-
 import rocm_overlay
-from examples.tiny_models import build, tiny_config
+import torch
 from rocm_overlay.verify.cases import CASES, Inputs, Outputs
+
+from examples.tiny_models import build, tiny_config
 
 LINE = Path(rocm_overlay.__file__).resolve().parent / "overlays" / "4.57"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -54,7 +54,7 @@ def stock_module(architecture: str) -> ModuleType:
 
 @functools.cache
 def overlay_module(architecture: str) -> ModuleType:
-    """Load the overlaid text under a name of its own in the stock package: relative imports work, stock stays loaded."""
+    """Load the overlaid text under a name of its own in the stock package, so that relative imports work."""
     stock = stock_module(architecture)
     assert stock.__file__ is not None
     text = overlay_text(architecture, Path(stock.__file__).read_bytes())

@@ -10,6 +10,7 @@ Runs in the interpreter under test, so it needs torch and transformers and nothi
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +37,9 @@ class Inputs:
     def seeded(cls, vocab: int, *, seed: int = 0, batch: int = 2, length: int = 20, new_tokens: int = 8) -> Inputs:
         """Draw ids from a generator of their own, so that weights and inputs do not depend on each other."""
         if length < 8:
-            raise ValueError(f"length is {length}; at least 8 positions are needed to cut three chunks and a padded head")
+            raise ValueError(
+                f"length is {length}; at least 8 positions are needed to cut three chunks and a padded head"
+            )
         generator = torch.Generator().manual_seed(seed)
         ids = torch.randint(FIRST_TOKEN, vocab, (batch, length), generator=generator)
         return cls(ids, pads=length // 3, new_tokens=new_tokens)
@@ -99,7 +102,7 @@ def _in_steps(model: Any, ids: torch.Tensor, cuts: list[int], *, step: int) -> O
     edges = sorted({0, *cuts, *range(cuts[-1], length, step), length})
     cache = None
     found: Outputs = {}
-    for begin, end in zip(edges, edges[1:], strict=False):
+    for begin, end in itertools.pairwise(edges):
         out = model(ids[:, begin:end], past_key_values=cache, use_cache=True)
         cache = out.past_key_values
         found[f"logits[{begin}:{end}]"] = out.logits

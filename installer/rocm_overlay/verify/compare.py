@@ -23,15 +23,19 @@ BITWISE = Tolerance(0.0, "toggles off run stock's own expressions: every bit is 
 TOLERANCES: dict[tuple[str, str, str], Tolerance] = {
     ("*", "float32", "value"): Tolerance(1e-5, "sums in another order: some hundred roundings of 2**-24 each"),
     ("*", "float32", "grad"): Tolerance(1e-4, "a gradient sums forward and backward roundings over all positions"),
-    ("*", "bfloat16", "value"): Tolerance(6e-2, "8 bits per rounding; fused ops round fewer intermediate results than stock"),
+    ("*", "bfloat16", "value"): Tolerance(
+        6e-2, "8 bits per rounding; fused ops round fewer intermediate results than stock"
+    ),
     ("*", "bfloat16", "grad"): Tolerance(1.5e-1, "8 bits per rounding, forward and backward"),
-    ("*", "float16", "value"): Tolerance(1e-2, "11 bits per rounding; fused ops round fewer intermediate results than stock"),
+    ("*", "float16", "value"): Tolerance(
+        1e-2, "11 bits per rounding; fused ops round fewer intermediate results than stock"
+    ),
     ("*", "float16", "grad"): Tolerance(3e-2, "11 bits per rounding, forward and backward"),
 }
 
 
 def tolerance(tier: str, dtype: str, kind: str) -> Tolerance:
-    """Return the row for a tier, a dtype name (``float32``) and ``value`` or ``grad``; `KeyError` when there is none."""
+    """Return the row of a tier, a dtype name (``float32``) and ``value`` or ``grad``; `KeyError` without one."""
     found = TOLERANCES.get((tier, dtype, kind))
     return found if found is not None else TOLERANCES["*", dtype, kind]
 
