@@ -1,0 +1,117 @@
+"""The two edits that every overlay has: the marker on line 1 and the import block."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import libcst as cst
+
+from .edits import Edit
+from .errors import Place, SourceError
+from .source import Source, is_docstring
+
+# Raised by hand whenever the same stock text and recipes would give other bytes.
+GENERATOR = 1
+
+MARKER_START = b"# amd-overlay/"
+_MARKER = re.compile(
+    rb"# amd-overlay/1 base=sha256:(?P<base>[0-9a-f]{64}) generator=(?P<generator>\d+) recipes=(?P<recipes>[0-9a-f]{12}) "
+)
+_OURS = re.compile(rb"\b(?:_amd|_amd_error|__amd_overlay__)\b")
+_MODULE = "<module>"
+
+
+@dataclass(frozen=True)
+class Marker:
+    """What the first line of an overlay file says about it."""
+
+    base: str
+    generator: int
+    recipes: str
+
+
+def read_marker(source: Source) -> Marker | None:
+    """Return the marker of a file that is an overlay, None for a file without one.
+
+    Raises:
+        SourceError: a first line that begins like a marker but is none that this generator knows, or a file without a
+            marker that already uses one of our names.
+    """
+    first = source.data.split(b"\n", 1)[0]
+    if MARKER_START not in first[:32]:
+        _refuse_our_names(source)
+        return None
+    found = _MARKER.search(first)
+    if not found:
+        raise SourceError(
+            "the first line is an overlay marker that this version cannot read",
+            place=Place(source.path, 1),
+            expected="# amd-overlay/1 base=sha256:<64 hex> generator=<int> recipes=<12 hex>",
+            found=first[:100].decode("utf-8", "replace"),
+            remedy="take the stock file: `overlay revert` in that environment, or the wheel",
+        )
+    return Marker(found["base"].decode(), int(found["generator"]), found["recipes"].decode())
+
+
+def _refuse_our_names(source: Source) -> None:
+    found = _OURS.search(source.data)
+    if found:
+        raise SourceError(
+            "the file has no overlay marker but already uses a name of ours: somebody edited it",
+            place=Place(source.path, source.line_at(found.start())),
+            expected="stock transformers source",
+            found=found.group().decode(),
+            remedy="take the stock file: reinstall transformers, or read it from the wheel",
+        )
+
+
+def marker_edit(source: Source, recipes: str, padding: int = 0) -> Edit:
+    """The first line. ``padding`` lengthens it where the overlay would be as long as some stock text of its path."""
+    offset = source.line_start(0)
+    line = (
+        f"# amd-overlay/1 base=sha256:{source.sha256} generator={GENERATOR} recipes={recipes} "
+        f"(transformers source modified by transformers-rocm-overlay){'.' * padding}{source.newline_after(offset)}"
+    )
+    return Edit(offset, offset, line.encode("ascii"), "marker", _MODULE)
+
+
+def import_edit(source: Source) -> Edit:
+    """The soft import of ``amd_ops``, after the leading import section of the module."""
+    offset = _after_imports(source)
+    newline = source.newline_after(max(0, offset - 2))
+    lines = [
+        "",
+        "try:",
+        "    import amd_ops as _amd",
+        "except ModuleNotFoundError as _amd_error:",
+        '    if _amd_error.name != "amd_ops":',
+        "        raise",
+        "    _amd = None",
+        f'__amd_overlay__ = "sha256:{source.sha256}"',
+    ]
+    text = "".join(line + newline for line in lines)
+    ended = source.data[offset - 1 : offset] in (b"\n", b"\r")
+    return Edit(offset, offset, (text if ended else newline + text).encode("ascii"), "import", _MODULE)
+
+
+def _after_imports(source: Source) -> int:
+    """Offset of the line after the last statement of the leading docstring and imports."""
+    last: cst.CSTNode | None = None
+    for index, statement in enumerate(source.module.body):
+        if not (_is_import(statement) or (index == 0 and is_docstring(statement))):
+            break
+        last = statement
+    if last is None:
+        raise SourceError(
+            "the module does not begin with imports", place=Place(source.path), expected="import statements"
+        )
+    end = source.span(last)[1]
+    line_end = source.data.find(b"\n", end)
+    return len(source.data) if line_end < 0 else line_end + 1
+
+
+def _is_import(statement: cst.CSTNode) -> bool:
+    return isinstance(statement, cst.SimpleStatementLine) and all(
+        isinstance(small, (cst.Import, cst.ImportFrom)) for small in statement.body
+    )

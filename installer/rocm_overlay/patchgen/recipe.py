@@ -1,0 +1,82 @@
+"""What a recipe is, and what is said about one recipe on one file."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import libcst as cst
+
+from .edits import Edit
+from .source import Function, Source
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class Site(Generic[S]):
+    """A place with the shape that a recipe looks for. ``found`` is whatever its guard and edit need to know."""
+
+    function: Function
+    node: cst.CSTNode
+    found: S
+
+
+@dataclass(frozen=True)
+class Recipe(Generic[S]):
+    """One change, described once for every architecture that has its shape.
+
+    ``match`` finds candidate sites in one function; ``guard`` returns the reason why a candidate must be left alone, or
+    None; ``edit`` returns the edits of one site, which are made all or none. ``hint`` is a text without which a file
+    cannot have a site (it only saves time). With ``must_fire`` a file without a site is an error.
+    """
+
+    name: str
+    description: str
+    hint: str
+    match: Callable[[Source, Function], Iterable[Site[S]]]
+    guard: Callable[[Source, Site[S]], str | None]
+    edit: Callable[[Source, Site[S]], list[Edit]]
+    must_fire: bool = False
+
+
+AnyRecipe = Recipe[Any]
+
+
+@dataclass(frozen=True)
+class RecipeSet:
+    """Recipes in the order in which they are tried, and the digest (12 hex) of their definitions."""
+
+    recipes: tuple[AnyRecipe, ...]
+    digest: str
+
+
+class Status(str, enum.Enum):
+    """How one recipe ended on one file; there is no fifth way."""
+
+    APPLIED = "applied"
+    ALREADY = "already there"
+    NOT_APPLICABLE = "not applicable"
+    CONFLICT = "conflict"
+
+
+@dataclass(frozen=True)
+class Decline:
+    """A candidate that was left alone, and why. ``line`` counts from 1 in the stock file."""
+
+    qualname: str
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The account of one recipe on one file. ``sites`` are (qualname, stock line) of each edited site."""
+
+    recipe: str
+    status: Status
+    sites: tuple[tuple[str, int], ...] = ()
+    declined: tuple[Decline, ...] = field(default=())
+    reason: str | None = None

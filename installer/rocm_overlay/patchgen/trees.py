@@ -1,0 +1,152 @@
+"""Where stock files come from: a transformers package folder or a transformers wheel. Nothing is imported."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import zipfile
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from .errors import TargetError, nearest
+
+# TensorFlow and Flax files lie beside the PyTorch ones; they are never ours.
+_MODELING = re.compile(r"models/(?:[^/]+/)+modeling_(?!tf_|flax_)[^/]+\.py")
+_VERSION = re.compile(rb'^__version__\s*=\s*["\']([^"\']+)["\']', re.MULTILINE)
+
+
+class Tree:
+    """The text files of one transformers package, by paths relative to it (``models/llama/modeling_llama.py``)."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def read(self, path: str) -> bytes:
+        """Return one file's bytes; OSError or KeyError if it cannot be read."""
+        return (self.root / path).read_bytes()
+
+    def label(self, path: str) -> str:
+        """How a file is called in messages."""
+        return str(self.root / path)
+
+    def _names(self) -> Iterable[str]:
+        return (file.relative_to(self.root).as_posix() for file in self.root.glob("models/**/modeling_*.py"))
+
+    @cached_property
+    def modeling_files(self) -> tuple[str, ...]:
+        """Every PyTorch modeling file, sorted."""
+        return tuple(sorted(name for name in self._names() if _MODELING.fullmatch(name)))
+
+    @property
+    def version(self) -> str | None:
+        """The release that the package says it is."""
+        found = _VERSION.search(self.read("__init__.py"))
+        return found[1].decode("ascii") if found else None
+
+    def path_of(self, model: str) -> str:
+        """Return the path of a model's modeling file.
+
+        Args:
+            model: ``llama``, or a module name as in ``transformers.models.llama.modeling_llama``.
+
+        Raises:
+            TargetError: the package has no such file.
+        """
+        if "." in model:
+            path = PurePosixPath(*model.removeprefix("transformers.").split(".")).as_posix() + ".py"
+        else:
+            path = f"models/{model}/modeling_{model}.py"
+        if path in self.modeling_files:
+            return path
+        known = {PurePosixPath(file).parent.name for file in self.modeling_files}
+        wanted = PurePosixPath(path).parent.name if "." in model else model
+        raise TargetError(
+            f"unknown model {model!r}",
+            expected=f"a model of {self.root}, or a module such as transformers.models.llama.modeling_llama",
+            found=f"no {path}",
+            nearest=nearest(wanted, known),
+        )
+
+
+class WheelTree(Tree):
+    """The same, read from a wheel."""
+
+    @cached_property
+    def _archive(self) -> zipfile.ZipFile:
+        return zipfile.ZipFile(self.root)
+
+    def read(self, path: str) -> bytes:
+        """Return one file's bytes; KeyError if the wheel lacks it."""
+        return self._archive.read(f"transformers/{path}")
+
+    def _names(self) -> Iterable[str]:
+        prefix = "transformers/"
+        return (name.removeprefix(prefix) for name in self._archive.namelist() if name.startswith(prefix))
+
+
+def open_tree(path: Path) -> Tree:
+    """Return the tree at a package folder, at a folder that holds one, or in a wheel.
+
+    Raises:
+        TargetError: it is none of them.
+    """
+    if path.suffix == ".whl" and path.is_file():
+        try:
+            tree: Tree = WheelTree(path)
+            if tree.modeling_files:
+                return tree
+        except zipfile.BadZipFile:
+            pass
+    for root in (path, path / "transformers"):
+        if (root / "models").is_dir() and (root / "__init__.py").is_file():
+            return Tree(root)
+    raise TargetError(
+        f"no transformers package at {path}",
+        expected="the folder site-packages/transformers, a folder that holds it, or a transformers wheel",
+        found="nothing there" if not path.exists() else "something else",
+    )
+
+
+def installed_tree() -> Tree:
+    """Return the transformers that the running interpreter would import, without importing it.
+
+    Raises:
+        TargetError: there is none.
+    """
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or not spec.origin:
+        raise TargetError(
+            "this interpreter has no transformers",
+            expected="an installed transformers, or --source with a package folder",
+            remedy="pass --source PACKAGE_DIR",
+        )
+    return open_tree(Path(spec.origin).parent)
+
+
+def open_release(version: str, path: Path) -> Tree:
+    """Return the tree of a release, having compared the version that it says it is.
+
+    Raises:
+        TargetError: no package there, or one of another version.
+    """
+    tree = open_tree(path)
+    if tree.version != version:
+        raise TargetError(
+            f"{path} is not the source of release {version}", expected=version, found=tree.version or "no version"
+        )
+    return tree
+
+
+def read_modeling(tree: Tree, path: str) -> bytes:
+    """Read a file of a tree, turning a failure into one sentence.
+
+    Raises:
+        TargetError: the file cannot be read.
+    """
+    try:
+        return tree.read(path)
+    except (OSError, KeyError) as error:
+        raise TargetError(f"cannot read {tree.label(path)}", found=str(error)) from error
+
+

@@ -1,0 +1,180 @@
+"""q_proj, k_proj and v_proj of one tensor: ask for all three at once, in front of the first.
+
+The results go into the three assignments' own targets, and each stock statement then uses its target where it called
+the projection, so that no value lives longer than in stock. Off, the inserted statement makes the three stock calls.
+The calls move up to the first of them, so nothing in between may touch what they read or what they set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import libcst as cst
+
+from rocm_overlay.patchgen.edits import Edit
+from rocm_overlay.patchgen.flow import assignment, binds, names, self_call, walk
+from rocm_overlay.patchgen.layout import MAX_COLUMNS, insertion, test
+from rocm_overlay.patchgen.recipe import Recipe, Site
+from rocm_overlay.patchgen.source import Block, Function, Source, blocks
+
+NAME = "qkv"
+PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+
+
+@dataclass(frozen=True)
+class Projection:
+    """One of the three: the call, its argument, and the statement it is in."""
+
+    name: str
+    call: cst.BaseExpression
+    argument: cst.BaseExpression
+    index: int
+    statement: cst.BaseStatement
+
+    @property
+    def target(self) -> str | None:
+        """The name that the statement assigns; the first of a tuple of names; None for anything else."""
+        assigned = assignment(self.statement)
+        if assigned is None:
+            return None
+        target = assigned[0]
+        if isinstance(target, cst.Tuple):
+            elements = [element.value for element in target.elements]
+            if not elements or not all(isinstance(element, cst.Name) for element in elements):
+                return None
+            target = elements[0]
+        return target.value if isinstance(target, cst.Name) else None
+
+
+@dataclass(frozen=True)
+class Triple:
+    """The three projections in the order q, k, v, and the suite they are in."""
+
+    block: Block
+    projections: tuple[Projection, ...]
+
+
+def match(source: Source, function: Function) -> Iterator[Site[Triple]]:
+    """Every suite of a method whose own simple statements call each of the three projections once."""
+    if not function.is_method:
+        return
+    for block in blocks(function):
+        found = list(_projections(block))
+        if sorted(one.name for one in found) == sorted(PROJECTIONS):
+            ordered = tuple(sorted(found, key=lambda one: PROJECTIONS.index(one.name)))
+            yield Site(function, min(ordered, key=lambda one: one.index).call, Triple(block, ordered))
+
+
+def _projections(block: Block) -> Iterator[Projection]:
+    for index, statement in enumerate(block.statements):
+        if not isinstance(statement, cst.SimpleStatementLine):
+            continue
+        for node in walk(statement):
+            call = self_call(node)
+            if call and call[0] in PROJECTIONS and isinstance(node, cst.BaseExpression):
+                yield Projection(call[0], node, call[1], index, statement)
+
+
+def guard(source: Source, site: Site[Triple]) -> str | None:
+    """Decline unless moving the calls up to the first of them cannot change anything."""
+    found = site.found.projections
+    arguments = [source.code(one.argument) for one in found]
+    if not all(isinstance(one.argument, cst.Name) for one in found):
+        return f"the projections take {', '.join(arguments)}, expected one plain name"
+    if len(set(arguments)) != 1:
+        return f"the projections take different arguments: {', '.join(arguments)}"
+    targets = [one.target for one in found]
+    if None in targets:
+        return "a projection is not in an assignment to a name"
+    if len({*targets, arguments[0]}) != 4:
+        return "the assigned names and the argument are not four different names"
+    if len({one.index for one in found}) != 3:
+        return "two projections are in one statement"
+    return _own_statements(source, site.found, arguments[0]) or _between(source, site.found, arguments[0])
+
+
+def _own_statements(source: Source, triple: Triple, argument: str) -> str | None:
+    """The three statements may bind nothing but their targets, and may not read a target of the three."""
+    targets = {one.target for one in triple.projections}
+    first = min(one.index for one in triple.projections)
+    for one in triple.projections:
+        bound = binds(one.statement)
+        if argument in bound or (bound & targets) != {one.target}:
+            return f"line {source.line(one.statement)} rebinds a name that another projection uses"
+        assigned = assignment(one.statement)
+        if assigned and targets & set(names(assigned[1])):
+            return f"line {source.line(one.statement)} reads a name that the projections set"
+        if not _always_evaluated(one) or (one.index == first and assigned is None):
+            return f"line {source.line(one.statement)} does not always call the projection"
+    return None
+
+
+def _always_evaluated(one: Projection) -> bool:
+    """False where the call sits behind a condition, in a comprehension or in a lambda."""
+    lazy = (cst.IfExp, cst.BooleanOperation, cst.BaseComp, cst.Lambda, cst.Comparison)
+    return not any(isinstance(node, lazy) and one.call in set(walk(node)) for node in walk(one.statement))
+
+
+def _between(source: Source, triple: Triple, argument: str) -> str | None:
+    """Statements between the first and the last: plain assignments that leave alone what the calls read and set."""
+    indices = sorted(one.index for one in triple.projections)
+    targets = {one.target for one in triple.projections}
+    for index in range(indices[0] + 1, indices[-1]):
+        if index in indices:
+            continue
+        statement = triple.block.statements[index]
+        where = f"line {source.line(statement)}, between the projections,"
+        bound = binds(statement)
+        if argument in bound:
+            return f"{where} rebinds {argument}"
+        if assignment(statement) is None:
+            return f"{where} is not a plain assignment"
+        pending = {one.target for one in triple.projections if one.index > index}
+        if (bound & targets) - {one.target for one in triple.projections if one.index < index}:
+            return f"{where} binds a name that the projections set"
+        if pending & set(names(statement)):
+            return f"{where} reads a name before its projection sets it"
+        if "self" in bound:
+            return f"{where} changes self"
+    return None
+
+
+def edit(source: Source, site: Site[Triple]) -> list[Edit]:
+    """One statement in front, and three calls replaced by the names that it sets."""
+    found = site.found.projections
+    first = min(found, key=lambda one: one.index)
+    anchor = source.before(first.statement)
+    if anchor is None:
+        return []
+    argument = source.code(first.argument)
+    width = MAX_COLUMNS - len(anchor.indent)
+    lines = [
+        f"{', '.join(str(one.target) for one in found)} = (",
+        f"    _amd.qkv_proj(self, {argument})",
+        f"    if {test(NAME)}",
+        *_stock_calls([source.code(one.call) for one in found], width),
+        ")",
+    ]
+    edits = [insertion(NAME, site.function, anchor, lines)]
+    for one in found:
+        start, end = source.span(one.call)
+        edits.append(Edit(start, end, str(one.target).encode("utf-8"), NAME, site.function.qualname))
+    return edits
+
+
+def _stock_calls(calls: list[str], width: int) -> list[str]:
+    one_line = f"    else ({', '.join(calls)})"
+    if len(one_line) <= width:
+        return [one_line]
+    return ["    else (", *(f"        {call}," for call in calls), "    )"]
+
+
+RECIPE = Recipe(
+    name=NAME,
+    description="self.q_proj(x), self.k_proj(x) and self.v_proj(x) of the same x, assigned in one suite",
+    hint="self.q_proj(",
+    match=match,
+    guard=guard,
+    edit=edit,
+)
