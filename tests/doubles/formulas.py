@@ -105,7 +105,7 @@ def rope_tables(positions: Tensor, width: int, dtype: torch.dtype = torch.float3
 
 
 def close(actual: Tensor, expected: Tensor, ulps: float = 2.0) -> None:
-    """``actual`` is within ``ulps`` roundings of its own dtype of the float64 ``expected``, scaled by the largest value."""
+    """``actual`` is within ``ulps`` roundings of its own dtype of ``expected`` (float64)."""
     assert actual.shape == expected.shape, f"shape {tuple(actual.shape)} instead of {tuple(expected.shape)}"
     eps = torch.finfo(actual.dtype).eps
     error = (actual.double().cpu() - expected.cpu()).abs()

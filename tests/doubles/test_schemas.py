@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.doubles.aiter import Faults, fake_aiter, versions
+from tests.doubles.aiter import Faults, fake_aiter, make_schemas, versions
 from tests.doubles.aiter import catalog as catalogs
-from tests.doubles.aiter import make_schemas
 
 FACTS = Path(__file__).resolve().parents[3] / "shared" / "facts" / "aiter_schemas.json"
 ALL = list(make_schemas.VERSIONS)
@@ -52,8 +51,7 @@ def test_derivation_rule_gives_the_printed_schemas(version: str, facts: dict[str
 @pytest.mark.parametrize("version", ALL)
 def test_torch_prints_the_embedded_schemas(version: str) -> None:
     with fake_aiter(version, attach=False) as double:
-        import aiter.tuned_gemm  # noqa: F401
-
+        double.load("aiter.tuned_gemm")
         for name, op in double.catalog.ops.items():
             assert str(getattr(torch.ops.aiter, name).default._schema) == op["schema"]
 
@@ -84,9 +82,7 @@ def test_ops_that_are_plain_python_in_some_tags() -> None:
 @pytest.mark.parametrize("version", ALL)
 def test_python_functions_have_the_real_signature(version: str) -> None:
     with fake_aiter(version, attach=False) as double:
-        import aiter
-
-        parameters = list(inspect.signature(aiter.flash_attn_func).parameters.values())
+        parameters = list(inspect.signature(double.load().flash_attn_func).parameters.values())
         names = [
             make_schemas.split_param(text)[0] for text in double.catalog.functions["aiter.ops.mha.flash_attn_func"]
         ]
@@ -96,9 +92,8 @@ def test_python_functions_have_the_real_signature(version: str) -> None:
 
 def test_an_op_can_have_another_tags_schema() -> None:
     faults = Faults(schema_from={"mha_fwd": "v0.1.7.post3"})
-    with fake_aiter("v0.1.20.post1", faults=faults, attach=False):
-        import aiter  # noqa: F401
-
+    with fake_aiter("v0.1.20.post1", faults=faults, attach=False) as double:
+        double.load()
         assert "sink_size" not in str(torch.ops.aiter.mha_fwd.default._schema)
 
 

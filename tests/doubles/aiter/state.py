@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -95,6 +97,10 @@ class Double:
     @property
     def version(self) -> str:
         return self.catalog.version
+
+    def load(self, module: str = "aiter") -> ModuleType:
+        """Import one of the package's modules, as a caller would."""
+        return importlib.import_module(module)
 
     def record(self, name: str, kind: str, arguments: Mapping[str, Any]) -> None:
         seen = {key: TensorSpec.of(item) if isinstance(item, torch.Tensor) else item for key, item in arguments.items()}

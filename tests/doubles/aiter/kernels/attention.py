@@ -6,6 +6,7 @@ no key give 0. Everything is computed in fp32 and rounded once.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -161,7 +162,7 @@ def _offsets(double: Double, name: str, argument: str, ends: Tensor | None, data
     double.require(ends.dim() == 1 and ends.numel() >= 2, f"{name}: {argument} has shape {tuple(ends.shape)}")
     guards.contiguous(double, name, **{argument: ends})
     values = [int(value) for value in ends.tolist()]
-    lengths = [after - before for before, after in zip(values, values[1:], strict=False)]
+    lengths = [after - before for before, after in itertools.pairwise(values)]
     double.require(values[0] == 0 and min(lengths) >= 0, f"{name}: {argument} {values} is not monotonic from 0")
     double.require(values[-1] == data.shape[0], f"{name}: {argument} ends at {values[-1]} of {data.shape[0]} rows")
     double.require(max(lengths) <= longest, f"{name}: {argument} has a sequence of {max(lengths)} rows, max {longest}")
