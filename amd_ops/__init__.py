@@ -1,0 +1,44 @@
+"""The run-time layer that overlaid modeling files call: ops with tiers, chosen ahead of forward, counted and explained.
+
+Everything public is named here. Importing reads the toggles once and raises :class:`ToggleError` on a bad one; it
+imports torch and nothing else of ours, and aiter only when a toggle asks for it and an op is called.
+"""
+
+from __future__ import annotations
+
+from . import device
+from .activation import gelu_and_mul, gelu_tanh_and_mul, silu_and_mul
+from .checks import ArgumentError
+from .dispatch import DeclinedError, DeclinedWarning, Verdict, reset_counters
+from .linear import apply_linear, linear
+from .norm import add_rms_norm, rms_norm
+from .reporting import explain, report
+from .rope import apply_rope
+from .toggles import Settings, ToggleError, on, override, refresh, settings
+
+__all__ = [
+    "ArgumentError",
+    "DeclinedError",
+    "DeclinedWarning",
+    "Settings",
+    "ToggleError",
+    "Verdict",
+    "add_rms_norm",
+    "apply_linear",
+    "apply_rope",
+    "device",
+    "explain",
+    "gelu_and_mul",
+    "gelu_tanh_and_mul",
+    "linear",
+    "on",
+    "override",
+    "refresh",
+    "report",
+    "reset_counters",
+    "rms_norm",
+    "settings",
+    "silu_and_mul",
+]
+
+refresh()

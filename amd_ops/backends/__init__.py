@@ -1,0 +1,1 @@
+"""Backends: kernels that come from outside torch."""

@@ -1,0 +1,43 @@
+"""Errors about arguments: they name the argument, what was got and what was expected."""
+
+from __future__ import annotations
+
+import torch
+
+TORCH_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)
+"""What torch raises on unusable arguments. Ops diagnose such an error after the fact, so that good calls pay
+nothing.
+"""
+
+
+class ArgumentError(ValueError):
+    """An argument of an op is not usable. The text names the argument, what was got and what was expected."""
+
+
+def complaint(op: str, argument: str, got: object, expected: str) -> ArgumentError:
+    """Build the error for one argument."""
+    return ArgumentError(f"{op}: {argument} is {got}, expected {expected}.")
+
+
+def describe(tensor: object) -> str:
+    """Shape, dtype and device of a tensor, or the type of whatever else was passed."""
+    if not isinstance(tensor, torch.Tensor):
+        return type(tensor).__name__
+    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"
+
+
+def same_place(op: str, **tensors: object) -> None:
+    """Raise unless all tensors (None is skipped) are tensors on one device and of one dtype; the first one is the
+    measure.
+    """
+    first_name, first = next(iter(tensors.items()))
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if not isinstance(tensor, torch.Tensor):
+            raise complaint(op, name, describe(tensor), "a tensor")
+        assert isinstance(first, torch.Tensor)
+        if tensor.device != first.device:
+            raise complaint(op, name, f"on {tensor.device}", f"{first.device}, where {first_name} is")
+        if tensor.dtype != first.dtype:
+            raise complaint(op, name, str(tensor.dtype), f"{first.dtype}, as {first_name}")

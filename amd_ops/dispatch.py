@@ -1,0 +1,374 @@
+"""Dispatch: every op has tiers in order; which of them can run at all is settled when the op is bound, ahead of its
+first forward.
+
+What an op pays per call when one tier is left is one counter and one call through a slot. A tier that is ruled out at
+binding (toggle off, no device, arch not allowed, backend missing) costs nothing per call and still appears in the
+report with its reason and the calls it missed. A live tier may have a check on its arguments (cheap tests first) and
+a probe that compares each variant with the eager formula once.
+
+Reasons are short sentences of low cardinality: they are counted by text.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import time
+import warnings
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from . import toggles
+from .toggles import Settings
+
+logger = logging.getLogger("amd_ops")
+logger.addHandler(logging.NullHandler())
+
+EMPTY = "empty input"
+"""A reason that is never worth a warning or an error: there is nothing to compute."""
+MAX_REASONS = 100
+OTHER_REASONS = "other reasons (the list is full)"
+
+Run = Callable[..., Any]
+Check = Callable[..., str]
+
+
+class DeclinedError(RuntimeError):
+    """Strict mode: a requested tier cannot run. Also raised, in any mode, when no tier is left that can."""
+
+
+class DeclinedWarning(UserWarning):
+    """A requested tier cannot run and a lower one took over. Given once per op, tier and reason."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether ``tier`` runs, and if not, why."""
+
+    ok: bool
+    tier: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A tier that may run in this process.
+
+    run(*args) computes. check(*args) returns "" or the reason why these arguments do not fit. variant(*args) names
+    the kernel variant these arguments would use; probe(*args) runs that variant on made-up data and returns "" when
+    it agrees with eager.
+    """
+
+    run: Run
+    check: Check | None = None
+    variant: Callable[..., Hashable] | None = None
+    probe: Check | None = None
+    verdicts: dict[Hashable, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A tier that cannot run in this process; ``unmet`` when the user asked for it, so that silence would be wrong."""
+
+    reason: str
+    unmet: bool = False
+
+
+Offer = Callable[[Settings], "Candidate | Refusal"]
+
+
+@dataclass
+class Tally:
+    """What happened to one tier of one op."""
+
+    name: str
+    calls: int = 0
+    first_call_s: float | None = None
+    declined: dict[str, int] = field(default_factory=dict)
+    refused: str = ""
+    unmet: bool = False
+
+
+@dataclass
+class Tier:
+    """A tier's name and how to ask for it; ``wanted(settings)`` says whether its declines are broken requests."""
+
+    name: str
+    offer: Offer
+    wanted: Callable[[Settings], bool] = lambda settings: False
+
+
+class Op:
+    """One operation: its public function, its tiers from best to last, and its counters.
+
+    The public function does ``op.calls += 1; return op.call(*args)``. ``call`` starts as a binder and becomes the
+    bound chain.
+    """
+
+    __slots__ = ("_counted_from", "_sole", "arrange", "call", "calls", "name", "signature", "tallies", "tiers")
+
+    def __init__(self, name: str, tiers: Sequence[Tier], arrange: Callable[..., tuple[Any, ...]] | None = None) -> None:
+        self.name = name
+        self.tiers = tuple(tiers)
+        self.tallies = {tier.name: Tally(tier.name) for tier in self.tiers}
+        self.arrange = arrange
+        self.signature: inspect.Signature | None = None
+        self.calls = 0
+        self._counted_from = 0
+        self._sole: Tally | None = None
+        self.call: Run = self._bind_then_call
+        ops[name] = self
+
+    def public(self, function: Run) -> Run:
+        """Decorate the public function: explain() then understands its arguments."""
+        self.signature = inspect.signature(function)
+        return function
+
+    def unbind(self) -> None:
+        """Fold the calls that needed no counting of their own into the tallies and go back to the binder."""
+        self.fold()
+        self._sole = None
+        self.call = self._bind_then_call
+        for tally in self.tallies.values():
+            tally.refused = ""
+
+    def fold(self) -> None:
+        """Credit calls since the last fold: to the only live tier, and as missed calls to every refused one."""
+        new = self.calls - self._counted_from
+        self._counted_from = self.calls
+        if not new:
+            return
+        if self._sole is not None:
+            self._sole.calls += new
+        for tally in self.tallies.values():
+            if tally.refused:
+                tally.declined[tally.refused] = tally.declined.get(tally.refused, 0) + new
+
+    def zero(self) -> None:
+        """Set the counter to zero; tallies are zeroed by reset_counters()."""
+        self.calls = self._counted_from = 0
+
+    def bind(self) -> list[tuple[Tally, Candidate]]:
+        """Ask every tier for a candidate and build the chain; warn about requests that are refused for good."""
+        settings = toggles.settings()
+        live: list[tuple[Tally, Candidate]] = []
+        for tier in self.tiers:
+            tally = self.tallies[tier.name]
+            tally.unmet = tier.wanted(settings)
+            offer = tier.offer(settings) if tier.name in settings.tiers else Refusal("AMD_OPS_TIERS leaves it out")
+            if isinstance(offer, Candidate):
+                live.append((tally, offer))
+                continue
+            tally.refused = offer.reason
+            if offer.unmet:
+                complain(self.name, tally.name, offer.reason)
+                if settings.strict:
+                    self.call = _raiser(self.name, tally.name, offer.reason)
+                    return []
+        self.call = self._chain(live, settings.strict)
+        return live
+
+    def _chain(self, live: list[tuple[Tally, Candidate]], strict: bool) -> Run:
+        self._sole = None
+        if live and live[0][1].check is None and live[0][1].variant is None:
+            self._sole = live[0][0]
+            return live[0][1].run
+        chain: Run = _exhausted(self.name)
+        for tally, candidate in reversed(live):
+            chain = _link(self.name, tally, candidate, chain, strict)
+        return chain
+
+    def _bind_then_call(self, *args: Any) -> Any:
+        """First call: bind, then run with a clock so that one-off costs (JIT builds, probes) show in the report."""
+        self.bind()
+        start = time.perf_counter()
+        result = self.call(*args)
+        if self._sole is not None and self._sole.first_call_s is None:
+            self._sole.first_call_s = time.perf_counter() - start
+        return result
+
+
+class Site:
+    """A place in a model's forward that takes our path or falls back to the stock modules; reported beside the ops."""
+
+    __slots__ = ("fast", "name", "slow", "strict", "tallies", "wanted")
+    signature: inspect.Signature | None = None
+
+    def __init__(self, name: str, fast: str, wanted: Callable[[Settings], bool]) -> None:
+        self.name = name
+        self.fast, self.slow = Tally(fast), Tally("stock")
+        self.tallies = {fast: self.fast, "stock": self.slow}
+        self.wanted = wanted
+        self.strict = False
+        ops[name] = self
+
+    @property
+    def calls(self) -> int:
+        """Calls of both paths."""
+        return self.fast.calls + self.slow.calls
+
+    def unbind(self) -> None:
+        """Follow the settings."""
+        settings = toggles.settings()
+        self.strict, self.fast.unmet = settings.strict, self.wanted(settings)
+
+    def fold(self) -> None:
+        """Nothing is counted late here."""
+
+    def zero(self) -> None:
+        """Set the counters to zero."""
+        self.slow.calls = 0
+
+    def declined(self, reason: str) -> None:
+        """Count one fall-back to the stock modules and why; strict mode raises where the fast path was asked for."""
+        self.slow.calls += 1
+        decline(self.name, self.fast, reason, self.strict)
+
+
+ops: dict[str, Op | Site] = {}
+_complained: set[tuple[str, str, str]] = set()
+
+
+def _link(op: str, tally: Tally, candidate: Candidate, rest: Run, strict: bool) -> Run:
+    """One step of a chain: run this tier if its check and its variant's verdict allow it, else the rest of the
+    chain.
+    """
+    check, run, variant, verdicts = candidate.check, candidate.run, candidate.variant, candidate.verdicts
+
+    def simple(*args: Any) -> Any:
+        reason = check(*args) if check is not None else ""
+        if reason:
+            decline(op, tally, reason, strict)
+            return rest(*args)
+        tally.calls += 1
+        return run(*args) if tally.first_call_s is not None else _timed(tally, run, args)
+
+    def proven(*args: Any) -> Any:
+        assert variant is not None
+        reason = check(*args) if check is not None else ""
+        if not reason:
+            key = variant(*args)
+            known = verdicts.get(key)
+            reason = _prove(tally, candidate, key, args) if known is None else known
+            if not reason:
+                try:
+                    result = run(*args)
+                except torch.OutOfMemoryError:
+                    raise
+                except Exception as error:  # noqa: BLE001 - kept, counted and told; strict mode raises
+                    reason = verdicts[key] = f"raised {_short(error)}"
+                else:
+                    tally.calls += 1
+                    return result
+        decline(op, tally, reason, strict)
+        return rest(*args)
+
+    return simple if variant is None else proven
+
+
+def _prove(tally: Tally, candidate: Candidate, key: Hashable, args: tuple[Any, ...]) -> str:
+    """Probe a variant once. Under stream capture nothing may be built or compared: decline for now, without a
+    verdict.
+    """
+    if capturing():
+        return "this variant has not been probed yet and a stream is being captured"
+    start = time.perf_counter()
+    try:
+        reason = candidate.probe(*args) if candidate.probe is not None else ""
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever a first call raises is this variant's verdict
+        reason = f"its probe raised {_short(error)}"
+    candidate.verdicts[key] = reason
+    if tally.first_call_s is None:
+        tally.first_call_s = time.perf_counter() - start
+    return reason
+
+
+def _timed(tally: Tally, run: Run, args: tuple[Any, ...]) -> Any:
+    start = time.perf_counter()
+    result = run(*args)
+    tally.first_call_s = time.perf_counter() - start
+    return result
+
+
+def _short(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:160]}" if text else type(error).__name__
+
+
+def _raiser(op: str, tier: str, reason: str) -> Run:
+    def refuse(*args: Any) -> Any:
+        raise DeclinedError(_strict_sentence(op, tier, reason))
+
+    return refuse
+
+
+def _exhausted(op: str) -> Run:
+    def refuse(*args: Any) -> Any:
+        raise DeclinedError(
+            f"{op}: no tier is left that can run this call; amd_ops.report() lists the reasons, AMD_OPS_TIERS limits them."
+        )
+
+    return refuse
+
+
+def _strict_sentence(op: str, tier: str, reason: str) -> str:
+    return f"{op}: tier {tier} was asked for and cannot run: {reason} (AMD_OPS_STRICT=1 makes this an error)."
+
+
+def decline(op: str, tally: Tally, reason: str, strict: bool) -> None:
+    """Count a decline; the first of its kind is told to the user if he asked for the tier; strict mode raises then."""
+    declined = tally.declined
+    if reason not in declined:
+        if len(declined) >= MAX_REASONS:
+            reason = OTHER_REASONS
+        if tally.unmet and reason != EMPTY:
+            complain(op, tally.name, reason)
+    declined[reason] = declined.get(reason, 0) + 1
+    if strict and tally.unmet and reason != EMPTY:
+        raise DeclinedError(_strict_sentence(op, tally.name, reason))
+
+
+def complain(op: str, tier: str, reason: str) -> None:
+    """Warn once per (op, tier, reason), through ``warnings`` for people and ``logging`` for services."""
+    if (op, tier, reason) in _complained:
+        return
+    _complained.add((op, tier, reason))
+    text = f"amd_ops: {op}: tier {tier} was asked for and cannot run: {reason}. A lower tier runs instead."
+    logger.warning(text)
+    warnings.warn(text, DeclinedWarning, stacklevel=3)
+
+
+def capturing() -> bool:
+    """Return True while a CUDA/HIP graph is being captured on the current stream."""
+    return bool(torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())  # type:
+    ignore[no - untyped - call]
+
+
+def always(run: Run, check: Check | None = None) -> Offer:
+    """Offer of a tier that needs no device and no toggle."""
+    candidate = Candidate(run, check)
+    return lambda settings: candidate
+
+
+def _unbind_all() -> None:
+    for op in ops.values():
+        op.unbind()
+
+
+def reset_counters() -> None:
+    """Set all counters to zero and forget which warnings were given."""
+    _complained.clear()
+    for op in ops.values():
+        op.zero()
+        for tally in op.tallies.values():
+            tally.calls, tally.first_call_s = 0, None
+            tally.declined.clear()
+
+
+toggles.when_settings_change(_unbind_all)
+toggles.when_refreshed(_complained.clear)

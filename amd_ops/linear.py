@@ -1,0 +1,83 @@
+"""x @ weight.T + bias, and the same for an nn.Linear that may be replaced by it.
+
+Tiers: aiter (tuned bf16/fp16 GEMM) -> torch (F.linear) -> eager (matmul and add).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .backends import aiter
+from .checks import TORCH_ERRORS, complaint, describe, same_place
+from .dispatch import Op, Site, Tier, always
+from .modules import why_not_plain
+
+_compiling = torch.compiler.is_dynamo_compiling
+
+
+def eager_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The plain formula."""
+    product = torch.matmul(x, weight.t())
+    return product if bias is None else product + bias
+
+
+_linear = Op(
+    "linear",
+    [
+        Tier("aiter", aiter.offer("linear", "USE_AITER_GEMM"), aiter.wanted("USE_AITER_GEMM")),
+        Tier("torch", always(F.linear)),
+        Tier("eager", always(eager_linear)),
+    ],
+)
+_site = Site("apply_linear", "linear", lambda settings: settings.asked("USE_AITER_GEMM"))
+
+
+@_linear.public
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return x @ weight.T + bias. x [..., K], weight [N, K] (nn.Linear's layout), bias [N] or None, one dtype and
+    device -> [..., N].
+    """
+    if _compiling():
+        compiled: Tensor = F.linear(x, weight, bias)
+        return compiled
+    _linear.calls += 1
+    try:
+        result: Tensor = _linear.call(x, weight, bias)
+    except TORCH_ERRORS:
+        _diagnose(x, weight, bias)
+        raise
+    return result
+
+
+def apply_linear(module: nn.Module, x: Tensor) -> Tensor:
+    """Run ``module(x)``, through :func:`linear` where the module is exactly an nn.Linear that nobody watches or
+    changed.
+
+    A subclass (quantised, wrapped by an adapter), a hook, a patched forward or a parameter that is not plain means
+    that the module itself is called, with the reason counted under ``apply_linear``.
+    """
+    if _compiling():
+        result: Tensor = module(x)
+        return result
+    reason = why_not_plain(module)
+    if reason:
+        _site.declined(reason)
+        result = module(x)
+        return result
+    _site.fast.calls += 1
+    parameters: dict[str, Any] = module.__dict__["_parameters"]
+    return linear(x, parameters["weight"], parameters["bias"])
+
+
+def _diagnose(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    same_place("linear", x=x, weight=weight, bias=bias)
+    if x.dim() < 1:
+        raise complaint("linear", "x", describe(x), "[..., K]")
+    if weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
+        raise complaint("linear", "weight", describe(weight), f"[N, {x.shape[-1]}]")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise complaint("linear", "bias", describe(bias), f"[{weight.shape[0]}]")

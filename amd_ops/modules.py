@@ -1,0 +1,56 @@
+"""When an nn.Linear may be replaced by its arithmetic: exactly that type, plain parameters, nobody watching."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.modules import module as _registry
+
+_STOCK_FORWARD = nn.Linear.forward
+_STOCK_CALL = nn.Linear.__call__
+
+
+def why_not_plain(module: nn.Module) -> str:
+    """Return "" when ``module`` is an untouched nn.Linear, else the reason. Cheap: attribute reads only.
+
+    PEFT and quantisers replace the type or the parameter's type (DTensor too), accelerate and recorders patch
+    ``forward`` on the instance, tensor parallel plans and users add hooks.
+    """
+    if type(module) is not nn.Linear:
+        return f"{type(module).__name__} is not exactly nn.Linear"
+    state = module.__dict__
+    if (
+        state["_forward_hooks"]
+        or state["_forward_pre_hooks"]
+        or state["_backward_hooks"]
+        or state["_backward_pre_hooks"]
+    ):
+        return "a hook is registered on the Linear"
+    if "forward" in state or nn.Linear.forward is not _STOCK_FORWARD or nn.Linear.__call__ is not _STOCK_CALL:
+        return "the Linear's forward has been patched"
+    if watched_globally():
+        return "a global module hook is registered"
+    parameters = state["_parameters"]
+    bias = parameters.get("bias")
+    if type(parameters.get("weight")) is not nn.Parameter or (bias is not None and type(bias) is not nn.Parameter):
+        return "a parameter of the Linear is not a plain nn.Parameter"
+    return ""
+
+
+def watched_globally() -> bool:
+    """Return True when a hook for all modules is registered."""
+    return bool(
+        _registry._global_forward_hooks
+        or _registry._global_forward_pre_hooks
+        or _registry._global_backward_hooks
+        or _registry._global_backward_pre_hooks
+    )
+
+
+def is_patched(module: nn.Module) -> bool:
+    """Return True when the instance carries a ``forward`` of its own that is not simply its class's, put back by a
+    recorder.
+    """
+    own = module.__dict__.get("forward")
+    if own is None:
+        return False
+    return getattr(own, "__func__", None) is not type(module).forward or getattr(own, "__self__", None) is not module

@@ -1,0 +1,142 @@
+"""report() and explain(): what ran, what did not, and why. Reading them changes nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from . import device, dispatch, toggles
+from .dispatch import Candidate, Op, Verdict
+
+REPORT_SCHEMA = "amd-ops.report/1"
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """Counters of every op that was called. ``str()`` is a table; ``as_dict()`` and ``to_json()`` carry a schema
+    version.
+    """
+
+    content: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as plain JSON-ready values."""
+        return self.content
+
+    def to_json(self, indent: int | None = None) -> str:
+        """Return the report as one JSON object."""
+        return json.dumps(self.content, indent=indent)
+
+    def calls(self, op: str, tier: str | None = None) -> int:
+        """Return how often ``op`` was called, or how often ``tier`` ran it."""
+        for row in self.content["ops"]:
+            if row["op"] == op:
+                return int(row["calls"]) if tier is None else sum(t["calls"] for t in row["tiers"] if t["tier"] == tier)
+        return 0
+
+    def __str__(self) -> str:
+        lines = [
+            f"amd_ops on {_device_text(self.content['device'])}",
+            f"{'op':<20} {'tier':<8} {'calls':>9} {'first call':>11}  declined",
+        ]
+        for row in self.content["ops"]:
+            for index, tier in enumerate(row["tiers"]):
+                first = "" if tier["first_call_s"] is None else f"{tier['first_call_s'] * 1e3:.2f} ms"
+                reasons = "; ".join(f"{entry['calls']}x {entry['reason']}" for entry in tier["declined"])
+                name = row["op"] if index == 0 else ""
+                lines.append(f"{name:<20} {tier['tier']:<8} {tier['calls']:>9} {first:>11}  {reasons}".rstrip())
+        if not self.content["ops"]:
+            lines.append("(no op has been called)")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which tier a call would take: one verdict per tier down to the one that runs."""
+
+    op: str
+    tier: str | None
+    verdicts: tuple[Verdict, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{self.op}: {'tier ' + self.tier + ' would run' if self.tier else 'no tier can run this call'}"]
+        for verdict in self.verdicts:
+            state = "yes" if verdict.ok else "no"
+            lines.append(f"  {verdict.tier:<7} {state:<4} {verdict.reason}".rstrip())
+        return "\n".join(lines)
+
+
+def report() -> RunReport:
+    """Return the counters of every op called so far in this process. Calls inside a compiled graph are not counted."""
+    rows = []
+    for op in dispatch.ops.values():
+        op.fold()
+        if op.calls:
+            rows.append(
+                {"op": op.name, "calls": op.calls, "tiers": [_tier_row(tally) for tally in op.tallies.values()]}
+            )
+    found = device.current()
+    content = {
+        "schema": REPORT_SCHEMA,
+        "device": None if found is None else {"type": found.type, "arch": found.arch, "cu_count": found.cu_count},
+        "settings": toggles.settings().as_dict(),
+        "ops": rows,
+    }
+    return RunReport(content)
+
+
+def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
+    """Say which tier ``op(*args, **kwargs)`` would take and why each higher one would not, without running any of them.
+
+    ``op`` is a public op or its name. Bad arguments raise as the op itself would.
+    """
+    name = op if isinstance(op, str) else getattr(op, "__name__", str(op))
+    found = dispatch.ops.get(name)
+    if not isinstance(found, Op) or found.signature is None:
+        known = ", ".join(sorted(name for name, known in dispatch.ops.items() if known.signature is not None))
+        raise ValueError(f"explain() knows no op {name!r}; known are {known}.")
+    return _explain(found, args, kwargs)
+
+
+def _explain(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Explanation:
+    assert op.signature is not None
+    bound = op.signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    values = tuple(bound.arguments.values())
+    arranged = op.arrange(*values) if op.arrange is not None else values
+    settings = toggles.settings()
+    verdicts: list[Verdict] = []
+    for tier in op.tiers:
+        offer = tier.offer(settings) if tier.name in settings.tiers else dispatch.Refusal("AMD_OPS_TIERS leaves it out")
+        if isinstance(offer, dispatch.Refusal):
+            verdicts.append(Verdict(False, tier.name, offer.reason))
+            continue
+        verdicts.append(_judge(tier.name, offer, arranged))
+        if verdicts[-1].ok:
+            return Explanation(op.name, tier.name, tuple(verdicts))
+    return Explanation(op.name, None, tuple(verdicts))
+
+
+def _judge(tier: str, candidate: Candidate, args: tuple[Any, ...]) -> Verdict:
+    reason = candidate.check(*args) if candidate.check is not None else ""
+    if reason or candidate.variant is None:
+        return Verdict(not reason, tier, reason)
+    known = candidate.verdicts.get(candidate.variant(*args))
+    if known is None:
+        return Verdict(True, tier, "its first call is compared with the eager formula")
+    return Verdict(not known, tier, known)
+
+
+def _tier_row(tally: dispatch.Tally) -> dict[str, Any]:
+    declined = [{"reason": reason, "calls": count} for reason, count in tally.declined.items()]
+    return {"tier": tally.name, "calls": tally.calls, "first_call_s": tally.first_call_s, "declined": declined}
+
+
+def _device_text(found: dict[str, Any] | None) -> str:
+    return (
+        device.why_none()
+        if found is None
+        else f"{found['arch']} with {found['cu_count']} compute units ({found['type']})"
+    )

@@ -1,0 +1,270 @@
+"""Toggles: the environment, read once, becomes one frozen :class:`Settings` and the switches that overlaid files read.
+
+A toggle that is set decides for itself. ``AMD_OPS`` decides for those that are unset: ``off`` leaves them off,
+``auto`` follows the device policy below, a profile file names values. Nothing in here runs during a forward: only
+:func:`refresh` and :func:`override` change anything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+
+from . import device
+
+TIERS = ("aiter", "triton", "torch", "eager")
+FAMILIES = ("USE_AITER_ATTENTION", "USE_AITER_GEMM", "USE_OPTIMIZED_OPS", "USE_FUSED_PROJECTIONS", "USE_PRESHUFFLE")
+PROFILE_SCHEMA = "amd-ops.profile/1"
+
+_THREE = ("0", "1", "auto")
+_TWO = ("0", "1")
+_DEFAULTS = {
+    "PRESHUFFLE_M_THRESH": "128",
+    "FORCE_EAGER_ATTENTION": "0",
+    "AMD_OPS_STRICT": "0",
+    "AMD_OPS_TIERS": ",".join(TIERS),
+}
+_KEYWORDS = {
+    **{name.lower(): name for name in FAMILIES},
+    "preshuffle_m_thresh": "PRESHUFFLE_M_THRESH",
+    "force_eager_attention": "FORCE_EAGER_ATTENTION",
+    "strict": "AMD_OPS_STRICT",
+    "tiers": "AMD_OPS_TIERS",
+    "profile": "AMD_OPS",
+}
+_ALL_BUT_GEMM = {"USE_AITER_ATTENTION": True, "USE_OPTIMIZED_OPS": True, "USE_FUSED_PROJECTIONS": True}
+
+
+class ToggleError(ValueError):
+    """A toggle has a value that is not accepted. The text names the toggle, what was found, what is accepted and what
+    to do.
+    """
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the toggles resolved to. Field names are the override() keywords; ``sources`` says who decided each
+    toggle.
+    """
+
+    use_aiter_attention: bool
+    use_aiter_gemm: bool
+    use_optimized_ops: bool
+    use_fused_projections: bool
+    use_preshuffle: bool
+    preshuffle_m_thresh: int
+    force_eager_attention: bool
+    strict: bool
+    tiers: tuple[str, ...]
+    profile: str
+    sources: tuple[tuple[str, str], ...]
+
+    def asked(self, name: str) -> bool:
+        """Return True when somebody asked for toggle ``name`` by hand: only such a request can warn or be an error."""
+        return dict(self.sources).get(name) in ("environment", "override", "profile") and bool(
+            getattr(self, name.lower())
+        )
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the settings as JSON-ready values."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**values, "tiers": list(self.tiers), "sources": dict(self.sources)}
+
+
+class Switches:
+    """Plain booleans that the guards in overlaid files read; all False when every toggle is off."""
+
+    __slots__ = ("attention", "gated_mlp", "linear", "qkv", "rms_norm", "rope")
+
+    def __init__(self) -> None:
+        self.rms_norm = self.rope = self.qkv = self.attention = self.gated_mlp = self.linear = False
+
+    def follow(self, settings: Settings) -> None:
+        """Set every switch from ``settings``. q/k/v and the MLP are also ours when only their linears or activation
+        are.
+        """
+        self.rms_norm = self.rope = settings.use_optimized_ops
+        self.attention = settings.use_aiter_attention or settings.force_eager_attention
+        self.linear = settings.use_aiter_gemm
+        self.qkv = settings.use_fused_projections or settings.use_aiter_gemm
+        self.gated_mlp = self.qkv or settings.use_optimized_ops
+
+    def __repr__(self) -> str:
+        return "Switches(" + ", ".join(f"{name}={getattr(self, name)}" for name in self.__slots__) + ")"
+
+
+on = Switches()
+_raw: dict[str, tuple[str, str]] = {}
+_settings: Settings | None = None
+_on_change: list[Callable[[], None]] = []
+_on_refresh: list[Callable[[], None]] = [device.forget]
+
+
+def settings() -> Settings:
+    """Return the settings in force."""
+    if _settings is None:
+        refresh()
+    assert _settings is not None
+    return _settings
+
+
+def refresh() -> Settings:
+    """Read the environment again, forget what was learnt about device and backends, and bind every op anew."""
+    global _raw
+    raw = _from_environment(os.environ)
+    for forget in _on_refresh:
+        forget()
+    resolved = _resolve(raw)
+    _raw = raw
+    return _install(resolved)
+
+
+@contextmanager
+def override(**toggles: object) -> Iterator[Settings]:
+    """Set toggles for the length of a ``with`` block, in the whole process: ``override(use_aiter_attention=1,
+    tiers="torch,eager")``.
+
+    Keywords are the lower-case names of the environment variables; ``AMD_OPS_TIERS``, ``AMD_OPS_STRICT`` and
+    ``AMD_OPS`` are ``tiers``, ``strict`` and ``profile``. Raises :class:`ToggleError` on an unknown keyword or value,
+    before anything changes.
+    """
+    global _raw
+    before_settings = settings()
+    before_raw = _raw
+    raw = {**_raw}
+    for keyword, value in toggles.items():
+        if keyword not in _KEYWORDS:
+            raise ToggleError(
+                f"override() has no toggle {keyword!r}; accepted are {', '.join(_KEYWORDS)}: use one of them."
+            )
+        raw[_KEYWORDS[keyword]] = (_as_text(value), "override")
+    resolved = _resolve(raw)
+    _raw = raw
+    try:
+        yield _install(resolved)
+    finally:
+        _raw = before_raw
+        _install(before_settings)
+
+
+def _install(resolved: Settings) -> Settings:
+    global _settings
+    _settings = resolved
+    on.follow(resolved)
+    for listener in _on_change:
+        listener()
+    return resolved
+
+
+def when_settings_change(listener: Callable[[], None]) -> None:
+    """Call ``listener`` after every change of settings (ops bind anew)."""
+    _on_change.append(listener)
+
+
+def when_refreshed(forget: Callable[[], None]) -> None:
+    """Call ``forget`` at the start of every refresh (backends drop what they learnt)."""
+    _on_refresh.append(forget)
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, (tuple, list)):
+        return ",".join(str(item) for item in value)
+    return str(value)
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    return {name: (environ[name], "environment") for name in _KEYWORDS.values() if name in environ}
+
+
+def _resolve(raw: Mapping[str, tuple[str, str]]) -> Settings:
+    """Turn raw texts into settings; asks for the device only where some toggle is ``auto``."""
+    policy = raw.get("AMD_OPS", ("off", "default"))[0]
+    named = {} if policy in ("off", "auto") else _read_profile(policy)
+    merged: dict[str, tuple[str, str]] = {**{name: (text, "profile") for name, text in named.items()}, **raw}
+    values: dict[str, bool] = {}
+    sources: dict[str, str] = {}
+    for name in FAMILIES:
+        text, source = merged.get(name, ("auto", "auto") if policy == "auto" else ("0", "default"))
+        _accept(name, text, _THREE)
+        values[name.lower()] = _auto(name) if text == "auto" else text == "1"
+        sources[name] = "auto" if text == "auto" else source
+    rest = {name: merged.get(name, (default, "default")) for name, default in _DEFAULTS.items()}
+    sources.update({name: source for name, (_, source) in rest.items()})
+    for name in ("FORCE_EAGER_ATTENTION", "AMD_OPS_STRICT"):
+        _accept(name, rest[name][0], _TWO)
+    return Settings(
+        **values,
+        preshuffle_m_thresh=_integer("PRESHUFFLE_M_THRESH", rest["PRESHUFFLE_M_THRESH"][0]),
+        force_eager_attention=rest["FORCE_EAGER_ATTENTION"][0] == "1",
+        strict=rest["AMD_OPS_STRICT"][0] == "1",
+        tiers=_tier_list(rest["AMD_OPS_TIERS"][0]),
+        profile=policy,
+        sources=tuple(sources.items()),
+    )
+
+
+def _auto(name: str) -> bool:
+    """Device policy of ``auto``: aiter's linears only where tuned bf16 rows ship (gfx950), fusion everywhere,
+    shuffling never.
+    """
+    found = device.current()
+    arch = found.arch if found else ""
+    if arch == "gfx950":
+        return {**_ALL_BUT_GEMM, "USE_AITER_GEMM": True}.get(name, False)
+    if arch == "gfx942" or arch.startswith(("gfx11", "gfx12")):
+        return _ALL_BUT_GEMM.get(name, False)
+    return name == "USE_FUSED_PROJECTIONS"
+
+
+def _accept(name: str, text: str, accepted: tuple[str, ...]) -> None:
+    if text not in accepted:
+        choices = f"{', '.join(accepted[:-1])} or {accepted[-1]}"
+        raise ToggleError(f"{name} is {text!r}, but only {choices} are accepted: set one of these or unset it.")
+
+
+def _integer(name: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ToggleError(
+            f"{name} is {text!r}, but only a whole number of rows is accepted (negative = never): set one or unset it."
+        ) from None
+
+
+def _tier_list(text: str) -> tuple[str, ...]:
+    chosen = tuple(part.strip() for part in text.split(","))
+    if not text.strip() or any(part not in TIERS for part in chosen):
+        raise ToggleError(
+            f"AMD_OPS_TIERS is {text!r}, but only a comma list of {', '.join(TIERS)} is accepted: name one or unset it."
+        )
+    return tuple(tier for tier in TIERS if tier in chosen)
+
+
+def _read_profile(path: str) -> dict[str, str]:
+    """Read a profile: ``{"schema": "amd-ops.profile/1", "toggles": {NAME: 0 | 1 | "auto", ...}}``."""
+    fix = "set AMD_OPS to off, auto or the path of a profile file"
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except (OSError, ValueError) as error:
+        raise ToggleError(
+            f"AMD_OPS is {path!r}, which is neither off, auto nor a readable profile ({error}): {fix}."
+        ) from None
+    if (
+        not isinstance(content, dict)
+        or content.get("schema") != PROFILE_SCHEMA
+        or not isinstance(content.get("toggles"), dict)
+    ):
+        raise ToggleError(f'AMD_OPS is {path!r}, a file that is not a {PROFILE_SCHEMA!r} object with "toggles": {fix}.')
+    accepted = [name for name in _KEYWORDS.values() if name != "AMD_OPS"]
+    for name in content["toggles"]:
+        if name not in accepted:
+            raise ToggleError(
+                f"AMD_OPS is {path!r}, which sets {name!r}; accepted are {', '.join(accepted)}: correct the profile."
+            )
+    return {name: _as_text(value) for name, value in content["toggles"].items()}
