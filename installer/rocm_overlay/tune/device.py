@@ -1,0 +1,100 @@
+"""Which GPU a table is for: the (gfx, CU count) pair that aiter looks up, and the published peaks that estimates use."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from .errors import TuneError
+
+# aiter's rule for rows written before the gfx column existed (facts: 256 -> gfx950, 80 and 304 -> gfx942).
+LEGACY_CU_TO_GFX = {256: "gfx950", 304: "gfx942", 80: "gfx942"}
+
+# CU counts a whole GPU or one of its partitions reports. A pair outside this list is possible, but deserves a question.
+KNOWN_CU_COUNTS = {
+    "gfx90a": frozenset({104, 110, 208, 220}),
+    "gfx942": frozenset({304, 228, 152, 80, 76, 40, 38, 20}),
+    "gfx950": frozenset({256, 128, 64, 32}),
+    "gfx1250": frozenset({256, 96}),
+}
+
+_PATTERN = re.compile(r"(gfx[0-9a-f]{3,5})[:_](\d{1,4})")
+
+
+@dataclass(frozen=True, order=True)
+class Device:
+    """A GPU as aiter's table knows it: architecture name and number of compute units."""
+
+    gfx: str
+    cu_num: int
+
+    def __str__(self) -> str:
+        return f"{self.gfx}:{self.cu_num}"
+
+    @property
+    def folder(self) -> str:
+        """The name of this device's folder in ``tuning_csv``."""
+        return f"{self.gfx}_{self.cu_num}"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Published peaks of a product: memory in bytes per second, dense bf16 in operations per second."""
+
+    name: str
+    device: Device | None
+    hbm: float
+    bf16: float
+
+
+# The first entry of a device is its default: MI300X and MI325X cannot be told apart by gfx and CU count.
+GPUS = (
+    Gpu("MI300X", Device("gfx942", 304), 5.3e12, 1307.4e12),
+    Gpu("MI325X", Device("gfx942", 304), 6.0e12, 1307.4e12),
+    Gpu("MI308X", Device("gfx942", 80), 5.3e12, 344.0e12),
+    Gpu("MI355X", Device("gfx950", 256), 8.0e12, 2516.6e12),
+    Gpu("H200", None, 4.8e12, 989.4e12),
+)
+
+
+def parse_device(text: str) -> Device:
+    """Return the device of ``gfx942:304``, ``gfx942_304`` or a product name; raise TuneError for anything else."""
+    for gpu in GPUS:
+        if gpu.device is not None and gpu.name.lower() == text.strip().lower():
+            return gpu.device
+    match = _PATTERN.fullmatch(text.strip())
+    if match is None or int(match[2]) == 0:
+        raise TuneError(
+            "bad-gpu",
+            f"{text!r} is not a GPU",
+            "write gfx:CU, for example gfx942:304 (MI300X, MI325X), gfx942:80 (MI308X) or gfx950:256 (MI350, MI355X)",
+        )
+    return Device(match[1], int(match[2]))
+
+
+def parse_gpu(text: str) -> Gpu:
+    """Return the peaks of a product name or of a device's default product; raise TuneError when none are known."""
+    for gpu in GPUS:
+        if gpu.name.lower() == text.strip().lower():
+            return gpu
+    device = parse_device(text)
+    for gpu in GPUS:
+        if gpu.device == device:
+            return gpu
+    names = ", ".join(gpu.name for gpu in GPUS)
+    raise TuneError("no-peaks", f"no published peaks are known for {device}", f"use one of {names}, or give --hbm-tbs")
+
+
+def infer_gfx(cu_num: int) -> str | None:
+    """Return the architecture of a row without a gfx column, or None when the CU count does not decide it."""
+    return LEGACY_CU_TO_GFX.get(cu_num)
+
+
+def pair_problem(gfx: str, cu_num: int) -> tuple[bool, str] | None:
+    """Return (is an error, sentence) for a pair that does not look like a real device, None for a known one."""
+    if cu_num in KNOWN_CU_COUNTS.get(gfx, frozenset()):
+        return None
+    owners = sorted(name for name, counts in KNOWN_CU_COUNTS.items() if cu_num in counts)
+    if owners:
+        return True, f"{cu_num} compute units belong to {' or '.join(owners)}, not to {gfx}"
+    return False, f"no {gfx} with {cu_num} compute units is known"
