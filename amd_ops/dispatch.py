@@ -17,7 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -33,6 +33,7 @@ MAX_REASONS = 100
 OTHER_REASONS = "other reasons (the list is full)"
 
 Run = Callable[..., Any]
+Public = TypeVar("Public", bound=Callable[..., Any])
 Check = Callable[..., str]
 
 
@@ -122,7 +123,7 @@ class Op:
         self.call: Run = self._bind_then_call
         ops[name] = self
 
-    def public(self, function: Run) -> Run:
+    def public(self, function: Public) -> Public:
         """Decorate the public function: explain() then understands its arguments."""
         self.signature = inspect.signature(function)
         return function
@@ -310,7 +311,7 @@ def _raiser(op: str, tier: str, reason: str) -> Run:
 def _exhausted(op: str) -> Run:
     def refuse(*args: Any) -> Any:
         raise DeclinedError(
-            f"{op}: no tier is left that can run this call; amd_ops.report() lists the reasons, AMD_OPS_TIERS limits them."
+            f"{op}: no tier is left that can run this call; see amd_ops.report() for the reasons and AMD_OPS_TIERS."
         )
 
     return refuse
@@ -345,8 +346,8 @@ def complain(op: str, tier: str, reason: str) -> None:
 
 def capturing() -> bool:
     """Return True while a CUDA/HIP graph is being captured on the current stream."""
-    return bool(torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())  # type:
-    ignore[no - untyped - call]
+    started: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return started and bool(torch.cuda.is_current_stream_capturing())
 
 
 def always(run: Run, check: Check | None = None) -> Offer:
