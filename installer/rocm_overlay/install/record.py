@@ -1,0 +1,40 @@
+"""What the package's own RECORD says about its files: the second witness of stock."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Record:
+    """sha256 by path below the package. ``present`` is False where the distribution came without a RECORD."""
+
+    present: bool
+    hashes: dict[str, str] = field(default_factory=dict)
+    sha256: str | None = None
+
+
+def load(dist_info: Path | None, package: str = "transformers") -> Record:
+    """Read the RECORD of a distribution, restricted to the lines below ``package/``."""
+    path = None if dist_info is None else dist_info / "RECORD"
+    if path is None or not path.is_file():
+        return Record(False)
+    data = path.read_bytes()
+    prefix = f"{package}/"
+    hashes = {}
+    for row in csv.reader(data.decode("utf-8", "surrogateescape").splitlines()):
+        if len(row) >= 2 and row[0].startswith(prefix) and row[1].startswith("sha256="):
+            hashes[row[0][len(prefix) :]] = _hex(row[1][len("sha256=") :])
+    return Record(True, hashes, hashlib.sha256(data).hexdigest())
+
+
+def _hex(digest: str) -> str:
+    """Turn the unpadded url-safe base64 of RECORD into hex; an undecodable digest equals no file's hash."""
+    try:
+        return base64.urlsafe_b64decode(digest + "=" * (-len(digest) % 4)).hex()
+    except ValueError:
+        return ""
