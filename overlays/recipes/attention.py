@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import libcst as cst
-
 from rocm_overlay.patchgen.edits import Edit
 from rocm_overlay.patchgen.flow import assignment, walk
 from rocm_overlay.patchgen.layout import insertion, test
@@ -113,7 +113,7 @@ def edit(source: Source, site: Site[Call]) -> list[Edit]:
 RECIPE = Recipe(
     name=NAME,
     description=f"a statement of a method that calls {INTERFACE}(self, ...)",
-    hint=f"{INTERFACE}(",
+    hint=re.compile(rf"\b{INTERFACE}\("),
     match=match,
     guard=guard,
     edit=edit,

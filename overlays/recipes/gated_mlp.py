@@ -6,14 +6,15 @@ already (phi3). The first becomes a conditional expression, the other two an ear
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import libcst as cst
-
 from rocm_overlay.patchgen.edits import Edit
 from rocm_overlay.patchgen.flow import value_of
 from rocm_overlay.patchgen.layout import conditional, early_return
+from rocm_overlay.patchgen.modules import not_linear
 from rocm_overlay.patchgen.pattern import Bindings, Expression, Pattern, first_match
 from rocm_overlay.patchgen.recipe import Recipe, Site
 from rocm_overlay.patchgen.source import Function, Source, blocks
@@ -89,7 +90,7 @@ def _mlp(found: Bindings, expression: cst.BaseExpression | None) -> Mlp:
 
 
 def guard(source: Source, site: Site[Mlp]) -> str | None:
-    """Decline an input that is more than a name, and one attribute in two roles."""
+    """Decline an input that is more than a name, one attribute in two roles, and layers that are not linear."""
     mlp = site.found
     if not isinstance(mlp.x, cst.Name):
         return "the input is not a plain name"
@@ -98,14 +99,14 @@ def guard(source: Source, site: Site[Mlp]) -> str | None:
     attributes = [attribute for _, attribute in mlp.roles]
     if len(set(attributes)) != len(attributes):
         return "one attribute has two roles"
-    return None
+    return not_linear(source, site.function, (attribute for role, attribute in mlp.roles if role != "act"))
 
 
 def edit(source: Source, site: Site[Mlp]) -> list[Edit]:
     """A conditional expression, or an early return."""
     mlp = site.found
     words = ["self", source.code(mlp.x)]
-    words += [f'{role}="{attribute}"' for role, attribute in mlp.roles if attribute != _DEFAULTS[role] or role == "gate_up"]
+    words += [f'{role}="{attribute}"' for role, attribute in mlp.roles if attribute != _DEFAULTS[role]]
     call = f"_amd.gated_mlp({', '.join(words)})"
     if mlp.expression is None:
         return early_return(NAME, source, site.function, call)
@@ -121,8 +122,8 @@ def down_calls(source: Source, function: Function) -> Iterator[cst.CSTNode]:
 
 RECIPE = Recipe(
     name=NAME,
-    description="down(act(gate(x)) * up(x)) of modules of self, in one expression, two statements, or with gate and up fused",
-    hint="self.",
+    description="down(act(gate(x)) * up(x)) of modules of self: one expression, two statements, or gate and up fused",
+    hint=re.compile(r"\bself\.\w+\(\s*self\.\w+\(|\.chunk\(2, dim=-1\)"),
     match=match,
     guard=guard,
     edit=edit,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import libcst as cst
-
 from rocm_overlay.patchgen.edits import Edit
 from rocm_overlay.patchgen.flow import self_call, value_of
 from rocm_overlay.patchgen.layout import conditional
+from rocm_overlay.patchgen.modules import not_linear
 from rocm_overlay.patchgen.recipe import Recipe, Site
 from rocm_overlay.patchgen.source import Function, Source, blocks
 
@@ -36,10 +37,10 @@ def match(source: Source, function: Function) -> Iterator[Site[Found]]:
 
 
 def guard(source: Source, site: Site[Found]) -> str | None:
-    """Decline an argument that is more than a name: a conditional around a long expression helps nobody."""
+    """Decline another kind of layer, and an argument that is more than a name: twice a long one helps nobody."""
     if not isinstance(site.found[1], cst.Name):
         return "the argument is not a plain name"
-    return None
+    return not_linear(source, site.function, (site.found[0],))
 
 
 def edit(source: Source, site: Site[Found]) -> list[Edit]:
@@ -54,7 +55,7 @@ def edit(source: Source, site: Site[Found]) -> list[Edit]:
 RECIPE = Recipe(
     name=NAME,
     description="an assignment or return of self.o_proj(x), self.down_proj(x) or self.qkv_proj(x)",
-    hint="_proj(",
+    hint=re.compile(r"\bself\.(?:o|down|qkv)_proj\("),
     match=match,
     guard=guard,
     edit=edit,

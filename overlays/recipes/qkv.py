@@ -7,14 +7,15 @@ The calls move up to the first of them, so nothing in between may touch what the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import libcst as cst
-
 from rocm_overlay.patchgen.edits import Edit
 from rocm_overlay.patchgen.flow import assignment, binds, names, self_call, walk
 from rocm_overlay.patchgen.layout import MAX_COLUMNS, insertion, test
+from rocm_overlay.patchgen.modules import not_linear
 from rocm_overlay.patchgen.recipe import Recipe, Site
 from rocm_overlay.patchgen.source import Block, Function, Source, blocks
 
@@ -91,7 +92,11 @@ def guard(source: Source, site: Site[Triple]) -> str | None:
         return "the assigned names and the argument are not four different names"
     if len({one.index for one in found}) != 3:
         return "two projections are in one statement"
-    return _own_statements(source, site.found, arguments[0]) or _between(source, site.found, arguments[0])
+    return (
+        _own_statements(source, site.found, arguments[0])
+        or _between(source, site.found, arguments[0])
+        or not_linear(source, site.function, PROJECTIONS)
+    )
 
 
 def _own_statements(source: Source, triple: Triple, argument: str) -> str | None:
@@ -173,7 +178,7 @@ def _stock_calls(calls: list[str], width: int) -> list[str]:
 RECIPE = Recipe(
     name=NAME,
     description="self.q_proj(x), self.k_proj(x) and self.v_proj(x) of the same x, assigned in one suite",
-    hint="self.q_proj(",
+    hint=re.compile(r"\bself\.q_proj\("),
     match=match,
     guard=guard,
     edit=edit,

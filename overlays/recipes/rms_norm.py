@@ -7,10 +7,10 @@ norm has neither body.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import libcst as cst
-
 from rocm_overlay.patchgen.edits import Edit
 from rocm_overlay.patchgen.layout import early_return
 from rocm_overlay.patchgen.pattern import Bindings, Pattern
@@ -110,7 +110,7 @@ def edit(source: Source, site: Site[Norm]) -> list[Edit]:
 RECIPE = Recipe(
     name=NAME,
     description="a forward(self, x) whose whole body is the llama or the gemma RMSNorm",
-    hint="rsqrt",
+    hint=re.compile(r"rsqrt"),
     match=match,
     guard=guard,
     edit=edit,

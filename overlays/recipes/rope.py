@@ -6,10 +6,10 @@ Only the rotate-half layout (first half with second half), full or on the leadin
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import libcst as cst
-
 from rocm_overlay.patchgen.edits import Edit
 from rocm_overlay.patchgen.layout import early_return
 from rocm_overlay.patchgen.pattern import Pattern, first_match
@@ -89,7 +89,7 @@ def edit(source: Source, site: Site[Rope]) -> list[Edit]:
 RECIPE = Recipe(
     name=NAME,
     description=f"{FUNCTION}(q, k, cos, sin, ...) in the rotate-half form, full or partial",
-    hint=f"def {FUNCTION}(",
+    hint=re.compile(rf"def {FUNCTION}\("),
     match=match,
     guard=guard,
     edit=edit,

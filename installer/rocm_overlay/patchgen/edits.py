@@ -6,6 +6,7 @@ the recorded spans equals stock.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -49,7 +50,7 @@ def overlap(first: Edit, second: Edit) -> bool:
 def find_conflict(edits: Sequence[Edit]) -> tuple[Edit, Edit] | None:
     """Return the first pair of edits that cannot both be made, or None."""
     ordered = in_order(edits)
-    for first, second in zip(ordered, ordered[1:], strict=False):
+    for first, second in itertools.pairwise(ordered):
         if overlap(first, second):
             return first, second
     return None

@@ -11,6 +11,7 @@ from .edits import AppliedEdit, Edit, find_conflict, splice, unsplice
 from .errors import EditConflict, InternalError, MustFireError, Place, nearest
 from .header import import_edit, marker_edit, read_marker
 from .layout import MAX_COLUMNS, too_wide
+from .modules import is_scripted
 from .recipe import AnyRecipe, Decline, Outcome, RecipeSet, Site, Status
 from .source import Source
 
@@ -84,7 +85,7 @@ def generate(data: bytes, path: str, recipes: RecipeSet, padding: int = 0) -> Re
 
 
 def _apply(recipe: AnyRecipe, source: Source, others: list[Edit]) -> tuple[list[Edit], Outcome]:
-    if recipe.hint not in source.text:
+    if not recipe.hint.search(source.text):
         return [], Outcome(recipe.name, Status.NOT_APPLICABLE)
     made: list[Edit] = []
     sites: list[tuple[str, int]] = []
@@ -115,7 +116,7 @@ def _sites(recipe: AnyRecipe, source: Source) -> Iterator[Site[object]]:
 
 
 def _edit(recipe: AnyRecipe, source: Source, site: Site[object]) -> tuple[str | None, list[Edit]]:
-    reason = recipe.guard(source, site)
+    reason = "TorchScript compiles this function" if is_scripted(site.function) else recipe.guard(source, site)
     if reason is not None:
         return reason, []
     edits = recipe.edit(source, site)
@@ -147,7 +148,7 @@ def _must_fire(recipe: AnyRecipe, source: Source, outcome: Outcome) -> MustFireE
 def _by_word(recipe: AnyRecipe, source: Source) -> str | None:
     """The first function whose text has the recipe's hint: where a reader should look."""
     for function in source.functions:
-        if recipe.hint in source.code(function.node):
+        if recipe.hint.search(source.code(function.node)):
             return f"{function.qualname} (line {source.line(function.node)})"
     return None
 

@@ -3,27 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
 import libcst as cst
+
+# Fields of LibCST nodes that say how code looks, not what it is.
+_LAYOUT = frozenset({
+    "lpar", "rpar", "lbracket", "rbracket", "lbrace", "rbrace",
+    "comma", "semicolon", "dot", "colon", "first_colon", "second_colon", "equal",
+    "indent", "header", "footer", "leading_lines", "trailing_whitespace", "lines_after_decorators",
+    "leading_whitespace", "newline", "comment",
+})
+
+
+@cache
+def semantic_fields(kind: type[cst.CSTNode]) -> tuple[str, ...]:
+    """The fields of a node type that say what the code is; those that only say how it looks are left out."""
+    fields = getattr(kind, "__dataclass_fields__", {})
+    return tuple(name for name in fields if name not in _LAYOUT and not name.startswith("whitespace"))
+
+
+def children(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
+    """Yield the nodes directly below, in source order, layout left out."""
+    for name in semantic_fields(type(node)):
+        value = getattr(node, name)
+        if isinstance(value, cst.CSTNode):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from (one for one in value if isinstance(one, cst.CSTNode))
 
 
 def walk(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
     """Yield a node and everything below it."""
-    yield node
-    for child in node.children:
-        yield from walk(child)
+    pending = [node]
+    while pending:
+        one = pending.pop()
+        yield one
+        pending += reversed(list(children(one)))
 
 
 def names(node: cst.CSTNode) -> Iterator[str]:
-    """Yield every variable name that a node mentions, read or written; attribute and keyword names are not variables."""
+    """Yield every variable name that a node mentions, read or written; attribute and keyword names are none."""
     if isinstance(node, cst.Name):
         yield node.value
-    elif isinstance(node, cst.Attribute):
-        yield from names(node.value)
-    elif isinstance(node, cst.Arg):
+    elif isinstance(node, (cst.Attribute, cst.Arg)):
         yield from names(node.value)
     else:
-        for child in node.children:
+        for child in children(node):
             yield from names(child)
 
 
@@ -75,7 +101,7 @@ def _own(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
     yield node
     if isinstance(node, (cst.FunctionDef, cst.ClassDef, cst.Lambda)):
         return
-    for child in node.children:
+    for child in children(node):
         yield from _own(child)
 
 

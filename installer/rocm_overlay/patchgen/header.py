@@ -16,7 +16,8 @@ GENERATOR = 1
 
 MARKER_START = b"# amd-overlay/"
 _MARKER = re.compile(
-    rb"# amd-overlay/1 base=sha256:(?P<base>[0-9a-f]{64}) generator=(?P<generator>\d+) recipes=(?P<recipes>[0-9a-f]{12}) "
+    rb"# amd-overlay/1 base=sha256:(?P<base>[0-9a-f]{64}) generator=(?P<generator>\d+) "
+    rb"recipes=(?P<recipes>[0-9a-f]{12}) "
 )
 _OURS = re.compile(rb"\b(?:_amd|_amd_error|__amd_overlay__)\b")
 _MODULE = "<module>"

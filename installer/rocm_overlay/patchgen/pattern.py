@@ -9,18 +9,12 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 
 import libcst as cst
 
-Bindings = Mapping[str, cst.CSTNode]
+from .flow import semantic_fields
 
-_LAYOUT = frozenset(
-    (
-        "lpar rpar lbracket rbracket lbrace rbrace comma semicolon dot colon first_colon second_colon equal indent "
-        "header footer leading_lines trailing_whitespace lines_after_decorators leading_whitespace newline comment"
-    ).split()
-)
+Bindings = Mapping[str, cst.CSTNode]
 
 
 class Pattern:
@@ -68,7 +62,7 @@ def _unify(pattern: object, node: object, found: dict[str, cst.CSTNode] | None) 
         if type(pattern) is not type(node):
             return False
         return all(
-            _unify(getattr(pattern, name), getattr(node, name), found) for name in _fields(type(pattern))
+            _unify(getattr(pattern, name), getattr(node, name), found) for name in semantic_fields(type(pattern))
         )
     if isinstance(pattern, (list, tuple)):
         if not isinstance(node, (list, tuple)) or len(pattern) != len(node):
@@ -84,9 +78,3 @@ def _fill(hole: str, node: object, found: dict[str, cst.CSTNode]) -> bool:
         return same(found[hole], node)
     found[hole] = node
     return True
-
-
-@cache
-def _fields(kind: type[cst.CSTNode]) -> tuple[str, ...]:
-    names = getattr(kind, "__dataclass_fields__", {})
-    return tuple(name for name in names if name not in _LAYOUT and not name.startswith("whitespace"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -29,13 +30,13 @@ class Recipe(Generic[S]):
     """One change, described once for every architecture that has its shape.
 
     ``match`` finds candidate sites in one function; ``guard`` returns the reason why a candidate must be left alone, or
-    None; ``edit`` returns the edits of one site, which are made all or none. ``hint`` is a text without which a file
-    cannot have a site (it only saves time). With ``must_fire`` a file without a site is an error.
+    None; ``edit`` returns the edits of one site, which are made all or none. Where ``hint`` is not found in the text, a
+    file cannot have a site (it only saves time). With ``must_fire`` a file without a site is an error.
     """
 
     name: str
     description: str
-    hint: str
+    hint: re.Pattern[str]
     match: Callable[[Source, Function], Iterable[Site[S]]]
     guard: Callable[[Source, Site[S]], str | None]
     edit: Callable[[Source, Site[S]], list[Edit]]

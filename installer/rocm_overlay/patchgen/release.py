@@ -170,7 +170,8 @@ def _trees(line: str, sources: Sequence[str], wheels: Path | None) -> dict[str, 
     for source in sources:
         version, equals, path = source.partition("=")
         if not equals:
-            raise TargetError(f"cannot read --source {source}", expected="VERSION=PATH, e.g. 4.57.6=site-packages/transformers")
+            example = "VERSION=PATH, e.g. 4.57.6=site-packages/transformers"
+            raise TargetError(f"cannot read --source {source}", expected=example)
         paths[version] = Path(path)
     if not paths:
         raise TargetError("no source given", expected="--wheels DIR with transformers wheels, or --source VERSION=PATH")

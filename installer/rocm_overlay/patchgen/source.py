@@ -168,7 +168,8 @@ class Source:
         for line in reversed(_leading_lines(statement)):
             if line.comment is None:
                 break
-            begin = self.line_start(begin - 1) if self.data[begin - 2 : begin] != b"\r\n" else self.line_start(begin - 2)
+            end = begin - (2 if self.data[begin - 2 : begin] == b"\r\n" else 1)
+            begin = self.line_start(end)
         return Anchor(begin, indent.decode("ascii"), self.newline_after(start))
 
     @cached_property
