@@ -197,6 +197,9 @@ def _holders(view: View) -> list[Path]:
 def _refuse_unusual(view: View) -> None:
     """Say so where transformers is there, but not as a regular package in a folder."""
     for entry in map(Path, view.path):
+        for direct in entry.glob(f"{PACKAGE}-*.dist-info/direct_url.json"):
+            if _is_editable(direct):
+                raise _editable(entry / PACKAGE, direct)
         if (entry / PACKAGE).is_dir():
             raise _namespace(entry / PACKAGE)
         if entry.is_file() and zipfile.is_zipfile(entry):
@@ -244,7 +247,7 @@ def _examine(candidate: _Candidate, allow_missing: bool) -> Target:
     dist_info = None if gone else _dist_info(site)
     if not gone:
         _refuse_links(site, package)
-        _refuse_development(site, dist_info)
+        _refuse_development(site, dist_info, view)
         _refuse_managed(site, view)
     literal = None if gone else _search(_VERSION_LITERAL, package / "__init__.py")
     metadata = _search(_METADATA_VERSION, dist_info / "METADATA") if dist_info else None
@@ -295,16 +298,13 @@ def _refuse_links(site: Path, package: Path) -> None:
         raise _namespace(package)
 
 
-def _refuse_development(site: Path, dist_info: Path | None) -> None:
+def _refuse_development(site: Path, dist_info: Path | None, view: View | None) -> None:
     """Refuse a developer's own files: an editable install, or a package inside a source checkout."""
-    direct = dist_info / "direct_url.json" if dist_info else None
-    if direct is not None and direct.is_file() and _is_editable(direct):
-        raise TargetError(
-            "editable",
-            f"{site / PACKAGE} is an editable install ({direct}): its files are a source checkout.",
-            remedy="install transformers as a wheel in a virtual environment and overlay that one",
-            paths=[site / PACKAGE],
-        )
+    folders = [site] if dist_info is not None or view is None else [site, *map(Path, view.path)]
+    for folder in folders:
+        for direct in folder.glob(f"{PACKAGE}-*.dist-info/direct_url.json"):
+            if _is_editable(direct):
+                raise _editable(site / PACKAGE, direct)
     for root in (site / PACKAGE, site, *((site.parent,) if site.name == "src" else ())):
         if any((root / name).exists() for name in (".git", ".hg", ".jj")):
             raise TargetError(
@@ -313,6 +313,15 @@ def _refuse_development(site: Path, dist_info: Path | None) -> None:
                 remedy="install transformers as a wheel in a virtual environment and overlay that one",
                 paths=[site / PACKAGE],
             )
+
+
+def _editable(package: Path, direct_url: Path) -> TargetError:
+    return TargetError(
+        "editable",
+        f"{package} is an editable install ({direct_url}): its files are a source checkout.",
+        remedy="install transformers as a wheel in a virtual environment and overlay that one",
+        paths=[package],
+    )
 
 
 def _is_editable(direct_url: Path) -> bool:

@@ -1,0 +1,219 @@
+"""Commands and options. Thin: a command parses, calls one function and prints its report; heavy imports are local."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from rocm_overlay import __version__
+
+from . import output
+
+if TYPE_CHECKING:
+    from rocm_overlay.install.session import Options
+
+app = typer.Typer(
+    name="overlay",
+    help="Make an installed transformers run on AMD GPUs through AMD's kernels, and put every byte back.",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+# click's class for a wrong command line; typer re-exports only its subclass, and newer releases carry their own click.
+_CommandLineError: type[Exception] = typer.BadParameter.__bases__[0]
+
+Python = Annotated[
+    str | None, typer.Option("--python", metavar="PYTHON", help="Interpreter of the environment to work on.")
+]
+SitePackages = Annotated[
+    Path | None,
+    typer.Option("--site-packages", metavar="DIR", help="Folder that contains transformers/; needs no interpreter."),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object; everything else goes to stderr.")]
+
+
+@app.callback()
+def _overlay(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        print(f"overlay {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def install(
+    transformers: Annotated[
+        str, typer.Option("--transformers", metavar="SPEC", help="Release: 4.57, 4.57.6 or '>=4.57,<4.58'.")
+    ],
+    models: Annotated[
+        str | None, typer.Option("--models", metavar="A,B", help="Only these models; others go back to stock.")
+    ] = None,
+    python: Python = None,
+    site_packages: SitePackages = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> int:
+    """Replace the modeling files of an installed transformers, atomically."""
+    from rocm_overlay.install import operations
+
+    names = None if models is None else [name.strip() for name in models.split(",") if name.strip()]
+    outcome = operations.install(_options(python, site_packages, dry_run), transformers, names)
+    return output.outcome("install", outcome, as_json=json)
+
+
+@app.command()
+def revert(
+    force: Annotated[bool, typer.Option("--force", help="Also replace edited files, after keeping a copy.")] = False,
+    python: Python = None,
+    site_packages: SitePackages = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> int:
+    """Put every stock file back: bytes, mode, owner and time."""
+    from rocm_overlay.install import operations
+
+    outcome = operations.revert(_options(python, site_packages, dry_run), force=force)
+    return output.outcome("revert", outcome, as_json=json)
+
+
+@app.command()
+def status(
+    check: Annotated[bool, typer.Option("--check", help="Exit 1 unless the state is APPLIED.")] = False,
+    python: Python = None,
+    site_packages: SitePackages = None,
+    json: Json = False,
+) -> int:
+    """Show what is applied, and whether the files agree."""
+    from rocm_overlay.install import inspection
+    from rocm_overlay.install.transaction.states import State
+
+    found = inspection.status(_options(python, site_packages))
+    output.status(found, as_json=json)
+    return 1 if check and found.state is not State.APPLIED else 0
+
+
+@app.command()
+def diff(
+    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit 1 when there is a difference.")] = False,
+    python: Python = None,
+    site_packages: SitePackages = None,
+    json: Json = False,
+) -> int:
+    """Print the difference from stock to the present files."""
+    from rocm_overlay.install import inspection
+
+    target, differences = inspection.diff(_options(python, site_packages))
+    output.diff(target, differences, as_json=json)
+    return 1 if exit_code and differences else 0
+
+
+@app.command(name="list")
+def list_(json: Json = False) -> int:
+    """List the releases and models that this bundle has overlays for."""
+    from rocm_overlay.install import catalog
+
+    output.listing([catalog.load(line) for line in catalog.lines()], as_json=json)
+    return 0
+
+
+@app.command()
+def recover(python: Python = None, site_packages: SitePackages = None, json: Json = False) -> int:
+    """Finish an interrupted install or revert. Every other command does this first, too."""
+    from rocm_overlay.install import operations
+
+    return output.outcome("recover", operations.recover_only(_options(python, site_packages)), as_json=json)
+
+
+@app.command()
+def env(
+    profile: Annotated[
+        Literal["off", "auto", "max"], typer.Option("--profile", help="off: stock; auto: by GPU; max: everything on.")
+    ] = "auto",
+    json: Json = False,
+) -> int:
+    """Print shell exports for the run-time toggles: eval "$(overlay env --profile max)"."""
+    from .toggles import assignments
+
+    output.environment(profile, assignments(profile), as_json=json)
+    return 0
+
+
+@app.command()
+def verify(
+    model: Annotated[str, typer.Option("--model", metavar="DIR", help="Folder of a saved model.")],
+    python: Annotated[
+        str | None, typer.Option("--python", metavar="PYTHON", help="Interpreter with torch and transformers.")
+    ] = None,
+    tiers: Annotated[str | None, typer.Option("--tiers", metavar="A,B", help="Tiers to try, e.g. torch,eager.")] = None,
+    toggles: Annotated[
+        list[str] | None, typer.Option("--toggles", metavar="SET", help="A set of toggles; repeat for more.")
+    ] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="float32 or bfloat16.")] = "float32",
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Greedy tokens to compare.")] = 8,
+    json: Json = False,
+) -> int:
+    """Prove on this machine that overlaid code computes what stock computes."""
+    from rocm_overlay.verify import command
+
+    return command.run(
+        model,
+        python=python,
+        tiers=tiers,
+        toggles=toggles,
+        dtype=dtype,
+        max_new_tokens=max_new_tokens,
+        json_output=json,
+    )
+
+
+def _options(python: str | None, site_packages: Path | None, dry_run: bool = False) -> Options:
+    from rocm_overlay.install.session import Options
+
+    return Options(python=python, site_packages=site_packages, dry_run=dry_run)
+
+
+def run(arguments: list[str]) -> int:
+    """Run the program and return its exit code; every expected problem becomes one message."""
+    from rocm_overlay.install.transaction.errors import BUG, INTERRUPTED, CancelledError, OverlayError, UsageError
+    from rocm_overlay.install.transaction.signals import HardStop
+
+    command = next((word for word in arguments if not word.startswith("-")), "overlay")
+    as_json = "--json" in arguments
+    try:
+        code = typer.main.get_command(app).main(arguments, prog_name="overlay", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except OverlayError as error:
+        return output.failure(command, error, as_json=as_json)
+    except _CommandLineError as error:
+        message = error.format_message() if hasattr(error, "format_message") else str(error)
+        hint = f"run `overlay {command} --help`" if command in _names() else "run `overlay --help`"
+        usage = UsageError("usage", message or "no command given", remedy=hint)
+        return output.failure(command, usage, as_json=as_json)
+    except (KeyboardInterrupt, HardStop, typer.Abort):
+        cancelled = CancelledError(
+            "interrupted",
+            "Stopped by a signal; an open transaction is finished by the next overlay command.",
+            remedy="run `overlay status`",
+        )
+        return output.failure(command, cancelled, as_json=as_json)
+    except BrokenPipeError:
+        # The reader of our output left, as `head` does. Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the last line of defence: a bug gets its own exit code and its traceback
+        output.bug(command, error, as_json=as_json)
+        return BUG
+
+
+def _names() -> set[str]:
+    return {info.name or str(getattr(info.callback, "__name__", "")) for info in app.registered_commands}

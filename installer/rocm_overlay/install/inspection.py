@@ -1,0 +1,150 @@
+"""`overlay status` and `overlay diff`: desired against actual, stock against present. Both only read."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from . import catalog
+from .planning import Situation
+from .session import Options, heal, manifests_of, open_place, read_situation
+from .target import Target, resolve
+from .transaction import blobs, journal, receipt, states
+from .transaction.errors import OverlayError
+from .transaction.recovery import Recovered
+from .transaction.states import FileState, State
+
+
+@dataclass(frozen=True)
+class FileStatus:
+    """One managed file: its state, and the hashes that decided it."""
+
+    path: str
+    model: str
+    state: FileState
+    found: str | None
+    stock: str | None
+    overlay: str | None
+
+
+@dataclass(frozen=True)
+class Status:
+    """Desired (the receipt) against actual (the disk)."""
+
+    state: State
+    target: Target
+    receipt: receipt.Receipt | None
+    files: tuple[FileStatus, ...]
+    recovered: Recovered | None = None
+    notes: tuple[str, ...] = field(default=())
+
+
+def status(options: Options) -> Status:
+    """Compare what shall be applied with what is there; finishes an interrupted transaction first where it can."""
+    target = resolve(site_packages=options.site_packages, python=options.python, allow_missing=True)
+    place = open_place(target)
+    try:
+        recovered = heal(place, target, options)
+    except OverlayError as error:
+        if not journal.is_open(place):
+            raise
+        return Status(State.INTERRUPTED, target, None, (), notes=(*target.notes, error.message, error.remedy))
+    situation = read_situation(place, target, options.bundle, keep_orphan=True)
+    if situation.receipt is not None:
+        return _status_with_receipt(situation, situation.receipt, options, recovered)
+    return _status_without_receipt(situation, options, recovered)
+
+
+def diff(options: Options) -> tuple[Target, list[tuple[str, str]]]:
+    """Return the unified diff from stock to what is there, for each managed file that differs."""
+    target = resolve(site_packages=options.site_packages, python=options.python)
+    place = open_place(target)
+    heal(place, target, options)
+    situation = read_situation(place, target, options.bundle)
+    differences = []
+    for path, digest in _stock_by_path(situation, options.bundle).items():
+        found = place.tree.observe(place.target(path))
+        if found is not None and found.entry.sha256 == digest:
+            continue
+        stock = blobs.fetch(place, path, digest, situation.stock_text)
+        current = found.data if found is not None else b""
+        name = place.target(path)
+        lines = difflib.unified_diff(
+            stock.decode("utf-8", "replace").splitlines(keepends=True),
+            current.decode("utf-8", "replace").splitlines(keepends=True),
+            f"a/{name}",
+            f"b/{name}" if found is not None else "/dev/null",
+        )
+        differences.append((path, "".join(lines)))
+    return target, differences
+
+
+def _status_with_receipt(
+    situation: Situation, current: receipt.Receipt, options: Options, recovered: Recovered | None
+) -> Status:
+    target, place = situation.target, situation.place
+    files = []
+    for file in current.files:
+        found = place.tree.observe(place.target(file.path))
+        state = states.classify(found, {file.stock.sha256}, {file.overlay_sha256})
+        digest = found.entry.sha256 if found else None
+        files.append(FileStatus(file.path, file.model, state, digest, file.stock.sha256, file.overlay_sha256))
+    notes = list(target.notes)
+    if states.is_orphaned(current, target.version, situation.record.hashes):
+        found_version = target.version or "none"
+        notes.append(f"the receipt is for transformers {current.target.version}, found {found_version}")
+        return Status(State.ORPHANED, target, current, tuple(files), recovered, tuple(notes))
+    overall = states.with_receipt((file.state for file in files), stale=_is_stale(current, options.bundle))
+    return Status(overall, target, current, tuple(files), recovered, tuple(notes))
+
+
+def _is_stale(current: receipt.Receipt, bundle: Path) -> bool:
+    """Tell whether the bundle has another overlay now for a text that is overlaid."""
+    if current.line not in catalog.lines(bundle):
+        return False
+    manifest = catalog.load(current.line, bundle)
+    if manifest.sha256 == current.manifest_sha256:
+        return False
+    latest = {(file.path, file.stock_sha256): file.overlay_sha256 for file in manifest.files}
+    return any(
+        latest.get((file.path, file.stock.sha256), file.overlay_sha256) != file.overlay_sha256 for file in current.files
+    )
+
+
+def _status_without_receipt(situation: Situation, options: Options, recovered: Recovered | None) -> Status:
+    target, place = situation.target, situation.place
+    notes, files, supported = list(target.notes), [], False
+    for manifest in manifests_of(target, options.bundle):
+        supported = True
+        for path, entries in manifest.by_path().items():
+            found = place.tree.observe(place.target(path))
+            recorded = situation.record.hashes.get(path)
+            known = {entry.stock_sha256 for entry in entries}
+            stock = {recorded} if recorded else known
+            state = states.classify(found, stock, {entry.overlay_sha256 for entry in entries})
+            digest = found.entry.sha256 if found else None
+            supported = supported and not (state is FileState.STOCK and digest not in known)
+            files.append(FileStatus(path, entries[0].model, state, digest, recorded, None))
+    if any(file.state is FileState.OVERLAY for file in files):
+        notes.append(
+            "overlay text without a receipt: `overlay revert` restores stock, `overlay install` writes a new one"
+        )
+    overall = states.without_receipt((file.state for file in files), supported=supported)
+    return Status(overall, target, None, tuple(files), recovered, tuple(notes))
+
+
+def _stock_by_path(situation: Situation, bundle: Path) -> dict[str, str]:
+    """Return the stock hash of every path that `diff` compares."""
+    if situation.receipt is not None:
+        return {file.path: file.stock.sha256 for file in situation.receipt.files}
+    hashes = {}
+    for manifest in manifests_of(situation.target, bundle):
+        for path, entries in manifest.by_path().items():
+            recorded = situation.record.hashes.get(path)
+            known = {entry.stock_sha256 for entry in entries}
+            if recorded in known:
+                hashes[path] = str(recorded)
+            elif len(known) == 1:
+                hashes[path] = known.pop()
+    return hashes

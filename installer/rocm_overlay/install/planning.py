@@ -1,0 +1,358 @@
+"""Turns what is on disk, the receipt and the bundle into a plan. Reads only; every refusal is made here."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import difflib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import rocm_overlay
+
+from .catalog import FileEntry, Manifest
+from .record import Record
+from .target import Target
+from .transaction import blobs, journal
+from .transaction.apply import Plan, Step
+from .transaction.bytecode import compiled
+from .transaction.entry import FILE, Entry, Observed, sha256
+from .transaction.errors import ForeignError, UnsupportedError, UsageError
+from .transaction.place import Place, now_ns
+from .transaction.receipt import Receipt, ReceiptFile, ReceiptTarget
+
+StockText = Callable[[str, str], "bytes | None"]
+
+
+@dataclass(frozen=True)
+class Changes:
+    """A plan (None: nothing to do) and what it means per file, by path."""
+
+    plan: Plan | None
+    installed: tuple[str, ...] = ()
+    updated: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    unchanged: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Situation:
+    """Everything that planning looks at. ``receipt`` is None where it belongs to another release."""
+
+    place: Place
+    target: Target
+    record: Record
+    receipt: Receipt | None
+    receipt_on_disk: dict[str, object] | None
+    stock_text: StockText
+
+
+def select_models(manifest: Manifest, names: Iterable[str] | None) -> tuple[str, ...]:
+    """Check model names; None means all. Raises UsageError that names the nearest known one."""
+    known = manifest.models()
+    if names is None:
+        return known
+    chosen = list(dict.fromkeys(names))
+    unknown = [name for name in chosen if name not in known]
+    if unknown or not chosen:
+        near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.5) if unknown else []
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UsageError(
+            "unknown-model",
+            f"--models: {', '.join(unknown) or 'nothing'} is not among the models of {manifest.line}: "
+            f"{', '.join(known)}{hint}",
+            remedy=f"run `overlay install --transformers {manifest.line} --models {near[0] if near else known[0]}`, "
+            "or leave --models out for all of them",
+        )
+    return tuple(sorted(chosen))
+
+
+def plan_install(situation: Situation, manifest: Manifest, models: tuple[str, ...]) -> Changes:
+    """Plan the full desired set: these models overlaid, everything else stock.
+
+    Raises ForeignError for edited files and UnsupportedError for stock texts that no overlay was made for.
+    """
+    run = _Install(situation, manifest)
+    wanted = {path: entries for path, entries in manifest.by_path().items() if entries[0].model in models}
+    for path, entries in wanted.items():
+        run.want(path, entries)
+    old = situation.receipt.by_path() if situation.receipt else {}
+    for path, file in old.items():
+        if path not in wanted:
+            run.drop(file)
+    run.refuse()
+    return run.changes()
+
+
+class _Install:
+    def __init__(self, situation: Situation, manifest: Manifest) -> None:
+        self.s = situation
+        self.manifest = manifest
+        self.old = situation.receipt.by_path() if situation.receipt else {}
+        self.steps: list[Step] = []
+        self.files: list[ReceiptFile] = []
+        self.keep: list[bytes] = []
+        self.installed: list[str] = []
+        self.updated: list[str] = []
+        self.removed: list[str] = []
+        self.unchanged: list[str] = []
+        self.foreign: list[tuple[str, str]] = []
+        self.unseen: list[tuple[str, str]] = []
+
+    def want(self, path: str, entries: tuple[FileEntry, ...]) -> None:
+        """Decide for one path that shall hold an overlay."""
+        found = self.s.place.tree.observe(self.s.place.target(path))
+        recorded = self.s.record.hashes.get(path)
+        if found is None or (self.s.record.present and recorded is None):
+            self._absent(path, found)
+            return
+        digest, old = found.entry.sha256, self.old.get(path)
+        fitting = {entry.stock_sha256: entry for entry in entries}
+        if digest in fitting and recorded in (None, digest):
+            self._overlay(found, fitting[digest], found.entry, compiled(self.s.place, path))
+            self.installed.append(path)
+        elif old is not None and digest == old.overlay_sha256:
+            self._keep_or_update(found, old, fitting)
+        elif any(digest == entry.overlay_sha256 for entry in entries):
+            self._adopt(path, found, next(entry for entry in entries if digest == entry.overlay_sha256))
+        elif digest == recorded:
+            self.unseen.append((path, digest))
+        else:
+            self._foreign(path, found)
+
+    def drop(self, file: ReceiptFile) -> None:
+        """Decide for one path that was overlaid and is not wanted any more."""
+        found = self.s.place.tree.observe(self.s.place.target(file.path))
+        if found is None:
+            self.foreign.append((file.path, "is missing"))
+        elif found.entry.sha256 == file.overlay_sha256:
+            text = blobs.fetch(self.s.place, file.path, file.stock.sha256, self.s.stock_text)
+            self.steps.append(Step(file.path, found, file.stock, text))
+            self.removed.append(file.path)
+        elif found.entry.sha256 != file.stock.sha256:
+            self._foreign(file.path, found)
+
+    def refuse(self) -> None:
+        """Raise for the first kind of trouble that was met."""
+        version = self.s.target.version
+        if self.foreign:
+            paths = [self.s.target.package / path for path, _ in self.foreign]
+            raise ForeignError(
+                "edited-files",
+                f"{len(self.foreign)} file(s) are neither the stock text of transformers {version} nor ours: "
+                + "; ".join(f"{self.s.target.package / path} {what}" for path, what in self.foreign)
+                + ". Nothing was written.",
+                remedy="keep your edits elsewhere and reinstall transformers "
+                f"(`pip install --force-reinstall --no-deps transformers=={version}`), or leave these models out "
+                "with --models",
+                paths=paths,
+            )
+        if self.unseen:
+            paths = [self.s.target.package / path for path, _ in self.unseen]
+            nearest = self.manifest.releases[-1]
+            raise UnsupportedError(
+                "unseen-text",
+                f"transformers {version} has stock texts that no overlay was made for: "
+                + "; ".join(f"{self.s.target.package / path} (sha256 {digest[:12]})" for path, digest in self.unseen)
+                + f"; the nearest known release is {nearest}. Nothing was written.",
+                remedy=f"install transformers=={nearest}, or generate overlays for this release with "
+                "`overlay gen --all --from-installed -o DIR`",
+                paths=paths,
+            )
+
+    def changes(self) -> Changes:
+        """Return the plan with the new receipt; None as plan where the disk already is as wanted."""
+        files = tuple(sorted(self.files, key=lambda file: file.path))
+        old = self.s.receipt
+        if not self.steps and old is not None and old.files == files:
+            return Changes(None, unchanged=tuple(self.unchanged))
+        receipt = Receipt(
+            line=self.manifest.line,
+            overlay_version=self.manifest.version,
+            manifest_sha256=self.manifest.sha256,
+            tool_version=rocm_overlay.__version__,
+            time=timestamp(),
+            target=receipt_target(self.s.target, self.s.record),
+            files=files,
+        )
+        plan = Plan(
+            kind=journal.INSTALL,
+            version=self.s.target.version or "",
+            created=receipt.time,
+            steps=tuple(sorted(self.steps, key=lambda step: step.path)),
+            receipt_before=self.s.receipt_on_disk,
+            receipt_after=receipt.to_json(),
+            keep=tuple(self.keep),
+        )
+        return Changes(plan, *map(tuple, (self.installed, self.updated, self.removed, self.unchanged)))
+
+    def _overlay(self, found: Observed, entry: FileEntry, stock: Entry, had_pyc: tuple[str, ...]) -> None:
+        """Plan to replace what was found by the overlay of ``entry``; ``stock`` is what revert restores."""
+        data = entry.overlay_bytes()
+        avoided = dataclasses.replace(found, seconds=found.seconds | {stock.mtime_ns // 10**9})
+        after = dataclasses.replace(
+            found.entry.as_file(), sha256=entry.overlay_sha256, size=len(data), mtime_ns=avoided.fresh_mtime(now_ns())
+        )
+        self.steps.append(Step(entry.path, found, after, data))
+        self.files.append(ReceiptFile(entry.path, entry.model, stock, entry.overlay_sha256, had_pyc))
+
+    def _keep_or_update(self, found: Observed, old: ReceiptFile, fitting: dict[str, FileEntry]) -> None:
+        entry = fitting.get(old.stock.sha256)
+        if entry is None:
+            self.unseen.append((old.path, old.stock.sha256))
+        elif entry.overlay_sha256 == old.overlay_sha256:
+            self.files.append(old)
+            self.unchanged.append(old.path)
+        else:
+            self._overlay(found, entry, old.stock, old.had_pyc)
+            self.updated.append(old.path)
+
+    def _adopt(self, path: str, found: Observed, entry: FileEntry) -> None:
+        """Our text without a receipt (the state folder was lost): write the receipt anew, from the bundle."""
+        if self.s.record.hashes.get(path, entry.stock_sha256) != entry.stock_sha256:
+            self._foreign(path, found)
+            return
+        self.keep.append(entry.stock_bytes())
+        stock = restored_entry(found, entry)
+        self.files.append(ReceiptFile(path, entry.model, stock, entry.overlay_sha256, compiled(self.s.place, path)))
+        self.unchanged.append(path)
+
+    def _absent(self, path: str, found: Observed | None) -> None:
+        if found is None and path in self.s.record.hashes:
+            self.foreign.append((path, "is missing, although the package's RECORD lists it"))
+        elif found is None:
+            self.unseen.append((path, "no such file"))
+        else:
+            self.foreign.append((path, "is not listed in the package's RECORD"))
+
+    def _foreign(self, path: str, found: Observed) -> None:
+        recorded = self.s.record.hashes.get(path)
+        expected = f", expected {recorded[:12]}" if recorded else ""
+        self.foreign.append((path, f"has sha256 {found.entry.sha256[:12]}{expected}"))
+
+
+def restored_entry(found: Observed, entry: FileEntry) -> Entry:
+    """Return the entry to give a stock text when its own metadata was lost: the present one, one second older."""
+    mtime_ns = (min(found.seconds) - 1) * 10**9
+    return dataclasses.replace(
+        found.entry, kind=FILE, link_target=None, sha256=entry.stock_sha256, size=entry.stock_size, mtime_ns=mtime_ns
+    )
+
+
+def plan_revert(situation: Situation, *, force: bool) -> Changes:
+    """Plan to put back every stock text of the receipt. Raises ForeignError for edited files unless ``force``."""
+    receipt = situation.receipt
+    assert receipt is not None
+    steps, removed, unchanged, edited = [], [], [], []
+    for file in receipt.files:
+        found = situation.place.tree.observe(situation.place.target(file.path))
+        digest = found.entry.sha256 if found else None
+        if digest == file.stock.sha256:
+            unchanged.append(file.path)
+            continue
+        foreign = digest not in (None, file.overlay_sha256)
+        if foreign:
+            edited.append(file.path)
+        text = blobs.fetch(situation.place, file.path, file.stock.sha256, situation.stock_text)
+        steps.append(Step(file.path, found, file.stock, text, rescue=foreign))
+        removed.append(file.path)
+    if edited and not force:
+        raise edited_since(situation.target, edited)
+    return _revert(situation, steps, removed, unchanged)
+
+
+def plan_revert_without_receipt(situation: Situation, manifests: Iterable[Manifest], *, force: bool) -> Changes:
+    """Plan to put back stock texts where only the files themselves show that we were here.
+
+    Raises ForeignError for texts that carry our marker but are not ours as shipped, unless ``force`` and the marker's
+    stock hash is known to the bundle.
+    """
+    steps, removed, edited = [], [], []
+    for path, entries in _all_paths(manifests).items():
+        found = situation.place.tree.observe(situation.place.target(path))
+        if found is None:
+            continue
+        entry = next((entry for entry in entries if entry.overlay_sha256 == found.entry.sha256), None)
+        foreign = entry is None
+        if entry is None and found.data.startswith(b"# amd-overlay/"):
+            edited.append(path)
+            entry = next((entry for entry in entries if f"base=sha256:{entry.stock_sha256}".encode() in
+                          found.data.split(b"\n", 1)[0]), None)  # fmt: skip
+            if entry is None and force:
+                raise edited_since(situation.target, [path])
+        if entry is None or situation.record.hashes.get(path, entry.stock_sha256) != entry.stock_sha256:
+            continue
+        steps.append(Step(path, found, restored_entry(found, entry), entry.stock_bytes(), rescue=foreign))
+        removed.append(path)
+    if edited and not force:
+        raise edited_since(situation.target, edited)
+    return _revert(situation, steps, removed, []) if steps else Changes(None)
+
+
+def plan_forget(situation: Situation) -> Changes:
+    """Plan to drop a receipt that belongs to another release, without touching any file."""
+    return _revert(situation, [], [], [])
+
+
+def _revert(situation: Situation, steps: list[Step], removed: list[str], unchanged: list[str]) -> Changes:
+    plan = Plan(
+        kind=journal.REVERT,
+        version=situation.target.version or "",
+        created=timestamp(),
+        steps=tuple(sorted(steps, key=lambda step: step.path)),
+        receipt_before=situation.receipt_on_disk,
+        receipt_after=None,
+    )
+    return Changes(plan, removed=tuple(sorted(removed)), unchanged=tuple(sorted(unchanged)))
+
+
+def edited_since(target: Target, edited: list[str]) -> ForeignError:
+    """Refuse to replace texts that somebody changed after the install."""
+    paths = [target.package / path for path in edited]
+    return ForeignError(
+        "edited-since",
+        f"{len(edited)} overlaid file(s) were edited after the install: {', '.join(map(str, paths))}. "
+        "Nothing was written.",
+        remedy="run `overlay revert --force`: it copies your text to .amd-overlay/rescued/ and then restores stock",
+        paths=paths,
+    )
+
+
+def _all_paths(manifests: Iterable[Manifest]) -> dict[str, list[FileEntry]]:
+    paths: dict[str, list[FileEntry]] = {}
+    for manifest in manifests:
+        for file in manifest.files:
+            paths.setdefault(file.path, []).append(file)
+    return dict(sorted(paths.items()))
+
+
+def receipt_target(target: Target, record: Record) -> ReceiptTarget:
+    """Return what the receipt says about the environment."""
+    return ReceiptTarget(
+        executable=target.executable,
+        prefix=target.prefix,
+        purelib=str(target.site),
+        dist_info=target.dist_info.name if target.dist_info else None,
+        version=target.version or "",
+        record_sha256=record.sha256,
+        installer=target.installer,
+        kind=target.kind,
+    )
+
+
+def timestamp() -> str:
+    """Return the time for people and logs: UTC, to the second. No decision depends on it."""
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def bundle_source(bundle: Path) -> StockText:
+    """Return the second source of stock texts: what the bundle's overlays lead back to."""
+
+    def text(path: str, digest: str) -> bytes | None:
+        from . import catalog
+
+        data = catalog.stock_text(path, digest, bundle)
+        return data if data is not None and sha256(data) == digest else None
+
+    return text

@@ -1,0 +1,94 @@
+"""What every command on an environment starts with: where it is, what is known about it, and no open transaction."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import catalog, planning, record
+from .planning import Situation
+from .target import Target
+from .transaction import journal, receipt, states
+from .transaction.errors import UnrecoveredError, UsageError
+from .transaction.fs import TEMPORARY
+from .transaction.lock import locked
+from .transaction.place import BLOBS, JOURNAL, STATE, Place
+from .transaction.recovery import Recovered, recover
+
+LOCK_VARIABLE = "OVERLAY_LOCK_SECONDS"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where to work. ``bundle`` is replaced in tests only."""
+
+    python: str | None = None
+    site_packages: Path | None = None
+    dry_run: bool = False
+    bundle: Path = catalog.BUNDLE
+
+
+def lock_seconds() -> float:
+    """Return how long to wait for another overlay command. Raises UsageError for a value that is not a number."""
+    text = os.environ.get(LOCK_VARIABLE, "30")
+    try:
+        seconds = float(text)
+    except ValueError as error:
+        raise UsageError(
+            "bad-lock-seconds",
+            f"{LOCK_VARIABLE}={text!r} is not a number of seconds.",
+            remedy=f"unset {LOCK_VARIABLE}, or set it to for example 30",
+        ) from error
+    return max(0.0, seconds)
+
+
+def open_place(target: Target) -> Place:
+    return Place.of(target.site, pycache_prefix=target.pycache_prefix)
+
+
+def read_situation(place: Place, target: Target, bundle: Path, *, keep_orphan: bool = False) -> Situation:
+    """Read receipt and RECORD. A receipt of another release counts as none, unless ``keep_orphan``."""
+    found = record.load(target.dist_info)
+    current = receipt.load(place)
+    on_disk = current.to_json() if current is not None else None
+    if current is not None and not keep_orphan and states.is_orphaned(current, target.version, found.hashes):
+        current = None
+    return Situation(place, target, found, current, on_disk, planning.bundle_source(bundle))
+
+
+def heal(place: Place, target: Target, options: Options, *, force: bool = False) -> Recovered | None:
+    """Run recovery where a transaction was left open."""
+    if not journal.is_open(place):
+        return None
+    if options.dry_run:
+        raise UnrecoveredError(
+            "interrupted",
+            f"An interrupted transaction is open in {place.tree.root / JOURNAL}, and --dry-run writes nothing.",
+            remedy="run `overlay recover`, then this command again",
+            paths=[place.tree.root / JOURNAL],
+        )
+    with locked(place, lock_seconds()):
+        return recover(place, target.version, planning.bundle_source(options.bundle), force=force)
+
+
+@contextmanager
+def exclusive(place: Place, target: Target, options: Options, folders: set[str]) -> Iterator[None]:
+    """Hold the lock with nothing left over from others: recovered, and without stray temporary files."""
+    with locked(place, lock_seconds()):
+        recover(place, target.version, planning.bundle_source(options.bundle))
+        for folder in sorted({*folders, STATE, BLOBS}):
+            place.tree.sweep(folder)
+        yield
+
+
+def has_strays(place: Place, folders: set[str]) -> bool:
+    return any(TEMPORARY.fullmatch(name) for folder in {*folders, STATE, BLOBS} for name in place.tree.names(folder))
+
+
+def manifests_of(target: Target, bundle: Path) -> list[catalog.Manifest]:
+    """Return the manifest for the installed release, by its first two numbers."""
+    line = ".".join((target.version or "").split(".")[:2])
+    return [catalog.load(line, bundle)] if line in catalog.lines(bundle) else []
