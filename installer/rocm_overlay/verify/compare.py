@@ -1,4 +1,4 @@
-"""Compares the tensors of two runs of one case, and says what difference is allowed and why."""
+"""Compares the tensors of two runs of one case."""
 
 from __future__ import annotations
 
@@ -7,37 +7,7 @@ from typing import Any
 
 import torch
 
-
-@dataclass(frozen=True)
-class Tolerance:
-    """Largest allowed difference of a tensor, relative to its largest absolute value; and why."""
-
-    relative: float
-    reason: str
-
-
-BITWISE = Tolerance(0.0, "toggles off run stock's own expressions: every bit is the same")
-
-# Per dtype: activations (logits, caches, hidden states), then gradients. A tier that is not named has the "*" row.
-# A row holds for a whole model: the error of one op, once per layer, amplified by what follows.
-TOLERANCES: dict[tuple[str, str, str], Tolerance] = {
-    ("*", "float32", "value"): Tolerance(1e-5, "sums in another order: some hundred roundings of 2**-24 each"),
-    ("*", "float32", "grad"): Tolerance(1e-4, "a gradient sums forward and backward roundings over all positions"),
-    ("*", "bfloat16", "value"): Tolerance(
-        6e-2, "8 bits per rounding; fused ops round fewer intermediate results than stock"
-    ),
-    ("*", "bfloat16", "grad"): Tolerance(1.5e-1, "8 bits per rounding, forward and backward"),
-    ("*", "float16", "value"): Tolerance(
-        1e-2, "11 bits per rounding; fused ops round fewer intermediate results than stock"
-    ),
-    ("*", "float16", "grad"): Tolerance(3e-2, "11 bits per rounding, forward and backward"),
-}
-
-
-def tolerance(tier: str, dtype: str, kind: str) -> Tolerance:
-    """Return the row of a tier, a dtype name (``float32``) and ``value`` or ``grad``; `KeyError` without one."""
-    found = TOLERANCES.get((tier, dtype, kind))
-    return found if found is not None else TOLERANCES["*", dtype, kind]
+from .tolerances import BITWISE, tolerance
 
 
 @dataclass(frozen=True)
@@ -120,6 +90,7 @@ class Verdict:
     worst: Difference
     deviating: tuple[Difference, ...]
     allowed: float
+    tokens: Difference | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values for a report."""
@@ -129,6 +100,7 @@ class Verdict:
             "allowed_rel": self.allowed,
             "worst": self.worst.as_json(),
             "deviating": [item.as_json() for item in self.deviating],
+            "tokens": self.tokens.as_json() if self.tokens is not None else None,
         }
 
 
@@ -157,7 +129,9 @@ def judge(
     numeric = [item for item in differences if not (item.name.startswith("pads") and not bitwise)]
     worst = max(numeric, key=lambda item: (item in deviating, item.max_rel))
     allowed = BITWISE if bitwise else tolerance(tier, dtype, _kind(worst.name))
-    return Verdict(not deviating, all(item.bitwise for item in differences), worst, tuple(deviating), allowed.relative)
+    tokens = next((item for item in differences if item.name == "tokens"), None)
+    same = all(item.bitwise for item in differences)
+    return Verdict(not deviating, same, worst, tuple(deviating), allowed.relative, tokens)
 
 
 def _kind(name: str) -> str:

@@ -1,0 +1,80 @@
+"""One fresh process of the demo: load a saved model, generate, and write what came out.
+
+Toggles come from the environment, exactly as in a user's script. With ``stock`` in the job, the stock texts that were
+copied before the installation are served under the stock module names; otherwise whatever is installed runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+PROMPT_TOKENS = 96
+
+
+def main(job: dict[str, Any]) -> None:
+    with contextlib.ExitStack() as stack:
+        if job["stock"]:
+            from rocm_overlay.install.hook import SourceFinder
+
+            stack.enter_context(SourceFinder(job["stock"]))
+        found = _run(job)
+    Path(job["result"]).write_text(json.dumps(found))
+
+
+def _run(job: dict[str, Any]) -> dict[str, Any]:
+    import torch
+    import transformers
+    from safetensors.torch import save_file
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    found: dict[str, Any] = {"torch": torch.__version__, "transformers": transformers.__version__, "device": device}
+    tensors = {}
+    for dtype in job["dtypes"]:
+        model = transformers.AutoModelForCausalLM.from_pretrained(job["model"], dtype=getattr(torch, dtype))
+        model = model.to(device).eval()
+        model.generation_config.eos_token_id = None  # every run generates the same number of tokens
+        generator = torch.Generator().manual_seed(1)
+        ids = torch.randint(3, model.config.vocab_size, (1, PROMPT_TOKENS), generator=generator).to(device)
+        with torch.inference_mode():
+            tensors[f"{dtype}.prefill"] = model(ids).logits.cpu()
+            tokens, logits = _generate(model, ids, job["parity_tokens"])
+        tensors[f"{dtype}.tokens"], tensors[f"{dtype}.logits"] = tokens.cpu(), logits.cpu()
+        if dtype == "bfloat16" and job["timed_tokens"]:
+            found["tokens_per_s"] = _tokens_per_second(torch, model, ids, job["timed_tokens"])
+        module = sys.modules[type(model).__module__]
+        found["file"], found["overlay"] = module.__file__, getattr(module, "__amd_overlay__", None)
+        del model
+    save_file({name: value.contiguous() for name, value in tensors.items()}, job["outputs"])
+    # Only what an overlaid file has imported itself: a stock run must not load amd_ops.
+    amd_ops = sys.modules.get("amd_ops")
+    found["report"] = str(amd_ops.report()) if amd_ops else None
+    found["calls"] = amd_ops.report().as_dict()["ops"] if amd_ops else []
+    return found
+
+
+def _generate(model: Any, ids: Any, count: int) -> tuple[Any, Any]:
+    import torch
+
+    out = model.generate(
+        ids, max_new_tokens=count, do_sample=False, return_dict_in_generate=True, output_logits=True, pad_token_id=0
+    )
+    return out.sequences[:, ids.shape[1] :], torch.stack(out.logits, dim=1)
+
+
+def _tokens_per_second(torch: Any, model: Any, ids: Any, count: int) -> float:
+    """Time one greedy generate, prompt included; everything has run before, so first calls are not in it."""
+    with torch.inference_mode():
+        start = time.perf_counter()
+        _generate(model, ids, count)
+        if ids.device.type == "cuda":
+            torch.cuda.synchronize()
+        return count / (time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_bytes()))

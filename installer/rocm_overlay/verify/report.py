@@ -1,0 +1,157 @@
+"""The outcome for people (a table) and for programs (one JSON object)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ..install.transaction.errors import OverlayError
+from . import tolerances
+from .workers import Results, RunResult, Setup
+
+SCHEMA = "amd-overlay.verify/1"
+_COLOURS = {"ok": "green", "deviates": "bold red", "crashed": "bold red", "declined": "yellow", "no-effect": "yellow"}
+
+
+def exit_code(results: Results) -> int:
+    """0 when every run that could be made is within tolerance, else 1."""
+    return 1 if any(run.status in ("deviates", "crashed") for run in results.runs) else 0
+
+
+def write_json(setup: Setup, results: Results, seconds: float, stream: TextIO) -> None:
+    """Write the report as one JSON object."""
+    content = {
+        "schema": SCHEMA,
+        "ok": exit_code(results) == 0,
+        "exit_code": exit_code(results),
+        "model": str(setup.model),
+        "dtype": setup.dtype,
+        "seed": setup.seed,
+        "max_new_tokens": setup.max_new_tokens,
+        "device": results.device,
+        "interpreter": setup.interpreter.as_json(),
+        "sources": [source.as_json() for source in setup.sources],
+        "runs": [run.as_json() for run in results.runs],
+        "not_compared": results.not_compared,
+        "tolerances": tolerances.as_json(),
+        "seconds": seconds,
+    }
+    print(json.dumps(content), file=stream)
+
+
+def write_error_json(error: OverlayError, stream: TextIO) -> None:
+    """Write the report of a verification that could not be made."""
+    content = {"schema": SCHEMA, "ok": False, "exit_code": error.code, "error": error.to_json()}
+    print(json.dumps(content), file=stream)
+
+
+def write_table(setup: Setup, results: Results, seconds: float, console: Console) -> None:
+    """Print what was compared with what, one row per run, then every deviation and everything that was not compared."""
+    for name, text in _heading(setup, results):
+        _say(console, f"{name:<12} {text}")
+    console.print(_table(results))
+    for run in results.runs:
+        for line in _details(run):
+            _say(console, line)
+    for item in results.not_compared:
+        _say(console, f"not compared: {item['implementation']} {item['case']}: stock itself fails: {item['error']}")
+    good = sum(run.status == "ok" for run in results.runs)
+    _say(
+        console, f"{good} of {len(results.runs)} runs within tolerance, {results.compared} cases each, {seconds:.0f} s"
+    )
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _heading(setup: Setup, results: Results) -> Iterator[tuple[str, str]]:
+    found = setup.interpreter
+    yield "model", str(setup.model)
+    yield "interpreter", f"{found.executable} (torch {found.torch}, transformers {found.transformers})"
+    for source in setup.sources:
+        texts = f"stock {source.stock_sha256[:12]} against overlay {source.overlay_sha256[:12]}"
+        yield "source", f"{source.path}: {texts}; installed is {source.installed}"
+    yield "device", f"{results.device}, {setup.dtype}, attention {' and '.join(setup.implementations)}"
+    if found.amd_ops is None:
+        yield "amd_ops", "not installed in that interpreter: the one of this program was used"
+
+
+def _table(results: Results) -> Table:
+    table = Table(show_edge=False, pad_edge=False)
+    for title in ("tier", "toggles", "result", "same bits", "max rel", "allowed", "tokens"):
+        table.add_column(title, overflow="fold")
+    table.add_column("ops on the tier, or why not", overflow="fold", ratio=1)
+    for run in results.runs:
+        table.add_row(*_row(run))
+    return table
+
+
+def _row(run: RunResult) -> tuple[str, ...]:
+    status = f"[{_COLOURS[run.status]}]{run.status}[/]"
+    measured = [case for case in run.cases if case["error"] is None]
+    if run.status == "declined" or not measured:
+        return run.run.tier, run.run.label, status, "", "", "", "", escape(_why(run))
+    same = sum(case["bitwise"] for case in measured)
+    worst = max(measured, key=lambda case: case["worst"]["max_rel"])
+    return (
+        run.run.tier,
+        run.run.label,
+        status,
+        f"{same} of {len(measured)}",
+        f"{worst['worst']['max_rel']:.1e}",
+        f"{worst['allowed_rel']:.0e}" if worst["allowed_rel"] else "0",
+        _tokens(measured),
+        escape(_why(run)),
+    )
+
+
+def _tokens(cases: list[dict[str, Any]]) -> str:
+    differing = [item for case in cases for item in _items(case) if item["first_token"]]
+    if not differing:
+        return "equal"
+    ties = sum(item["near_tie"] for item in differing)
+    return f"differ in {len(differing)}" + (f" ({ties} near ties)" if ties else "")
+
+
+def _items(case: dict[str, Any]) -> list[dict[str, Any]]:
+    return [case["tokens"]] if case.get("tokens") else []
+
+
+def _why(run: RunResult) -> str:
+    """Say which ops the run's tier ran, or why it ran none."""
+    if run.run.tier == "off":
+        return "stock expressions"
+    on_tier = [op for op, tiers in run.ran.items() if run.run.tier in tiers]
+    if on_tier:
+        return ", ".join(on_tier)
+    reasons = list(dict.fromkeys(f"{item['op']}: {item['reason']}" for item in run.declined))
+    return "; ".join(reasons) or "no op of these toggles has this tier"
+
+
+def _details(run: RunResult) -> Iterator[str]:
+    for case in run.deviating:
+        where = f"deviates: {run.run.id}: {case['implementation']} {case['case']}"
+        if case["error"]:
+            yield f"{where}: {case['error']}"
+        else:
+            yield from (f"{where}: {_deviation(item, case)}" for item in case["deviating"])
+    if run.status == "crashed":
+        yield f"crashed: {run.run.id}: {run.message}"
+
+
+def _deviation(item: dict[str, Any], case: dict[str, Any]) -> str:
+    if item["problem"]:
+        return f"{item['name']}: {item['problem']}"
+    if item["first_token"]:
+        row, position = item["first_token"]
+        return f"{item['name']}: first differing token in row {row} at position {position}"
+    return (
+        f"{item['name']}: max rel {item['max_rel']:.2e} (allowed {case['allowed_rel']:.0e}), "
+        f"max abs {item['max_abs']:.2e}, cosine {item['cosine']:.8f}"
+    )

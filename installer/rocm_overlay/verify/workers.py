@@ -1,0 +1,277 @@
+"""Starts worker processes and turns their events into results; a worker that dies is a result too."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..install.transaction.errors import UsageError
+from .plan import TIERS, Run
+from .target import Interpreter, Source
+
+# Tiers that need a GPU or a library: where they cannot run, that is told with the reason and is no failure.
+OPTIONAL_TIERS = ("triton", "aiter")
+_LOG_LINES = 15
+
+Step = Callable[[str], None]
+
+
+@dataclass
+class RunResult:
+    """What one run gave: a status, its cases, what ran and what was declined."""
+
+    run: Run
+    status: str = "crashed"  # until its last event arrives
+    cases: list[dict[str, Any]] = field(default_factory=list)
+    ops: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    message: str = ""
+
+    @property
+    def deviating(self) -> list[dict[str, Any]]:
+        """The cases that are not within tolerance."""
+        return [case for case in self.cases if not case["ok"]]
+
+    @property
+    def ran(self) -> dict[str, dict[str, int]]:
+        """Calls by op and tier."""
+        found = {op["op"]: {row["tier"]: row["calls"] for row in op["tiers"] if row["calls"]} for op in self.ops}
+        return {op: tiers for op, tiers in found.items() if tiers}
+
+    @property
+    def declined(self) -> list[dict[str, Any]]:
+        """Why the run's own tier did not run an op, from `amd_ops.report()`."""
+        return [
+            {"op": op["op"], "reason": entry["reason"], "calls": entry["calls"]}
+            for op in self.ops
+            for row in op["tiers"]
+            if row["tier"] == self.run.tier
+            for entry in row["declined"]
+        ]
+
+    def finish(self, event: dict[str, Any]) -> None:
+        """Take a run's last event and settle the status."""
+        self.seconds, self.ops = event["seconds"], event["ops"]
+        on_tier = any(self.run.tier in tiers for tiers in self.ran.values())
+        if self.deviating:
+            self.status = "deviates"
+        elif self.run.tier in OPTIONAL_TIERS and not on_tier:
+            self.status = "declined"
+        elif self.run.tier != "off" and not self.ran:
+            self.status = "no-effect"
+        else:
+            self.status = "ok"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values for the report."""
+        return {
+            **self.run.as_json(),
+            "status": self.status,
+            "cases": self.cases,
+            "ran": self.ran,
+            "declined": self.declined,
+            "seconds": self.seconds,
+            "message": self.message,
+        }
+
+
+@dataclass
+class Results:
+    """Everything the workers told."""
+
+    device: str = ""
+    loaded: dict[str, Any] = field(default_factory=dict)
+    runs: list[RunResult] = field(default_factory=list)
+    not_compared: list[dict[str, Any]] = field(default_factory=list)  # cases that stock itself cannot run
+    compared: int = 0
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is the same for every worker of a verification."""
+
+    interpreter: Interpreter
+    model: Path
+    sources: list[Source]
+    dtype: str
+    seed: int
+    max_new_tokens: int
+    cases: tuple[str, ...]
+    implementations: tuple[str, ...]
+
+
+def run_all(setup: Setup, runs: list[Run], step: Step) -> Results:
+    """Record stock once, then compare every run, in one process per build and tier; ``step`` hears of progress."""
+    results = Results()
+    with tempfile.TemporaryDirectory(prefix="overlay-verify-") as name:
+        scratch = Path(name)
+        for build in ("stock", "overlay"):
+            _stage(scratch / build, setup.sources, build)
+        _record(setup, scratch, results, step)
+        for group in _groups(runs):
+            _compare(setup, scratch, group, results, step)
+    return results
+
+
+def _groups(runs: list[Run]) -> list[list[Run]]:
+    """Group runs by tier: one process each. Off shares the first, where nothing has been fused before it."""
+    groups = [[run for run in runs if run.tier == tier] for tier in TIERS]
+    groups = [group for group in groups if group]
+    off = [run for run in runs if run.tier == "off"]
+    return [off + groups[0], *groups[1:]] if groups else [off]
+
+
+def _stage(folder: Path, sources: list[Source], build: str) -> None:
+    for source in sources:
+        path = folder / source.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(source.stock if build == "stock" else source.overlay)
+
+
+def _record(setup: Setup, scratch: Path, results: Results, step: Step) -> None:
+    worker = _Worker(setup, scratch, "stock", [])
+    for event in worker.events():
+        if event["event"] == "load-failed":
+            raise UsageError(
+                "model-unreadable",
+                f"transformers {setup.interpreter.transformers} cannot load {setup.model}: {event['message']}",
+                remedy="check that the folder holds a causal language model and its weights",
+                paths=[setup.model],
+            )
+        if event["event"] == "loaded":
+            results.device = event["device"]
+        if event["event"] == "recorded":
+            step(f"stock: {event['implementation']} {event['case']}")
+            if event["error"]:
+                results.not_compared.append({name: event[name] for name in ("implementation", "case", "error")})
+            else:
+                results.compared += 1
+    if worker.failed or not results.compared:
+        raise RuntimeError(f"the stock model could not be run:\n{worker.log_tail()}")
+
+
+def _compare(setup: Setup, scratch: Path, runs: list[Run], results: Results, step: Step) -> None:
+    found = {run.id: RunResult(run) for run in runs}
+    results.runs.extend(found.values())
+    worker = _Worker(setup, scratch, "overlay", runs)
+    for event in worker.events():
+        if event["event"] == "toggle-refused":
+            raise UsageError("bad-toggles", event["message"], remedy="correct the value given to --toggles")
+        if event["event"] == "loaded":
+            results.loaded = event
+        if event["event"] == "load-failed":
+            for result in found.values():
+                result.message = f"the overlaid model could not be loaded: {event['message']}"
+        if event["event"] == "case":
+            step(f"{event['run']}: {event['implementation']} {event['case']}")
+            found[event["run"]].cases.append(
+                {key: value for key, value in event.items() if key not in ("event", "run")}
+            )
+        if event["event"] == "run-done":
+            found[event["run"]].finish(event)
+    for result in found.values():
+        if result.status == "crashed" and not result.message:
+            result.message = (
+                f"the process ended with status {worker.status} before this run was done:\n{worker.log_tail()}"
+            )
+
+
+class _Worker:
+    """One worker process: its events while it runs, its log after it has ended."""
+
+    def __init__(self, setup: Setup, scratch: Path, build: str, runs: list[Run]) -> None:
+        self._setup = setup
+        self._scratch = scratch
+        self._log = scratch / "log"
+        self._job = scratch / "job.json"
+        self.status = 0
+        job = {
+            "model": str(setup.model),
+            "sources": {source.module: str(scratch / build / source.path) for source in setup.sources},
+            "record": build == "stock",
+            "references": str(scratch / "references"),
+            "runs": [run.as_json() for run in runs],
+            "cases": setup.cases,
+            "implementations": setup.implementations,
+            "optional_tiers": OPTIONAL_TIERS,
+            "dtype": setup.dtype,
+            "seed": setup.seed,
+            "max_new_tokens": setup.max_new_tokens,
+            "amd_ops_path": None if setup.interpreter.amd_ops else str(_beside("amd_ops", scratch / "fallback")),
+        }
+        self._job.write_text(json.dumps(job))
+
+    @property
+    def failed(self) -> bool:
+        """True when the process did not end by itself with success."""
+        return self.status != 0
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Start the process and yield its events until it ends."""
+        executable = self._setup.interpreter.executable
+        reading, writing = os.pipe()
+        try:
+            with self._log.open("wb") as log:
+                process = subprocess.Popen(
+                    [executable, "-m", "rocm_overlay.verify.worker", str(self._job), str(writing)],
+                    cwd=self._scratch, env=self._environment(), pass_fds=(writing,),
+                    stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                )  # fmt: skip
+        except BaseException:
+            os.close(reading)
+            raise
+        finally:
+            os.close(writing)
+        try:
+            with os.fdopen(reading, encoding="utf-8") as lines:
+                for line in lines:
+                    yield json.loads(line)
+            self.status = process.wait()
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+    def _environment(self) -> dict[str, str]:
+        """The user's environment without toggles, offline, writing no bytecode into anyone's tree."""
+        kept = {name: value for name, value in os.environ.items() if not _is_toggle(name)}
+        path = [str(_beside("rocm_overlay", self._scratch / "tool")), kept.get("PYTHONPATH", "")]
+        return {
+            **kept,
+            "PYTHONPATH": os.pathsep.join(part for part in path if part),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+
+    def log_tail(self) -> str:
+        """Return the last lines that the process wrote."""
+        lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return "\n".join(lines[-_LOG_LINES:])
+
+
+def _is_toggle(name: str) -> bool:
+    return name.startswith("AMD_OPS") or name in ("FORCE_EAGER_ATTENTION", "PRESHUFFLE_M_THRESH") or (
+        name.startswith("USE_") and name.removeprefix("USE_").startswith(("AITER", "OPTIMIZED", "FUSED", "PRESHUFFLE"))
+    )  # fmt: skip
+
+
+def _beside(package: str, folder: Path) -> Path:
+    """Return a folder that holds a link to one package of this program and nothing else of its site-packages."""
+    link = folder / package
+    if not link.exists():
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            raise RuntimeError(
+                f"{package} is missing beside rocm_overlay: transformers-rocm-overlay is not installed whole"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(Path(spec.origin).resolve().parent)
+    return folder
