@@ -40,14 +40,21 @@ def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
         if not stat.S_ISREG(info.st_mode):
             raise _refuse(path, "not-a-file", "is not a regular file", "copy its content into a file first")
         if info.st_size > limit:
-            raise _refuse(path, "too-large", f"has {info.st_size} bytes, more than {limit}", "a tuning table is a few MB: check the name")
+            raise _refuse(
+                path,
+                "too-large",
+                f"has {info.st_size} bytes, more than {limit}",
+                "a tuning table is a few MB: check the name",
+            )
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise _refuse(path, "missing-file", "does not exist", "check the path") from error
     except PermissionError as error:
         raise _refuse(path, "unreadable", "cannot be read: permission denied", "chmod +r it, or copy it") from error
     except OSError as error:
-        raise _refuse(path, "unreadable", f"cannot be read: {error.strerror or error}", "check the path and the disk") from error
+        raise _refuse(
+            path, "unreadable", f"cannot be read: {error.strerror or error}", "check the path and the disk"
+        ) from error
     return data
 
 
@@ -59,13 +66,19 @@ def read_text(path: Path, limit: int = MAX_BYTES) -> TextFile:
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise _refuse(path, "utf-16", "is UTF-16 text", "save it as UTF-8", 1)
     if (zero := data.find(b"\0")) >= 0:
-        raise _refuse(path, "binary", "contains a NUL byte: not a text file", "check the name", data.count(b"\n", 0, zero) + 1)
+        raise _refuse(
+            path, "binary", "contains a NUL byte: not a text file", "check the name", data.count(b"\n", 0, zero) + 1
+        )
     findings = []
     if data[:3] == b"\xef\xbb\xbf":
-        findings.append(Finding("warning", "bom", str(path), 1, "starts with a byte-order mark", "save it as UTF-8 without BOM"))
+        findings.append(
+            Finding("warning", "bom", str(path), 1, "starts with a byte-order mark", "save it as UTF-8 without BOM")
+        )
     if (at := data.find(b"\r")) >= 0:
         line = data.count(b"\n", 0, at) + 1
-        findings.append(Finding("warning", "crlf", str(path), line, "has Windows line ends", "sed -i 's/\\r$//' on a copy"))
+        findings.append(
+            Finding("warning", "crlf", str(path), line, "has Windows line ends", "sed -i 's/\\r$//' on a copy")
+        )
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -86,12 +99,16 @@ def guard_output(target: Path, sources: Iterable[Path]) -> None:
     """Refuse to write onto an input, a directory or through a symbolic link; sources are never touched."""
     for source in sources:
         if same_file(target, source):
-            raise TuneError("output-is-input", f"{target} is one of the inputs", "choose another -o", paths=(str(target),))
+            raise TuneError(
+                "output-is-input", f"{target} is one of the inputs", "choose another -o", paths=(str(target),)
+            )
     if target.is_symlink():
         remedy = "name the file itself, or remove the link"
         raise TuneError("output-is-link", f"{target} is a symbolic link", remedy, EXIT_CANNOT_WRITE, (str(target),))
     if target.is_dir():
-        raise TuneError("output-is-directory", f"{target} is a directory", "name a file", EXIT_CANNOT_WRITE, (str(target),))
+        raise TuneError(
+            "output-is-directory", f"{target} is a directory", "name a file", EXIT_CANNOT_WRITE, (str(target),)
+        )
 
 
 def write_atomic(target: Path, data: bytes, mode: int = 0o600) -> None:

@@ -109,7 +109,9 @@ class _Tally:
         old = self.user.get(row.key)
         if old is not None and len(self.notes) < 1000:
             message = f"has the same shape as {old.place}; the later row is used ({row.key.shape_text()})"
-            self.notes.append(Finding("info", "duplicate-user-row", row.path, row.line, message, "delete one of the two"))
+            self.notes.append(
+                Finding("info", "duplicate-user-row", row.path, row.line, message, "delete one of the two")
+            )
         self.user[row.key] = row
 
 

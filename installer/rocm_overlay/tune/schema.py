@@ -71,5 +71,7 @@ def rules_for(version: str) -> Rules:
         # A development build of 0.1.17 follows what was merged for 0.1.17, not the release before it.
         parsed = Version(Version(version.removeprefix("v")).public.split(".dev")[0])
     except InvalidVersion as error:
-        raise TuneError("bad-version", f"{version!r} is not an aiter version", "write for example 0.1.20.post1") from error
+        raise TuneError(
+            "bad-version", f"{version!r} is not an aiter version", "write for example 0.1.20.post1"
+        ) from error
     return Rules(str(parsed), _since(_KEYS, parsed), _since(_COLUMN_SETS, parsed), frozenset(_since(_LIBTYPES, parsed)))

@@ -66,7 +66,9 @@ def parse_fused(text: str) -> frozenset[str]:
         return frozenset()
     groups = frozenset(part.strip() for part in text.split(","))
     if not groups <= set(FUSIONS):
-        raise TuneError("bad-fused", f"--fused {text!r} names no known group", "use qkv,gate_up or one of them, or none")
+        raise TuneError(
+            "bad-fused", f"--fused {text!r} names no known group", "use qkv,gate_up or one of them, or none"
+        )
     return groups
 
 
@@ -84,7 +86,9 @@ def parse_ladder(text: str) -> tuple[int, ...]:
             found.add(int(part))
         else:
             names = ", ".join(LADDERS)
-            raise TuneError("bad-ladder", f"{part!r} is not a value of M", f"use {names}, numbers, or BATCHxLENGTH, comma-separated")
+            raise TuneError(
+                "bad-ladder", f"{part!r} is not a value of M", f"use {names}, numbers, or BATCHxLENGTH, comma-separated"
+            )
     if not found or min(found) < 1 or max(found) > MAX_M:
         raise TuneError("bad-ladder", f"--m-ladder {text!r} must hold values from 1 to {MAX_M}", "for example 1,2,4,8")
     return tuple(sorted(found))

@@ -102,7 +102,9 @@ def records(file: TextFile) -> Iterator[tuple[int, list[str]]]:
             if row and (len(row) > 1 or row[0].strip()):
                 yield reader.line_num, row
     except csv.Error as error:
-        finding = Finding("error", "bad-csv", str(file.path), reader.line_num, f"is not valid CSV: {error}", "check the quotes")
+        finding = Finding(
+            "error", "bad-csv", str(file.path), reader.line_num, f"is not valid CSV: {error}", "check the quotes"
+        )
         raise from_finding(finding) from error
 
 
@@ -111,7 +113,9 @@ def header_of(file: TextFile, rows: Iterator[tuple[int, list[str]]], required: t
     try:
         line, names = next(rows)
     except StopIteration:
-        finding = Finding("error", "empty-file", str(file.path), 1, "is empty: not even a header", "delete it or write a header")
+        finding = Finding(
+            "error", "empty-file", str(file.path), 1, "is empty: not even a header", "delete it or write a header"
+        )
         raise from_finding(finding) from None
     columns = tuple("us" if name.strip() == "soltimes" else name.strip() for name in names)
     missing = [name for name in required if name not in columns]
@@ -228,7 +232,9 @@ def _whole_or_zero(text: str, column: str) -> int:
 
 
 def _too_long(path: Path, line: int) -> TuneError:
-    finding = Finding("error", "too-many-rows", str(path), line, f"has more than {MAX_ROWS} rows", "split it by device or model")
+    finding = Finding(
+        "error", "too-many-rows", str(path), line, f"has more than {MAX_ROWS} rows", "split it by device or model"
+    )
     return from_finding(finding)
 
 
@@ -257,7 +263,9 @@ def read_table(path: Path, *, limit: int = MAX_BYTES) -> Table:
         else:
             rows.append(row)
     if broken > MAX_FINDINGS:
-        findings.append(Finding("error", "more-bad-rows", str(path), 0, f"has {broken - MAX_FINDINGS} more broken lines"))
+        findings.append(
+            Finding("error", "more-bad-rows", str(path), 0, f"has {broken - MAX_FINDINGS} more broken lines")
+        )
     return Table(path, file.sha256, columns, tuple(rows), tuple(refused), tuple(findings))
 
 

@@ -79,7 +79,9 @@ FAMILIES: dict[str, Family] = {
     "gpt_neox": Family(families.gpt_neox, text.NEOX),
     "mixtral": Family(families.mixtral, text.NO_BIAS, expert_keys=("num_local_experts", "num_experts_per_tok")),
     "qwen2_moe": Family(
-        families.qwen_moe, Bias(lambda config: config.truth("qkv_bias", True), text.NO_BIAS.o, text.NO_BIAS.mlp), expert_keys=_QWEN_EXPERTS
+        families.qwen_moe,
+        Bias(lambda config: config.truth("qkv_bias", True), text.NO_BIAS.o, text.NO_BIAS.mlp),
+        expert_keys=_QWEN_EXPERTS,
     ),
     "qwen3_moe": Family(families.qwen_moe, text.ATTENTION_BIAS, head_norms=2, expert_keys=_QWEN_EXPERTS),
     "gpt_oss": Family(families.gpt_oss, text.GPT_OSS, note=_FLAT_EXPERTS),
@@ -91,11 +93,31 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 VISION_DEFAULTS: dict[str, dict[str, int]] = {
-    "clip_vision_model": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224, "patch_size": 32},
-    "siglip_vision_model": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224, "patch_size": 16},
+    "clip_vision_model": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "image_size": 224,
+        "patch_size": 32,
+    },
+    "siglip_vision_model": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "image_size": 224,
+        "patch_size": 16,
+    },
 }
 # wrapper type -> type of its language model when its section does not say
-WRAPPERS = {"llava": "llama", "paligemma": "gemma", "gemma3": "gemma3_text", "qwen2_vl": "qwen2_vl_text", "qwen2_5_vl": "qwen2_5_vl_text"}
+WRAPPERS = {
+    "llava": "llama",
+    "paligemma": "gemma",
+    "gemma3": "gemma3_text",
+    "qwen2_vl": "qwen2_vl_text",
+    "qwen2_5_vl": "qwen2_5_vl_text",
+}
 MODEL_TYPES = tuple(sorted({*FAMILIES, *WRAPPERS, *VISION_DEFAULTS}))
 
 
@@ -106,9 +128,13 @@ def read_config(path: Path) -> tuple[dict[str, object], Path]:
         values = json.loads(read_text(file, MAX_CONFIG_BYTES).text)
     except json.JSONDecodeError as error:
         remedy = "correct the JSON"
-        raise TuneError("bad-config", f"{file}:{error.lineno}: is not JSON: {error.msg}", remedy, paths=(str(file),)) from error
+        raise TuneError(
+            "bad-config", f"{file}:{error.lineno}: is not JSON: {error.msg}", remedy, paths=(str(file),)
+        ) from error
     if not isinstance(values, dict):
-        raise TuneError("bad-config", f"{file}:1: is not a JSON object", "use a model's config.json", paths=(str(file),))
+        raise TuneError(
+            "bad-config", f"{file}:1: is not a JSON object", "use a model's config.json", paths=(str(file),)
+        )
     return values, file
 
 
@@ -135,7 +161,11 @@ def _family(config: Config, model_type: str) -> Family:
     family = FAMILIES.get(model_type)
     if family is None:
         what = repr(model_type) if model_type else "missing"
-        raise config.fail("model_type", f"is {what}: not known", f"known: {', '.join(MODEL_TYPES)}; --assume llama reads it as one of them")
+        raise config.fail(
+            "model_type",
+            f"is {what}: not known",
+            f"known: {', '.join(MODEL_TYPES)}; --assume llama reads it as one of them",
+        )
     return family
 
 

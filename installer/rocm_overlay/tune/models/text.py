@@ -55,10 +55,14 @@ def dims_of(config: Config, shard: Shard) -> Dims:
     hidden = config.integer("hidden_size")
     heads = config.integer("num_attention_heads")
     if config.values.get("head_dim") is None and "head_dim" not in config.defaults and hidden % heads:
-        raise config.fail("head_dim", f"is missing and hidden_size {hidden} is not a multiple of {heads} heads", "add head_dim")
+        raise config.fail(
+            "head_dim", f"is missing and hidden_size {hidden} is not a multiple of {heads} heads", "add head_dim"
+        )
     kv_heads = config.integer("num_key_value_heads", heads)
     if heads % kv_heads:
-        raise config.fail("num_key_value_heads", f"is {kv_heads}, which does not divide {heads} heads", "correct the config")
+        raise config.fail(
+            "num_key_value_heads", f"is {kv_heads}, which does not divide {heads} heads", "correct the config"
+        )
     return Dims(
         hidden,
         config.integer("num_hidden_layers"),
@@ -122,7 +126,9 @@ def fused_pair(parts: list[Linear], role: str, into: Fusion) -> list[Linear]:
     return [Linear(role, 2 * part.n, part.k, part.bias, part.count // 2, part.kind, part.active // 2, part.rows)]
 
 
-def plain_mlp(hidden: int, inter: int, layers: int, bias: bool, names: tuple[str, str] = ("fc1", "fc2")) -> list[Linear]:
+def plain_mlp(
+    hidden: int, inter: int, layers: int, bias: bool, names: tuple[str, str] = ("fc1", "fc2")
+) -> list[Linear]:
     return [Linear(names[0], inter, hidden, bias, layers), Linear(names[1], hidden, inter, bias, layers)]
 
 

@@ -14,7 +14,10 @@ def patches(config: Config) -> int:
 
 def encoder(config: Config, shard: Shard, into: Fusion, *, class_token: bool) -> list[Linear]:
     """CLIP and SigLIP: separate q, k, v and a two-layer MLP, everything with a bias."""
-    hidden, inter = config.integer("hidden_size"), shard.cut(config.integer("intermediate_size"), "vision intermediate_size")
+    hidden, inter = (
+        config.integer("hidden_size"),
+        shard.cut(config.integer("intermediate_size"), "vision intermediate_size"),
+    )
     layers = config.integer("num_hidden_layers")
     config.integer("num_attention_heads")
     rows = patches(config) + class_token
@@ -65,5 +68,3 @@ def two_layer_projector(config: Config, hidden: int, rows: int, bias: bool) -> l
 def one_layer_projector(config: Config, hidden: int, rows: int) -> list[Linear]:
     """PaliGemma's projector: one Linear with a bias."""
     return [Linear("projector.linear", hidden, config.integer("hidden_size"), True, 1, "image", rows=rows)]
-
-

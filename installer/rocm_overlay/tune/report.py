@@ -1,0 +1,168 @@
+"""The coverage report: x of y lookups tuned, what is missing, and whether fusing helps or hurts this table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .coverage import Coverage, Line, cover
+from .device import Device
+from .lookup import TableIndex, default_libtype
+from .models import Model, read_model
+
+SCHEMA = "amd-overlay.tune.report/1"
+CHOICES = (frozenset[str](), frozenset({"qkv"}), frozenset({"gate_up"}), frozenset({"qkv", "gate_up"}))
+
+
+@dataclass(frozen=True)
+class Report:
+    """A model's coverage as asked for, and under every choice of fusion."""
+
+    model: Model
+    device: Device
+    dtype: str
+    tp: int
+    ladder: tuple[int, ...]
+    rows: int
+    asked: Coverage
+    choices: tuple[Coverage, ...]
+    advice: tuple[str, ...]
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            "schema": SCHEMA,
+            "model": self.model.name,
+            "model_type": self.model.model_type,
+            "gpu": str(self.device),
+            "dtype": self.dtype,
+            "tp": self.tp,
+            "m_ladder": list(self.ladder),
+            "device_rows": self.rows,
+            "coverage": _summary(self.asked),
+            "choices": [_summary(coverage) for coverage in self.choices],
+            "shapes": [_line_json(line, self.device, self.dtype) for line in self.asked.lines],
+            "advice": list(self.advice),
+            "notes": list(self.model.notes),
+        }
+
+
+def _summary(coverage: Coverage) -> dict[str, object]:
+    return {
+        "fused": list(coverage.fused),
+        "total": coverage.total,
+        "exact": coverage.exact,
+        "found": coverage.found,
+        "weighted_exact": round(coverage.share_exact, 6),
+        "weighted_found": round(coverage.share_found, 6),
+        "states": coverage.states(),
+    }
+
+
+def _line_json(line: Line, device: Device, dtype: str) -> dict[str, object]:
+    linear = line.linear
+    return {
+        "role": linear.role,
+        "n": linear.n,
+        "k": linear.k,
+        "bias": linear.bias,
+        "count": linear.count,
+        "kind": linear.kind,
+        "exact": line.exact,
+        "found": line.found,
+        "lookups": [
+            {
+                "m": cell.m,
+                "state": cell.state,
+                "found_m": cell.hit.m if cell.hit else None,
+                "libtype": cell.hit.row.libtype if cell.hit else default_libtype(device, cell.m, linear.n, linear.k, dtype),
+                "us": cell.hit.row.us if cell.hit and cell.hit.row.measured else None,
+                "source": cell.hit.row.place if cell.hit else None,
+            }
+            for cell in line.cells
+        ],
+    }
+
+
+def make_report(
+    config: Path,
+    index: TableIndex,
+    *,
+    ladder: Sequence[int],
+    dtype: str,
+    fused: frozenset[str],
+    tp: int = 1,
+    mix: Mapping[int, float] | None = None,
+    assume: str | None = None,
+) -> Report:
+    """Return the report of a config.json against an index; a mix replaces the ladder by its own values of M."""
+    values = tuple(mix) if mix else tuple(ladder)
+    models = [read_model(config, fused=choice, tp=tp, assume=assume) for choice in CHOICES]
+    choices = [cover(model, index, values, dtype, choice, mix) for model, choice in zip(models, CHOICES, strict=True)]
+    at = CHOICES.index(fused)
+    advice = advise(choices[at], choices, index)
+    return Report(models[at], index.device, dtype, tp, values, len(index), choices[at], tuple(choices), advice)
+
+
+def advise(asked: Coverage, choices: Sequence[Coverage], index: TableIndex) -> tuple[str, ...]:
+    """Return what follows from the counts, one sentence each."""
+    if not len(index):
+        return (
+            f"no row is for {index.device}: every product runs aiter's default, which is F.linear but for tiny shapes; "
+            "leave USE_AITER_GEMM=0, or measure with `overlay tune run`",
+        )
+    by_choice = {frozenset(coverage.fused): coverage for coverage in choices}
+    none, both = by_choice[frozenset()], by_choice[CHOICES[-1]]
+    sentences = []
+    for group in ("qkv", "gate_up"):
+        alone = by_choice[frozenset({group})]
+        if alone.total != none.total:
+            sentences.append(_fusion_sentence(group, none, alone))
+    best = max(choices, key=lambda c: (round(c.share_found, 9), len(c.fused)))
+    if best.share_found == 0:
+        return (
+            f"no lookup of this model hits one of the {len(index)} rows for {index.device}, fused or not; "
+            "leave USE_AITER_GEMM=0, or tune its shapes with `overlay tune run`",
+        )
+    sentences.append(
+        f"best covered: --fused {','.join(best.fused) or 'none'} ({best.found} of {best.total} lookups, "
+        f"{best.share_found:.0%} of weight bytes); all fused: {both.found} of {both.total} ({both.share_found:.0%})"
+    )
+    torch_rows = asked.states()["torch"]
+    if torch_rows:
+        sentences.append(f"{torch_rows} of {asked.found} found rows say torch: tuned, and F.linear all the same")
+    sentences.append("a row is not a gain: tuning every shape of a model has been seen to change nothing; compare with `overlay tune run --ab`")
+    return tuple(sentences)
+
+
+def _fusion_sentence(group: str, apart: Coverage, together: Coverage) -> str:
+    change = together.share_found - apart.share_found
+    counts = f"{apart.found} of {apart.total} lookups apart, {together.found} of {together.total} fused"
+    if abs(change) < 1e-9:
+        return f"fusing {group} leaves the covered weight bytes unchanged ({counts})"
+    verb = "gains" if change > 0 else "loses"
+    return f"fusing {group} {verb} {abs(change):.0%} of weight bytes ({counts})"
+
+
+def table_text(report: Report) -> str:
+    """Return the report as lines for a terminal."""
+    asked = report.asked
+    lines = [
+        f"{report.model.name} on {report.device}, {report.dtype}, TP {report.tp}, fused: {','.join(asked.fused) or 'none'}",
+        f"tuned: {asked.exact} of {asked.total} lookups with exact M, {asked.found} as aiter pads M "
+        f"({asked.share_found:.1%} of weight bytes x M mix)",
+        "",
+        f"{'shape':28}{'N':>8}{'K':>8}{'bias':>6}{'count':>7}{'exact':>8}{'found':>8}  found by M",
+    ]
+    marks = {"exact": "#", "padded": "+", "torch": "t", "unmeasured": "0", "miss": "."}
+    for line in asked.lines:
+        linear, total = line.linear, len(line.cells)
+        row = "".join(marks[cell.state] for cell in line.cells)
+        lines.append(
+            f"{linear.role:28}{linear.n:>8}{linear.k:>8}{'yes' if linear.bias else '':>6}{linear.count:>7}"
+            f"{f'{line.exact}/{total}':>8}{f'{line.found}/{total}':>8}  {row}"
+        )
+    lines += ["# exact  + padded  t torch won  0 not measured  . miss; M: " + " ".join(map(str, report.ladder)), ""]
+    lines += [f"- {sentence}" for sentence in report.advice]
+    lines += [f"note: {note}" for note in report.model.notes]
+    return "\n".join(lines)
