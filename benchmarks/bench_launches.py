@@ -1,0 +1,154 @@
+"""Compute ops per decoder layer, stock against overlaid: how many kernels a layer launches at prefill and at decode.
+
+Counted with a dispatch mode on the CPU under inference_mode, bf16, batch 1, sdpa, dynamic cache. Views and metadata
+ops are left out. One call of an op of ours counts once, whatever its tier is made of: that is what it launches where a
+fused kernel answers it; the raw count of aten ops stands beside it. Per layer = (3 layers - 1 layer) / 2.
+
+    python benchmarks/bench_launches.py [--json FILE] [model ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+MODELS = ("llama", "qwen3", "gemma2", "phi3", "mixtral")
+TOGGLES = {"USE_FUSED_PROJECTIONS": "1", "USE_OPTIMIZED_OPS": "1", "USE_AITER_ATTENTION": "1", "USE_AITER_GEMM": "1"}
+VIEWS = frozenset(
+    "view _unsafe_view transpose t unsqueeze squeeze slice select expand split split_with_sizes alias detach lift_fresh permute "
+    "empty empty_like new_empty empty_strided as_strided chunk unbind reshape is_same_size".split()
+)
+
+
+def main() -> None:
+    """Run both sides of every model in processes of their own and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", default=list(MODELS))
+    parser.add_argument("--json", type=Path, help="also write the counts to this file")
+    parser.add_argument("--worker", choices=("stock", "overlaid"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        print(json.dumps(_count(arguments.models[0], overlaid=arguments.worker == "overlaid")))
+        return
+    rows = [_row(model) for model in arguments.models]
+    print(f"{'model':10} {'phase':8} {'stock':>6} {'overlaid':>9} {'ratio':>6}   raw aten ops overlaid")
+    for row in rows:
+        for phase in ("prefill", "decode"):
+            stock, ours = row["stock"][phase], row["overlaid"][phase]
+            print(f"{row['model']:10} {phase:8} {stock['once']:6g} {ours['once']:9g} {ours['once'] / stock['once']:6.2f}   {ours['raw']:g}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"schema": "amd-overlay.bench-launches/1", "rows": rows}, indent=1) + "\n")
+
+
+def _row(model: str) -> dict[str, Any]:
+    counts = {}
+    for side in ("stock", "overlaid"):
+        environ = {**os.environ, **(TOGGLES if side == "overlaid" else {}), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-W", "ignore", __file__, model, "--worker", side]
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"{model}, {side}: the worker failed\n{done.stderr}")
+        counts[side] = json.loads(done.stdout.splitlines()[-1])
+    return {"model": model, **counts}
+
+
+def _count(model: str, *, overlaid: bool) -> dict[str, dict[str, float]]:
+    sys.path.insert(0, str(ROOT))
+    with tempfile.TemporaryDirectory() as folder:
+        if overlaid:
+            _serve_overlay(model, Path(folder))
+        few, many = _ops(model, 1), _ops(model, 3)
+    return {
+        phase: {kind: (many[phase][kind] - few[phase][kind]) / 2 for kind in ("once", "raw")} for phase in ("prefill", "decode")
+    }
+
+
+def _serve_overlay(model: str, folder: Path) -> None:
+    """Serve the overlaid text that fits the installed stock file, without touching that file."""
+    import hashlib
+    from importlib.util import find_spec
+
+    from rocm_overlay.install import catalog
+    from rocm_overlay.install.hook import SourceFinder
+
+    spec = find_spec("transformers")
+    assert spec is not None
+    assert spec.origin is not None
+    path = f"models/{model}/modeling_{model}.py"
+    stock = Path(spec.origin).with_name("models") / model / f"modeling_{model}.py"
+    entry = catalog.find(path, hashlib.sha256(stock.read_bytes()).hexdigest())
+    if entry is None:
+        raise SystemExit(f"{stock}: no overlay fits this text; `overlay list` names the releases")
+    target = folder / path
+    target.parent.mkdir(parents=True)
+    target.write_bytes(entry.overlay_bytes())
+    SourceFinder({f"transformers.models.{model}.modeling_{model}": target}).install()
+
+
+def _ops(model: str, layers: int) -> dict[str, dict[str, int]]:
+    import torch
+    from transformers import DynamicCache
+
+    from examples.tiny_models import build, tiny_config
+
+    overrides = {"layer_types": ["full_attention"] * layers} if model == "gemma2" else {}
+    net = build(tiny_config(model, num_hidden_layers=layers, **overrides), dtype=torch.bfloat16)
+    ids = torch.randint(3, 100, (1, 6), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        net(ids, use_cache=True)  # fuses, binds and probes outside the counted calls
+        cache = DynamicCache()
+        prefill = _counted(lambda: net(ids, past_key_values=cache, use_cache=True))
+        decode = _counted(lambda: net(ids[:, :1], past_key_values=cache, use_cache=True))
+    return {"prefill": prefill, "decode": decode}
+
+
+def _counted(run: Callable[[], object]) -> dict[str, int]:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    amd_ops = sys.modules.get("amd_ops")
+    ours = [op for op in amd_ops.dispatch.ops.values() if isinstance(op, amd_ops.dispatch.Op)] if amd_ops else []
+    inside, once = 0, 0
+    raw = 0
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal once, raw
+            if func.overloadpacket.__name__ not in VIEWS:
+                raw += 1
+                once += not inside
+            return func(*args, **(kwargs or {}))
+
+    def as_one(call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any) -> Any:
+            nonlocal inside, once
+            once += not inside
+            inside += 1
+            try:
+                return call(*args)
+            finally:
+                inside -= 1
+
+        return counted
+
+    bound = {op: op.call for op in ours}
+    for op, call in bound.items():
+        op.call = as_one(call)
+    try:
+        with Count():
+            run()
+    finally:
+        for op, call in bound.items():
+            op.call = call
+    return {"once": once, "raw": raw}
+
+
+if __name__ == "__main__":
+    main()
