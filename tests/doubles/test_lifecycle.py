@@ -9,7 +9,9 @@ import sys
 import pytest
 import torch
 
-from tests.doubles.aiter import Faults, Violation, fake_aiter, slightly
+from tests.doubles import formulas
+from tests.doubles.aiter import Faults, Violation, fake_aiter
+from tests.doubles.aiter.wrong import slightly, swapped_halves
 
 
 def _pair() -> tuple[torch.Tensor, torch.Tensor]:
@@ -133,3 +135,11 @@ def test_calls_are_recorded_with_shapes_and_dtypes() -> None:
         assert call["out"].stride == (8, 1)
         double.clear()
         assert double.kernels() == []
+
+
+def test_an_altered_kernel_confuses_its_arguments() -> None:
+    out, data = _pair()
+    with fake_aiter(faults=Faults(altered={"silu_and_mul": swapped_halves}), attach=False) as double:
+        double.load()
+        torch.ops.aiter.silu_and_mul(out, data)
+    formulas.close(out, formulas.gated(torch.cat(data.chunk(2, -1)[::-1], -1), "silu"), 1.0)

@@ -10,17 +10,16 @@ kernels would refuse or answer with garbage, computes in fp32 and rounds once, a
 
 from .catalog import versions
 from .install import fake_aiter
-from .state import Call, Double, Faults, TensorSpec, Violation, badly, slightly, unwritten
+from .state import Alteration, Call, Corruption, Double, Faults, TensorSpec, Violation
 
 __all__ = [
+    "Alteration",
     "Call",
+    "Corruption",
     "Double",
     "Faults",
     "TensorSpec",
     "Violation",
-    "badly",
     "fake_aiter",
-    "slightly",
-    "unwritten",
     "versions",
 ]

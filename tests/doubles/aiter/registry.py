@@ -45,6 +45,8 @@ def run_kernel(double: Double, name: str, arguments: dict[str, Any]) -> Any:
     if name in double.faults.raises:
         raise double.faults.raises[name]
     guards.launch(double, name, arguments)
+    if name in double.faults.altered:
+        arguments = arguments | double.faults.altered[name](arguments)
     with torch.no_grad():
         result = KERNELS[name](double, name, arguments)
         corrupt = double.faults.wrong.get(name)

@@ -13,6 +13,7 @@ import torch
 from .catalog import Catalog
 
 Corruption = Callable[[torch.Tensor], torch.Tensor]
+Alteration = Callable[[dict[str, Any]], dict[str, Any]]  # arguments -> the arguments to replace
 
 ASM_ARCHES = ("gfx942", "gfx950")
 
@@ -54,6 +55,7 @@ class Faults:
     import_error:  raised by ``import aiter`` (real: RuntimeError, AssertionError, FileNotFoundError, KeyError).
     raises:        op or function name -> exception that it raises when called (a kernel that does not build).
     wrong:         op name -> what to do to its result, without raising (a miscompiled kernel).
+    altered:       op name -> what to do to its arguments, without raising (a kernel that ignores or confuses one).
     missing:       op and function names that do not exist.
     schema_from:   op name -> tag whose older or newer schema it has.
     """
@@ -61,23 +63,9 @@ class Faults:
     import_error: Exception | None = None
     raises: dict[str, Exception] = field(default_factory=dict)
     wrong: dict[str, Corruption] = field(default_factory=dict)
+    altered: dict[str, Alteration] = field(default_factory=dict)
     missing: frozenset[str] = frozenset()
     schema_from: dict[str, str] = field(default_factory=dict)
-
-
-def slightly(result: torch.Tensor) -> torch.Tensor:
-    """3 % off everywhere: several times what bfloat16 rounding explains."""
-    return result * 1.03125
-
-
-def badly(result: torch.Tensor) -> torch.Tensor:
-    """Unrelated numbers of the same size: the rows in reverse order and negated."""
-    return -result.flip(0).flip(-1)
-
-
-def unwritten(result: torch.Tensor) -> torch.Tensor:
-    """The kernel never wrote its output."""
-    return torch.full_like(result, float("nan"))
 
 
 @dataclass
@@ -115,8 +103,8 @@ class Double:
         return [call.name for call in self.calls if call.kind == "op"]
 
     def clear(self) -> None:
+        """Forget the recorded calls (violations stay)."""
         self.calls.clear()
-        self.violations.clear()
 
     def require(self, condition: bool, message: str) -> None:
         """Record and raise a Violation unless ``condition`` holds."""
