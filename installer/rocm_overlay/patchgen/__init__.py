@@ -1,1 +1,11 @@
 """Stock transformers source and recipes in, overlay source out. Needs libcst (extra ``gen``); never imports torch."""
+
+from __future__ import annotations
+
+import importlib.util
+
+if importlib.util.find_spec("libcst") is None:
+    raise ModuleNotFoundError(
+        "generating overlays needs libcst, which is not installed: pip install 'transformers-rocm-overlay[gen]'",
+        name="libcst",
+    )

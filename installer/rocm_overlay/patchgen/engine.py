@@ -48,21 +48,24 @@ class Result:
         return self
 
 
-def generate(data: bytes, path: str, recipes: RecipeSet, padding: int = 0) -> Result:
+def generate(
+    data: bytes, path: str, recipes: RecipeSet, *, padding: int = 0, label: str | None = None
+) -> Result:
     """Apply recipes to one file.
 
     Args:
         data: the stock file.
-        path: how the file is called in messages.
+        path: how the result is called: the path inside the package.
         recipes: what to apply, in order.
         padding: extra length of the marker line.
+        label: how the file is called in messages; default ``path``.
 
     Raises:
         SourceError: the file cannot be read, or somebody else has edited it.
         MustFireError: a must-fire recipe found no site that it may edit.
         InternalError: the result broke a law of the generator; a bug.
     """
-    source = Source(data, path)
+    source = Source(data, label or path)
     marker = read_marker(source)
     if marker:
         reason = f"overlay of sha256:{marker.base} by generator {marker.generator}, recipes {marker.recipes}"

@@ -30,16 +30,16 @@ def write_files(output: Path, files: Mapping[str, bytes], *, exact: bool = False
     except OSError as error:
         raise _cannot_write(output, error) from error
     try:
-        _write_all(stage, files)
+        made = stage / "made"
+        _write_all(made, files)
         if not output.exists():
-            stage.chmod(0o755)
-            os.replace(stage, output)
+            os.replace(made, output)
             return
         _probe(output, files)
         for path in sorted(files):
             target = output / path
             target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(stage / path, target)
+            os.replace(made / path, target)
         if exact:
             _remove_others(output, files, stage)
     except OSError as error:

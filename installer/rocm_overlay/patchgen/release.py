@@ -86,7 +86,7 @@ def _with_own_size(data: bytes, label: str, recipes: RecipeSet, sizes: Iterable[
     taken = set(sizes)
     padding = 0
     while True:
-        result = generate(data, label, recipes, padding).require_clean()
+        result = generate(data, label, recipes, padding=padding).require_clean()
         if len(result.overlay) not in taken:
             return result
         padding += 1

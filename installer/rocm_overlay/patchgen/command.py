@@ -1,0 +1,277 @@
+"""``overlay gen``: make the overlay of one modeling file, or of every modeling file of a transformers package.
+
+:func:`run` is the whole command except argument parsing; the CLI wraps it. Nothing in files and reports depends on
+the clock, the working directory or the order of a set.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import TextIO
+
+from .engine import Result, generate
+from .errors import DriftError, OutputError, PatchgenError, SourceError, TargetError
+from .header import GENERATOR
+from .output import refuse_package, write_files
+from .recipe import RecipeSet
+from .report import declined_lines, file_line, outcome_json, table, unified_diff
+from .trees import Tree, installed_tree, open_tree, read_modeling
+
+SCHEMA = "amd-overlay.gen/1"
+
+EXIT_DONE = 0
+EXIT_DIFFERENCE = 1
+EXIT_USAGE = 2
+EXIT_FOREIGN = 4
+EXIT_CANNOT_WRITE = 5
+EXIT_TARGET = 9
+EXIT_BUG = 70
+_EXIT_CODES: Mapping[type[PatchgenError], int] = {
+    DriftError: EXIT_DIFFERENCE,
+    SourceError: EXIT_FOREIGN,
+    OutputError: EXIT_CANNOT_WRITE,
+    TargetError: EXIT_TARGET,
+}
+
+
+class UsageError(PatchgenError):
+    """The options do not fit together."""
+
+    kind = "usage"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked for; field names are the long options."""
+
+    target: str | None = None
+    all_files: bool = False
+    source: Path | None = None
+    from_installed: bool = False
+    models: Sequence[str] = ()
+    output: Path | None = None
+    list_sites: bool = False
+    dry_run: bool = False
+    diff: bool = False
+    check: bool = False
+    fix: bool = False
+    verbose: bool = False
+    as_json: bool = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """What was made: results by path inside the package, and the errors of files that could not be read."""
+
+    results: tuple[Result, ...]
+    errors: tuple[PatchgenError, ...] = ()
+    written: tuple[str, ...] = field(default=())
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """The texts to write: every file with at least one edit."""
+        return {result.path: result.overlay for result in self.results if result.changed}
+
+
+def run(options: Options, *, out: TextIO | None = None, err: TextIO | None = None) -> int:
+    """Carry out ``overlay gen`` and return its exit code.
+
+    Codes: 0 done; 1 ``--check`` found a difference, or an edit conflict; 2 options that do not fit; 4 a file that is
+    not stock Python source; 5 the output folder cannot be written; 9 no such model, file or package; 70 a bug of ours.
+    Results go to ``out``, all else to ``err``. On any error nothing is written.
+    """
+    out = out or sys.stdout
+    err = err or sys.stderr
+    try:
+        _check_options(options)
+        # Here and not above: the recipes import this package.
+        from rocm_overlay.overlays.recipes import recipe_set
+
+        recipes = recipe_set()
+        made = _generate(options, recipes, lambda text: print(text, file=err))
+        if made.errors:
+            return _fail(made.errors, options, out, err)
+        made = _finish(options, made)
+    except PatchgenError as error:
+        return _fail((error,), options, out, err)
+    if options.as_json:
+        print(json.dumps(_as_json(made, recipes), indent=1, sort_keys=True), file=out)
+    else:
+        _report(options, made, out, err)
+    return EXIT_DONE
+
+
+def _check_options(options: Options) -> None:
+    if options.all_files == (options.target is not None):
+        raise UsageError("name one MODULE_OR_FILE, or pass --all", expected="exactly one of them")
+    if options.source is not None and options.from_installed:
+        raise UsageError("--source and --from-installed exclude each other")
+    if options.models and not options.all_files:
+        raise UsageError("--models chooses among --all")
+    if options.fix and not options.check:
+        raise UsageError("--fix goes with --check")
+    writes = not (options.dry_run or options.list_sites)
+    if (options.check or (options.all_files and writes and not options.diff)) and options.output is None:
+        raise UsageError("no output folder", expected="-o DIR", remedy="pass -o DIR, --dry-run, --list or --diff")
+
+
+def _generate(options: Options, recipes: RecipeSet, progress: Callable[[str], None]) -> Run:
+    inputs = _inputs(options)
+    results: list[Result] = []
+    errors: list[PatchgenError] = []
+    for number, (path, label, read) in enumerate(inputs, 1):
+        try:
+            results.append(generate(read(), path, recipes, label=label).require_clean())
+        except PatchgenError as error:
+            errors.append(error)
+        if len(inputs) > 1 and number % 50 == 0:
+            progress(f"{number} of {len(inputs)} files")
+    return Run(tuple(results), tuple(errors))
+
+
+def _inputs(options: Options) -> list[tuple[str, str, Callable[[], bytes]]]:
+    """The files to read: path inside the package, name for messages, and how to get the bytes."""
+    target = options.target
+    if target is not None and (target.endswith(".py") or "/" in target):
+        file = Path(target)
+        return [(_package_path(file), str(file), lambda: _read_file(file))]
+    tree = open_tree(options.source) if options.source is not None else installed_tree()
+    if target is not None:
+        paths: Sequence[str] = [tree.path_of(target)]
+    elif options.models:
+        paths = sorted({tree.path_of(model) for model in options.models})
+    else:
+        paths = tree.modeling_files
+    return [(path, tree.label(path), _reader(tree, path)) for path in paths]
+
+
+def _reader(tree: Tree, path: str) -> Callable[[], bytes]:
+    return lambda: read_modeling(tree, path)
+
+
+def _package_path(file: Path) -> str:
+    """``models/x/modeling_x.py`` of a file that lies in such folders, else its name."""
+    parts = file.parts
+    for index in range(len(parts) - 2, -1, -1):
+        if parts[index] == "models":
+            return "/".join(parts[index:])
+    return file.name
+
+
+def _read_file(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise TargetError(f"cannot read {file}", expected="a modeling file", found=error.strerror) from error
+
+
+def _finish(options: Options, made: Run) -> Run:
+    """Write or compare, where the options ask for it."""
+    if options.output is None or options.dry_run or options.list_sites:
+        return made
+    refuse_package(options.output)
+    if options.check:
+        different = [path for path, data in made.files.items() if not _is(options.output / path, data)]
+        if different and not options.fix:
+            raise DriftError(
+                f"{options.output} is not what the generator makes",
+                found=f"{len(different)} of {len(made.files)} files differ or are missing: {', '.join(different[:8])}",
+                remedy="run again with --check --fix, and review the diff",
+            )
+        if not made.files:
+            raise DriftError("--check compared nothing", expected="at least one file that the recipes edit")
+        files = {path: made.files[path] for path in different}
+    else:
+        files = made.files
+    if files:
+        write_files(options.output, files)
+    return Run(made.results, made.errors, tuple(sorted(files)))
+
+
+def _is(file: Path, data: bytes) -> bool:
+    try:
+        return file.read_bytes() == data
+    except OSError:
+        return False
+
+
+def _fail(errors: Sequence[PatchgenError], options: Options, out: TextIO, err: TextIO) -> int:
+    if options.as_json:
+        listed = [
+            {"id": error.kind, "message": error.message, "place": str(error.place or ""), "text": str(error)}
+            for error in errors
+        ]
+        print(json.dumps({"schema": SCHEMA, "errors": listed}, indent=1, sort_keys=True), file=out)
+    for error in errors:
+        print(f"error: {error}", file=err)
+    if len(errors) > 1:
+        print(f"error: {len(errors)} files failed; nothing was written", file=err)
+    return max(_exit_code(error) for error in errors)
+
+
+def _exit_code(error: PatchgenError) -> int:
+    if error.kind == "usage":
+        return EXIT_USAGE
+    if error.kind == "internal":
+        return EXIT_BUG
+    return next((code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)), EXIT_DIFFERENCE)
+
+
+def _as_json(made: Run, recipes: RecipeSet) -> dict[str, object]:
+    return {
+        "schema": SCHEMA,
+        "generator": GENERATOR,
+        "recipes": recipes.digest,
+        "errors": [],
+        "files": [
+            {
+                "path": result.path,
+                "stock_sha256": result.stock_sha256,
+                "overlay_sha256": sha256(result.overlay).hexdigest(),
+                "changed": result.changed,
+                "recipes": [outcome_json(outcome) for outcome in result.outcomes],
+            }
+            for result in made.results
+        ],
+        "table": table(made.results, recipes),
+        "written": list(made.written),
+    }
+
+
+def _report(options: Options, made: Run, out: TextIO, err: TextIO) -> None:
+    changed = [result for result in made.results if result.changed]
+    if options.diff:
+        for result in changed:
+            _write(out, unified_diff(result.stock, result.overlay, result.path).encode("utf-8"))
+    elif options.output is None and not (options.dry_run or options.list_sites):
+        for result in made.results:
+            _write(out, result.overlay)
+    if options.list_sites:
+        for result in changed:
+            for outcome in result.outcomes:
+                for qualname, line in outcome.sites:
+                    print(f"{result.path}:{line}: {outcome.recipe} {qualname}", file=out)
+    for result in made.results:
+        if result.changed or options.verbose or len(made.results) == 1:
+            print(file_line(result), file=err)
+        if options.verbose:
+            for text in declined_lines(result):
+                print(text, file=err)
+    where = f"; {len(made.written)} written to {options.output}" if made.written else "; nothing written"
+    print(f"{len(changed)} of {len(made.results)} files get an overlay{where}", file=err)
+
+
+def _write(out: TextIO, data: bytes) -> None:
+    """Write source text as it is: the locale's encoding and newline rules are none of its business."""
+    buffer = getattr(out, "buffer", None)
+    if buffer is None:
+        out.write(data.decode("utf-8"))
+        return
+    out.flush()
+    buffer.write(data)
+    buffer.flush()

@@ -1,0 +1,182 @@
+"""The qkv recipe: the calls move up to the first of them, so nothing on the way may matter."""
+
+from __future__ import annotations
+
+import pytest
+from rocm_overlay.overlays.recipes.qkv import RECIPE
+
+from tests.patchgen.support import assert_edit, assert_untouched
+
+METHOD = """
+class A(nn.Module):
+    def forward(self, hidden_states, key_value_states=None):
+        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+"""
+INSERTED = """        query_states, key_states, value_states = (
+            _amd.qkv_proj(self, hidden_states)
+            if _amd and _amd.on.qkv
+            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states))
+        )
+"""
+LLAMA = [
+    "query_states = self.q_proj(hidden_states).view(shape).transpose(1, 2)",
+    "key_states = self.k_proj(hidden_states).view(shape).transpose(1, 2)",
+    "value_states = self.v_proj(hidden_states).view(shape).transpose(1, 2)",
+]
+QWEN3 = [
+    "query_states = self.q_norm(self.q_proj(hidden_states).view(shape)).transpose(1, 2)",
+    "key_states = self.k_norm(self.k_proj(hidden_states).view(shape)).transpose(1, 2)",
+    "value_states = self.v_proj(hidden_states).view(shape).transpose(1, 2)",
+]
+OLMO2 = [
+    "query_states = self.q_norm(self.q_proj(hidden_states))",
+    "key_states = self.k_norm(self.k_proj(hidden_states))",
+    "value_states = self.v_proj(hidden_states)",
+]
+GATED = [
+    "query_states, gate = torch.chunk(",
+    "    self.q_proj(hidden_states).view(*shape, 2), 2, dim=-1",
+    ")",
+    "key_states = self.k_norm(self.k_proj(hidden_states).view(shape)).transpose(1, 2)",
+    "value_states = self.v_proj(hidden_states).view(shape).transpose(1, 2)",
+]
+
+
+def method(lines: list[str]) -> str:
+    return METHOD + "".join(f"        {line}\n" for line in lines) + "        return query_states\n"
+
+
+def edited(lines: list[str], inserted: str = INSERTED) -> str:
+    after = [
+        line.replace("self.q_proj(hidden_states)", "query_states")
+        .replace("self.k_proj(hidden_states)", "key_states")
+        .replace("self.v_proj(hidden_states)", "value_states")
+        for line in lines
+    ]
+    return METHOD + inserted + "".join(f"        {line}\n" for line in after) + "        return query_states\n"
+
+
+@pytest.mark.parametrize("lines", [LLAMA, QWEN3, OLMO2, GATED], ids=["llama", "qwen3", "olmo2", "qwen3_next"])
+def test_the_spellings(lines: list[str]) -> None:
+    assert_edit(RECIPE, method(lines), edited(lines))
+
+
+def test_the_assigned_names_are_used_in_the_order_q_k_v() -> None:
+    before = method([LLAMA[2], LLAMA[0], LLAMA[1]])
+    assert_edit(RECIPE, before, edited([LLAMA[2], LLAMA[0], LLAMA[1]]))
+
+
+def test_other_names_and_an_unrelated_statement_between() -> None:
+    lines = [
+        "queries = self.q_proj(x)",
+        "gate = self.gate(x)",
+        "queries = queries.view(1, -1)",
+        "keys = self.k_proj(x)",
+        "values = self.v_proj(x)",
+    ]
+    inserted = """        queries, keys, values = (
+            _amd.qkv_proj(self, x)
+            if _amd and _amd.on.qkv
+            else (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+        )
+"""
+    after = [
+        line.replace("self.q_proj(x)", "queries").replace("self.k_proj(x)", "keys").replace("self.v_proj(x)", "values")
+        for line in lines
+    ]
+    head = "class A(nn.Module):\n    def forward(self, x):\n"
+    body = [head + "".join(f"        {line}\n" for line in lines), ""]
+    assert_edit(RECIPE, body[0], head + inserted + "".join(f"        {line}\n" for line in after))
+
+
+def test_a_long_tuple_is_broken_into_lines() -> None:
+    name = "a_rather_long_name_for_hidden_states"
+    before = f"""
+class A(nn.Module):
+    def forward(self, {name}):
+        q = self.q_proj({name})
+        k = self.k_proj({name})
+        v = self.v_proj({name})
+"""
+    after = f"""
+class A(nn.Module):
+    def forward(self, {name}):
+        q, k, v = (
+            _amd.qkv_proj(self, {name})
+            if _amd and _amd.on.qkv
+            else (
+                self.q_proj({name}),
+                self.k_proj({name}),
+                self.v_proj({name}),
+            )
+        )
+        q = q
+        k = k
+        v = v
+"""
+    assert_edit(RECIPE, before, after)
+
+
+def test_each_branch_is_a_site_of_its_own() -> None:
+    lines = ["if self.fast:", *(f"    {line}" for line in LLAMA), "else:", *(f"    {line}" for line in OLMO2)]
+    indented = "".join(f"    {line}\n" for line in INSERTED.splitlines())
+    after = edited(lines, "")
+    for branch in ("if self.fast:\n", "else:\n"):
+        after = after.replace(branch, branch + indented)
+    result = assert_edit(RECIPE, method(lines), after)
+    assert len(result.outcomes[0].sites) == 2
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        ([LLAMA[0], LLAMA[1].replace("(hidden_states)", "(key_value_states)"), LLAMA[2]], "take different arguments"),
+        ([LLAMA[0], "hidden_states = self.norm(hidden_states)", *LLAMA[1:]], "rebinds hidden_states"),
+        ([LLAMA[0], "hidden_states += 1", *LLAMA[1:]], "rebinds hidden_states"),
+        ([LLAMA[0], "y = (hidden_states := 1)", *LLAMA[1:]], "rebinds hidden_states"),
+        ([LLAMA[0], "hidden_states[0] = 1", *LLAMA[1:]], "rebinds hidden_states"),
+        ([LLAMA[0], "if self.x:", "    hidden_states = 1", *LLAMA[1:]], "rebinds hidden_states"),
+        ([LLAMA[0], "if self.x:", "    y = 1", *LLAMA[1:]], "is not a plain assignment"),
+        ([LLAMA[0], "hidden_states.mul_(2)", *LLAMA[1:]], "is not a plain assignment"),
+        ([LLAMA[0], "self = other", *LLAMA[1:]], "changes self"),
+        ([LLAMA[0], "old = key_states", *LLAMA[1:]], "reads a name before its projection sets it"),
+        ([LLAMA[0], "key_states = 1", *LLAMA[1:]], "binds a name that the projections set"),
+        ([LLAMA[0], LLAMA[1] + " + value_states", LLAMA[2]], "reads a name that the projections set"),
+        (["query_states = self.q_proj(hidden_states) + query_states", *LLAMA[1:]], "reads a name that the projections"),
+        (["hidden_states = self.q_proj(hidden_states)", *LLAMA[1:]], "not four different names"),
+        (["query_states = self.q_proj(hidden_states) if x else None", *LLAMA[1:]], "does not always call"),
+        (["query_states = x and self.q_proj(hidden_states)", *LLAMA[1:]], "does not always call"),
+        (["query_states = [self.q_proj(hidden_states) for _ in x]", *LLAMA[1:]], "does not always call"),
+        (["self.q = self.q_proj(hidden_states)", *LLAMA[1:]], "not in an assignment to a name"),
+        (["query_states = other = self.q_proj(hidden_states)", *LLAMA[1:]], "not in an assignment to a name"),
+        (["self.q_proj(hidden_states)", *LLAMA[1:]], "not in an assignment to a name"),
+        ([line.replace("(hidden_states)", "(self.norm(hidden_states))") for line in LLAMA], "expected one plain name"),
+        (["query_states, key_states = self.q_proj(hidden_states), self.k_proj(hidden_states)", LLAMA[2]], "not four"),
+    ],
+)
+def test_declined(lines: list[str], reason: str) -> None:
+    assert_untouched(RECIPE, method(lines), reason)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        LLAMA[:2],
+        [LLAMA[0].replace("self.", "other."), *LLAMA[1:]],
+        [LLAMA[0].replace("(hidden_states)", "(hidden_states, 1)"), *LLAMA[1:]],
+        [*LLAMA, "again = self.k_proj(hidden_states)"],
+        [LLAMA[0], "if y:", "    " + LLAMA[1], LLAMA[2]],
+    ],
+)
+def test_no_candidate(lines: list[str]) -> None:
+    assert_untouched(RECIPE, method(lines))
+
+
+def test_a_projection_of_another_kind_is_declined() -> None:
+    init = """
+    def __init__(self):
+        self.q_proj = nn.Linear(1, 1)
+        self.k_proj = Conv1D(1, 1)
+"""
+    text = method(LLAMA).replace("class A(nn.Module):\n", "class A(nn.Module):" + init + "\n")
+    assert_untouched(RECIPE, text, "self.k_proj is not built as nn.Linear")

@@ -1,0 +1,129 @@
+"""The rms_norm recipe: two numeric forms, and everything that only looks like them."""
+
+from __future__ import annotations
+
+import pytest
+from rocm_overlay.overlays.recipes.rms_norm import RECIPE
+
+from tests.patchgen.support import assert_edit, assert_untouched
+
+LLAMA = '''
+class XRMSNorm(nn.Module):
+    def __init__(self, hidden_size, eps=1e-6):
+        """
+        Equivalent to T5LayerNorm
+        """
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.variance_epsilon = eps
+
+    def forward(self, hidden_states):
+        input_dtype = hidden_states.dtype
+        hidden_states = hidden_states.to(torch.float32)
+        variance = hidden_states.pow(2).mean(-1, keepdim=True)
+        hidden_states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
+        return self.weight * hidden_states.to(input_dtype)
+'''
+GEMMA = '''
+class Norm(nn.Module):
+    def _norm(self, x):
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+
+    def forward(self, x):
+        """Normalise."""
+        # fp32 first
+        output = self._norm(x.float())
+        # then the weight
+        output = output * (1.0 + self.weight.float())
+        return output.type_as(x)
+'''
+DECLINED = "the body is neither weight * x.to(dtype) nor x * (1 + weight) in fp32"
+
+
+def test_llama_form() -> None:
+    guard = """        if _amd and _amd.on.rms_norm:
+            return _amd.rms_norm(hidden_states, self.weight, self.variance_epsilon)
+"""
+    first = "        input_dtype = hidden_states.dtype\n"
+    result = assert_edit(RECIPE, LLAMA, LLAMA.replace(first, guard + first))
+    assert result.outcomes[0].sites == (("XRMSNorm.forward", 15),)
+
+
+def test_attribute_and_argument_names_are_read_off_the_body() -> None:
+    before = LLAMA.replace("hidden_states", "x").replace("variance_epsilon", "eps").replace("self.weight", "self.scale")
+    first = "        input_dtype = x.dtype\n"
+    guard = "        if _amd and _amd.on.rms_norm:\n            return _amd.rms_norm(x, self.scale, self.eps)\n"
+    assert_edit(RECIPE, before, before.replace(first, guard + first))
+
+
+def test_gemma_form_goes_above_the_comment_and_below_the_docstring() -> None:
+    guard = """        if _amd and _amd.on.rms_norm:
+            return _amd.rms_norm(x, self.weight, self.eps, form="gemma")
+"""
+    assert_edit(RECIPE, GEMMA, GEMMA.replace("        # fp32 first\n", guard + "        # fp32 first\n"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        # fp32 product (olmo2, gpt_oss): another rounding
+        ("self.weight * hidden_states.to(input_dtype)", "(self.weight * hidden_states).to(input_dtype)"),
+        ("return self.weight *", "return (1 + self.weight) *"),
+        (".pow(2).mean(-1, keepdim=True)", ".pow(2).mean(1, keepdim=True)"),
+        ("torch.rsqrt(variance + self.variance_epsilon)", "torch.rsqrt(variance) + self.variance_epsilon"),
+        ("hidden_states.to(torch.float32)", "hidden_states.to(torch.float64)"),
+        # a residual in between
+        ("        variance =", "        hidden_states = hidden_states + self.residual\n        variance ="),
+        ("        return self.weight", "        hidden_states = hidden_states * self.m\n        return self.weight"),
+    ],
+)
+def test_another_formula_is_declined(old: str, new: str) -> None:
+    assert old in LLAMA
+    assert_untouched(RECIPE, LLAMA.replace(old, new), DECLINED)
+
+
+def test_a_gated_norm_is_declined() -> None:
+    gated = LLAMA.replace("def forward(self, hidden_states):", "def forward(self, hidden_states, gate=None):")
+    assert_untouched(RECIPE, gated, "forward takes (self, hidden_states, gate), expected (self, hidden_states)")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("(1.0 + self.weight.float())", "self.weight.float()"), ("type_as(x)", "type_as(output)")],
+)
+def test_gemma_neighbours_are_no_gemma(old: str, new: str) -> None:
+    assert_untouched(RECIPE, GEMMA.replace(old, new).replace("class Norm", "class XRMSNorm"), DECLINED)
+
+
+def test_a_gemma_forward_with_another_helper_is_declined() -> None:
+    other = GEMMA.replace("x.pow(2).mean(-1, keepdim=True)", "x.var(-1, keepdim=True)")
+    assert_untouched(RECIPE, other, DECLINED)
+    assert_untouched(RECIPE, GEMMA.replace("def _norm(", "def _other("), DECLINED)
+
+
+def test_frozen_batch_norm_is_not_even_a_candidate() -> None:
+    assert_untouched(
+        RECIPE,
+        """
+class XFrozenBatchNorm2d(nn.Module):
+    def forward(self, x):
+        weight = self.weight.reshape(1, -1, 1, 1)
+        bias = self.bias.reshape(1, -1, 1, 1)
+        running_var = self.running_var.reshape(1, -1, 1, 1)
+        running_mean = self.running_mean.reshape(1, -1, 1, 1)
+        epsilon = 1e-5
+        scale = weight * (running_var + epsilon).rsqrt()
+        bias = bias - running_mean * scale
+        return x * scale + bias
+""",
+    )
+
+
+def test_a_scripted_forward_is_declined() -> None:
+    scripted = LLAMA.replace("    def forward", "    @torch.jit.script_if_tracing\n    def forward")
+    assert_untouched(RECIPE, scripted, "TorchScript compiles this function")
+
+
+def test_a_function_outside_a_class_is_no_candidate() -> None:
+    lines = LLAMA.split("    def forward")[1]
+    assert_untouched(RECIPE, "def forward" + lines.replace("\n    ", "\n"))

@@ -1,0 +1,101 @@
+"""The rope recipe: rotate-half, full and partial; never an interleaved one."""
+
+from __future__ import annotations
+
+import pytest
+from rocm_overlay.overlays.recipes.rope import RECIPE
+
+from tests.patchgen.support import assert_edit, assert_untouched
+
+ROTATE = '''
+def rotate_half(x):
+    """Rotates half the hidden dims of the input."""
+    x1 = x[..., : x.shape[-1] // 2]
+    x2 = x[..., x.shape[-1] // 2 :]
+    return torch.cat((-x2, x1), dim=-1)
+'''
+FULL = (
+    ROTATE
+    + '''
+
+def apply_rotary_pos_emb(q, k, cos, sin, position_ids=None, unsqueeze_dim=1):
+    """Applies it.
+
+    Args: as always.
+    """
+    cos = cos.unsqueeze(unsqueeze_dim)
+    sin = sin.unsqueeze(unsqueeze_dim)
+    q_embed = (q * cos) + (rotate_half(q) * sin)
+    k_embed = (k * cos) + (rotate_half(k) * sin)
+    return q_embed, k_embed
+'''
+)
+PARTIAL = (
+    ROTATE
+    + """
+
+def apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=1):
+    cos = cos.unsqueeze(unsqueeze_dim)
+    sin = sin.unsqueeze(unsqueeze_dim)
+
+    rotary_dim = cos.shape[-1]
+    q_rot, q_pass = q[..., :rotary_dim], q[..., rotary_dim:]
+    k_rot, k_pass = k[..., :rotary_dim], k[..., rotary_dim:]
+
+    q_embed = torch.cat([(q_rot * cos) + (rotate_half(q_rot) * sin), q_pass], dim=-1)
+    k_embed = torch.cat([(k_rot * cos) + (rotate_half(k_rot) * sin), k_pass], dim=-1)
+    return q_embed, k_embed
+"""
+)
+FIRST = "    cos = cos.unsqueeze(unsqueeze_dim)\n"
+GUARD = "    if _amd and _amd.on.rope:\n        return _amd.apply_rope(q, k, cos, sin, unsqueeze_dim)\n"
+DECLINED = "the body is neither the full nor the partial rotate-half form"
+
+
+@pytest.mark.parametrize("before", [FULL, PARTIAL])
+def test_both_forms(before: str) -> None:
+    assert_edit(RECIPE, before, before.replace(FIRST, GUARD + FIRST))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("(rotate_half(k) * sin)", "(rotate_half(k) * cos)"),
+        ("(q * cos) +", "(q * cos) -"),
+        ("    q_embed =", "    q = q.float()\n    q_embed ="),
+        ("sin = sin.unsqueeze(unsqueeze_dim)", "sin = sin.unsqueeze(1)"),
+        ("return q_embed, k_embed", "return k_embed, q_embed"),
+        ("(q * cos) + (rotate_half(q) * sin)", "q * (cos + rotate_half(q)) * sin"),
+    ],
+)
+def test_another_formula_is_declined(old: str, new: str) -> None:
+    assert old in FULL
+    assert_untouched(RECIPE, FULL.replace(old, new), DECLINED)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("x[..., : x.shape[-1] // 2]", "x[..., ::2]"),
+        ("(-x2, x1)", "(x1, -x2)"),
+        ("torch.cat((-x2, x1), dim=-1)", "torch.stack((-x2, x1), dim=-1).flatten(-2)"),
+    ],
+)
+def test_a_rotate_half_that_interleaves_is_declined(old: str, new: str) -> None:
+    assert_untouched(RECIPE, FULL.replace(old, new), "rotate_half does not rotate the first half against the second")
+
+
+def test_an_imported_rotate_half_is_declined() -> None:
+    imported = "from somewhere import rotate_half\n" + FULL.replace(ROTATE, "")
+    assert_untouched(RECIPE, imported, "rotate_half is not defined exactly once in this file")
+
+
+def test_a_dimension_that_is_no_parameter_is_declined() -> None:
+    assert_untouched(RECIPE, FULL.replace(", unsqueeze_dim=1", ""), "are not five parameters of the function")
+
+
+def test_a_method_of_that_name_is_no_candidate() -> None:
+    method = ROTATE + "\n\nclass A:\n" + "\n".join(
+        "    " + line if line else "" for line in FULL.replace(ROTATE, "").strip().splitlines()
+    )
+    assert_untouched(RECIPE, method)
