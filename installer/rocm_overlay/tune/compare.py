@@ -76,7 +76,13 @@ def diff_json(diff: Diff) -> dict[str, object]:
         "added": [_row_json(row) for row in diff.added],
         "removed": [_row_json(row) for row in diff.removed],
         "changed": [
-            {"shape": c.key._asdict(), "old": _row_json(c.old), "new": _row_json(c.new), "ratio": c.ratio, "kernel": c.kernel}
+            {
+                "shape": c.key._asdict(),
+                "old": _row_json(c.old),
+                "new": _row_json(c.new),
+                "ratio": c.ratio,
+                "kernel": c.kernel,
+            }
             for c in diff.changed
         ],
     }
@@ -93,7 +99,9 @@ def diff_text(diff: Diff) -> str:
         ratio = f" ({change.ratio:.2f}x time)" if change.ratio is not None else ""
         old, new = change.old, change.new
         lines.append(f"~ {change.key.shape_text()} {old.libtype} {old.us} us -> {new.libtype} {new.us} us{ratio}")
-    lines.append(f"{len(diff.added)} added, {len(diff.removed)} removed, {len(diff.changed)} changed, {diff.same} the same")
+    lines.append(
+        f"{len(diff.added)} added, {len(diff.removed)} removed, {len(diff.changed)} changed, {diff.same} the same"
+    )
     return "\n".join(lines)
 
 

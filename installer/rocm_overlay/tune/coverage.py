@@ -87,7 +87,9 @@ def parse_mix(text: str) -> dict[int, float]:
             m, share = part.split(":")
             mix[int(m)] = mix.get(int(m), 0.0) + float(share)
     except ValueError:
-        raise TuneError("bad-mix", f"--m-mix {text!r} is not a mix", "write M:share pairs, for example 1:0.7,16:0.3") from None
+        raise TuneError(
+            "bad-mix", f"--m-mix {text!r} is not a mix", "write M:share pairs, for example 1:0.7,16:0.3"
+        ) from None
     if not mix or min(mix) < 1 or min(mix.values()) < 0 or not 0 < sum(mix.values()) < float("inf"):
         raise TuneError("bad-mix", f"--m-mix {text!r} needs M >= 1 and shares >= 0", "for example 1:0.7,16:0.3")
     total = sum(mix.values())
@@ -114,9 +116,7 @@ def cover(
 
 
 def _line(linear: Linear, index: TableIndex, ladder: Sequence[int], dtype: str) -> Line:
-    cells = [
-        Cell(m, index.find(m, linear.n, linear.k, bias=linear.bias, dtype=dtype)) for m in rows_of(linear, ladder)
-    ]
+    cells = [Cell(m, index.find(m, linear.n, linear.k, bias=linear.bias, dtype=dtype)) for m in rows_of(linear, ladder)]
     return Line(linear, tuple(cells))
 
 

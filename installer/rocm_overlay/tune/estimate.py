@@ -141,7 +141,9 @@ def step(
     return Step(batch, products, in_layers / model.layers, total, cache, measured / total, stock, fused, launch_us)
 
 
-def as_json(model: Model, gpu: Gpu, lines: Sequence[Roofline], steps: Sequence[Step], notes: Sequence[str]) -> dict[str, object]:
+def as_json(
+    model: Model, gpu: Gpu, lines: Sequence[Roofline], steps: Sequence[Step], notes: Sequence[str]
+) -> dict[str, object]:
     return {
         "schema": SCHEMA,
         "model": model.name,
@@ -195,10 +197,15 @@ def text(model: Model, gpu: Gpu, lines: Sequence[Roofline], steps: Sequence[Step
     ]
     out += [f"{r.context:>9}{r.batch:>7}{r.tokens_per_s:>13.1f}{r.tokens_per_s_real:>16.1f}" for r in lines]
     for value in steps:
-        out += ["", f"one step of {value.batch}: {value.layer_us:.1f} us per layer, GEMMs {value.gemm_us / 1e3:.2f} ms "]
+        out += [
+            "",
+            f"one step of {value.batch}: {value.layer_us:.1f} us per layer, GEMMs {value.gemm_us / 1e3:.2f} ms ",
+        ]
         out[-1] += f"({value.measured_share:.0%} of it from measured rows), cache {value.cache_us / 1e3:.2f} ms"
         for p in value.products:
-            out.append(f"  {p.linear.role:26}{p.m:>6}x{p.linear.n}x{p.linear.k}: {p.us:.1f} us x {p.calls:g} [{p.source}]")
+            out.append(
+                f"  {p.linear.role:26}{p.m:>6}x{p.linear.n}x{p.linear.k}: {p.us:.1f} us x {p.calls:g} [{p.source}]"
+            )
         for kind, launches in (("stock", value.stock_launches), ("fused", value.fused_launches)):
             out.append(
                 f"  {kind} {launches} launches x {value.launch_us:g} us = {value.host_us(launches) / 1e3:.2f} ms on the host: "

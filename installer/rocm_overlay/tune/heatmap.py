@@ -87,16 +87,24 @@ def picture(report: Report) -> bytes:
     lines = report.asked.lines
     states = list(COLOURS)
     width = max(len(line.cells) for line in lines)
-    grid = [[states.index(cell.state) for cell in line.cells] + [len(states)] * (width - len(line.cells)) for line in lines]
+    grid = [
+        [states.index(cell.state) for cell in line.cells] + [len(states)] * (width - len(line.cells)) for line in lines
+    ]
     figure = figures.Figure(figsize=(2.5 + 0.6 * width, 1.5 + 0.35 * len(lines)), layout="constrained")
     axes = figure.subplots()
     palette = colours.ListedColormap([*COLOURS.values(), "#ffffff"])
     axes.pcolormesh(grid, cmap=palette, vmin=0, vmax=len(states), edgecolors="white", linewidth=1)
     axes.invert_yaxis()
-    axes.set_yticks([y + 0.5 for y in range(len(lines))], [f"{line.linear.role} {line.linear.n}x{line.linear.k}" for line in lines])
+    axes.set_yticks(
+        [y + 0.5 for y in range(len(lines))], [f"{line.linear.role} {line.linear.n}x{line.linear.k}" for line in lines]
+    )
     axes.set_xticks([x + 0.5 for x in range(len(report.ladder))], [str(m) for m in report.ladder])
-    axes.set_xlabel("M (a vision tower's columns are whole pictures)" if any(x.linear.kind == "image" for x in lines) else "M")
-    axes.set_title(f"{report.model.name} on {report.device}: {report.asked.found} of {report.asked.total} lookups found")
+    axes.set_xlabel(
+        "M (a vision tower's columns are whole pictures)" if any(x.linear.kind == "image" for x in lines) else "M"
+    )
+    axes.set_title(
+        f"{report.model.name} on {report.device}: {report.asked.found} of {report.asked.total} lookups found"
+    )
     axes.legend(
         handles=[patches.Patch(color=COLOURS[state], label=state) for state in states],
         loc="upper left",

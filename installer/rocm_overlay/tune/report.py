@@ -75,7 +75,9 @@ def _line_json(line: Line, device: Device, dtype: str) -> dict[str, object]:
                 "m": cell.m,
                 "state": cell.state,
                 "found_m": cell.hit.m if cell.hit else None,
-                "libtype": cell.hit.row.libtype if cell.hit else default_libtype(device, cell.m, linear.n, linear.k, dtype),
+                "libtype": cell.hit.row.libtype
+                if cell.hit
+                else default_libtype(device, cell.m, linear.n, linear.k, dtype),
                 "us": cell.hit.row.us if cell.hit and cell.hit.row.measured else None,
                 "source": cell.hit.row.place if cell.hit else None,
             }
@@ -131,7 +133,9 @@ def advise(asked: Coverage, choices: Sequence[Coverage], index: TableIndex) -> t
     torch_rows = asked.states()["torch"]
     if torch_rows:
         sentences.append(f"{torch_rows} of {asked.found} found rows say torch: tuned, and F.linear all the same")
-    sentences.append("a row is not a gain: tuning every shape of a model has been seen to change nothing; compare with `overlay tune run --ab`")
+    sentences.append(
+        "a row is not a gain: tuning every shape of a model has been seen to change nothing; compare with `overlay tune run --ab`"
+    )
     return tuple(sentences)
 
 

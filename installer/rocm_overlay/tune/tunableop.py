@@ -91,7 +91,9 @@ def _result(path: str, line: int, cells: list[str], device: Device) -> Row | Fin
     except ValueError:
         us = -1.0
     if not 0 <= us < float("inf"):
-        return Finding("error", "bad-row", path, line, f"time {cells[3]!r} is not a number of milliseconds", "delete the line")
+        return Finding(
+            "error", "bad-row", path, line, f"time {cells[3]!r} is not a number of milliseconds", "delete the line"
+        )
     n, m, k = int(problem[2]), int(problem[3]), int(problem[4])
     if min(n, m, k) < 1:
         return Finding("error", "bad-row", path, line, f"{cells[1]} has a dimension of 0", "delete the line")
@@ -109,7 +111,9 @@ def signature(shape: Shape) -> tuple[str, str]:
     """Return TunableOp's two names of a shape; raise TuneError for types and layouts it has none for."""
     name = NAMES.get(shape.dtype)
     if name is None or shape.dtype != shape.outdtype or shape.scale_ab or shape.bpreshuffle:
-        raise TuneError("no-counterpart", f"TunableOp has no plain product for {shape.text()}", "export bf16 or fp16 shapes")
+        raise TuneError(
+            "no-counterpart", f"TunableOp has no plain product for {shape.text()}", "export bf16 or fp16 shapes"
+        )
     operation = "GemmAndBiasTunableOp" if shape.bias else "GemmTunableOp"
     return f"{operation}_{name}_TN", f"tn_{shape.n}_{shape.m}_{shape.k}_ld_{shape.k}_{shape.k}_{shape.n}"
 
@@ -142,9 +146,15 @@ def render_results(rows: Iterable[Row], validators: Mapping[str, str]) -> tuple[
 
 def read_validators(path: Path) -> dict[str, str]:
     """Return the Validator lines of a file that TunableOp wrote on the machine in question."""
-    found = {cells[1]: ",".join(cells[2:]) for _, cells in records(read_text(path)) if cells[0] == "Validator" and len(cells) > 2}
+    found = {
+        cells[1]: ",".join(cells[2:])
+        for _, cells in records(read_text(path))
+        if cells[0] == "Validator" and len(cells) > 2
+    }
     missing = [name for name in VALIDATORS if name not in found]
     if missing:
         message = f"{path} has no Validator line for {', '.join(missing)}"
-        raise TuneError("no-validators", message, "use a file TunableOp wrote on the target machine", paths=(str(path),))
+        raise TuneError(
+            "no-validators", message, "use a file TunableOp wrote on the target machine", paths=(str(path),)
+        )
     return found

@@ -1,0 +1,144 @@
+"""The loop over shapes: tune, time the default, refuse what is wrong or no faster, remember, go on."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..check import peak_flops
+from ..device import Device
+from ..errors import TuneError
+from ..lookup import default_libtype
+from ..schema import COLUMNS
+from ..shapes import Shape
+from ..table import Row, read_table, render
+from .journal import Journal, Outcome
+from .programs import Programs
+from .progress import Progress
+
+SCHEMA = "amd-overlay.tune.run/1"
+
+
+@dataclass(frozen=True)
+class Session:
+    """One tuning run. ``margin`` is the share of the default's time a row must save to be kept."""
+
+    device: Device
+    programs: Programs
+    work: Path
+    margin: float
+    retries: int = 1
+
+    def settings(self) -> dict[str, object]:
+        """What must not change between a run and its resumption."""
+        return {
+            "gpu": str(self.device),
+            "tuner": list(self.programs.tuner),
+            "verifier": list(self.programs.verifier),
+            "extra": list(self.programs.extra),
+            "err_ratio": self.programs.err_ratio,
+            "margin": self.margin,
+        }
+
+    def run(self, shapes: Sequence[Shape], progress: Progress) -> tuple[Outcome, ...]:
+        """Tune every shape that the work folder's journal does not have yet; return all outcomes in order."""
+        journal = Journal(self.work / "session.jsonl", self.settings())
+        journal.open()
+        for number, shape in enumerate(shapes, 1):
+            earlier = journal.done.get(shape)
+            if earlier is not None:
+                progress.done(number, shape.text(), f"{_said(earlier)} (from an earlier run)")
+                continue
+            progress.running(number, shape.text())
+            outcome = self._shape(shape)
+            journal.add(outcome)
+            progress.done(number, shape.text(), _said(outcome))
+        return tuple(journal.done[shape] for shape in shapes)
+
+    def _folder(self, shape: Shape) -> Path:
+        name = hashlib.sha256(repr(tuple(shape)).encode()).hexdigest()[:8]
+        folder = self.work / f"{shape.m}x{shape.n}x{shape.k}-{name}"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def _shape(self, shape: Shape) -> Outcome:
+        folder = self._folder(shape)
+        row, status, reason = self._tuned(shape, folder)
+        if row is None:
+            return Outcome(shape, status, reason)
+        problem = self._doubt(row)
+        if problem is not None:
+            return Outcome(shape, problem[0], problem[1], row.us)
+        default = default_libtype(self.device, shape.m, shape.n, shape.k, shape.dtype)
+        baseline, ended = self.programs.tune(shape, folder, default)
+        if baseline is None or not baseline.measured:
+            return Outcome(shape, "no-baseline", f"{default} could not be timed: {ended.failure or 'no row'}", row.us)
+        if row.libtype == default or row.us > baseline.us * (1 - self.margin):
+            gain = 1 - row.us / baseline.us
+            said = f"{row.libtype} saves {gain:.1%}, less than {self.margin:.1%}"
+            return Outcome(shape, "no-gain", said, row.us, baseline.us)
+        wrong = self.programs.verify(row, folder)
+        if wrong:
+            return Outcome(shape, "wrong", wrong, row.us, baseline.us)
+        cells = dict(zip(COLUMNS, _cells(row), strict=True))
+        return Outcome(shape, "kept", f"{row.libtype} saves {1 - row.us / baseline.us:.1%}", row.us, baseline.us, cells)
+
+    def _tuned(self, shape: Shape, folder: Path) -> tuple[Row | None, str, str]:
+        """Return the tuner's row, or the status and reason of its failure after all retries."""
+        reason, status = "", "crashed"
+        for _ in range(self.retries + 1):
+            row, ended = self.programs.tune(shape, folder)
+            if row is not None:
+                return row, "", ""
+            status = "timeout" if ended.timed_out else "crashed"
+            reason = ended.failure or "the tuner wrote no row for it"
+        return None, status, f"{reason}; log in {folder.name}/all.log"
+
+    def _doubt(self, row: Row) -> tuple[str, str] | None:
+        """Return (status, reason) for an answer that cannot be used, None when it may be good."""
+        if row.key.device != self.device:
+            return "wrong", f"the row is for {row.key.device}, not for {self.device}: the tuner ran on another GPU"
+        if not row.measured:
+            return "wrong", "the row has no time"
+        if row.err_ratio is not None and row.err_ratio > self.programs.err_ratio:
+            return "wrong", f"err_ratio {row.err_ratio} is above {self.programs.err_ratio}"
+        peak = peak_flops(row.key)
+        rate = 2 * row.key.m * row.key.n * row.key.k / (row.us * 1e-6)
+        if peak is not None and rate > peak * 1.02:
+            return "impossible", f"{row.us} us would be {rate / 1e12:.0f} TFLOPS, above this device's {peak / 1e12:.0f}"
+        return None
+
+
+def _cells(row: Row) -> list[str]:
+    return next(csv.reader([render([row], COLUMNS).decode().splitlines()[1]]))
+
+
+def _said(outcome: Outcome) -> str:
+    times = ""
+    if outcome.us is not None and outcome.default_us is not None:
+        times = f" {outcome.us:g} us, default {outcome.default_us:g} us"
+    return f"{outcome.status}{times} - {outcome.reason}"
+
+
+def rows_of(outcomes: Sequence[Outcome], folder: Path) -> tuple[Row, ...]:
+    """Return the kept rows, read back through the table reader so that what is written is what aiter can read."""
+    kept = [outcome.row for outcome in outcomes if outcome.row is not None]
+    table = folder / "kept.csv"
+    stream = io.StringIO(newline="")
+    writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(kept)
+    table.write_text(stream.getvalue(), "utf-8")
+    read = read_table(table)
+    if read.broken:
+        raise TuneError("bad-session", f"{table} holds rows that cannot be read", "--restart", findings=read.broken)
+    return tuple(sorted(read.rows))
+
+
+def summary(outcomes: Sequence[Outcome]) -> dict[str, int]:
+    return dict(sorted(Counter(outcome.status for outcome in outcomes).items()))
