@@ -39,7 +39,12 @@ class Environment:
     def run(self, code: str, **toggles: str) -> dict[str, object]:
         """Run code in a fresh process of this environment; its last line of output is a JSON object."""
         done = subprocess.run(
-            [str(self.python), "-c", code], env=clean_environ(**toggles), capture_output=True, text=True, timeout=300
+            [str(self.python), "-c", code],
+            env=clean_environ(**toggles),
+            cwd=self.purelib.parent,  # not the checkout, whose amd_ops would be found
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
         assert done.returncode == 0, done.stderr[-4000:]
         result = json.loads(done.stdout.splitlines()[-1])
