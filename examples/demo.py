@@ -69,7 +69,8 @@ def main() -> int:
         speed(demo)
     finally:
         revert(demo, package, before)
-    shutil.rmtree(OUT)
+    if not demo.failures:
+        shutil.rmtree(OUT)
     print(f"\n{time.perf_counter() - start:.0f} s in all")
     for failure in demo.failures:
         print(f"FAILED: {failure}")
@@ -92,18 +93,17 @@ def _clean_output() -> None:
 def build(architecture: str) -> None:
     """Build and save a model in a process of its own, so that this one never imports transformers."""
     folder = OUT / "models" / architecture
-    code = f"from tiny_models import save_demo; from pathlib import Path; save_demo({architecture!r}, Path({str(folder)!r}))"
+    code = f"import pathlib, tiny_models; tiny_models.save_demo({architecture!r}, pathlib.Path({str(folder)!r}))"
     child([sys.executable, "-c", code], {"PYTHONPATH": str(HERE)})
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     config = json.loads((folder / "config.json").read_text())
+    layers = f"{config['num_hidden_layers']} layers, hidden {config['hidden_size']}"
     heads = f"{config['num_attention_heads']} heads, {config['num_key_value_heads']} key/value heads"
-    print(
-        f"  {architecture}: {config['num_hidden_layers']} layers, hidden {config['hidden_size']}, {heads}, {size / 1e6:.0f} MB"
-    )
+    print(f"  {architecture}: {layers}, {heads}, {size / 1e6:.0f} MB")
 
 
 def digest(package: Path) -> dict[str, tuple[Any, ...]]:
-    """Return for every path of the tree: content hash, mode, owner, group, and for files the time. Bytecode is not ours."""
+    """Return for every path of the tree: content hash, mode, owner, group, and a file's time; without bytecode."""
     found: dict[str, tuple[Any, ...]] = {}
     for folder, folders, files in os.walk(package):
         folders[:] = sorted(name for name in folders if name != "__pycache__")
@@ -201,7 +201,8 @@ def compare(demo: Demo, package: Path) -> None:
     rows = []
     for architecture in ARCHITECTURES:
         for variant, toggles in VARIANTS.items():
-            found = run(architecture, variant, toggles, dtypes=("bfloat16", "float32"), timed=0)
+            found = run(architecture, variant, toggles, dtypes=("bfloat16", "float32"), timed=TIMED_TOKENS)
+            demo.tokens_per_s[architecture, variant] = [found["tokens_per_s"]]  # bf16 comes first in the process
             served = found["overlay"] is None if variant == "stock" else found["overlay"] is not None
             if not served:
                 demo.check(False, f"{architecture} {variant}: ran {found['file']} with overlay {found['overlay']}")
@@ -235,9 +236,9 @@ def judged(demo: Demo, architecture: str, variant: str, dtype: str) -> tuple[str
     assert tokens is not None
     agreed = f"{PARITY_TOKENS} of {PARITY_TOKENS} equal"
     if tokens.first_token is not None:
-        agreed = f"differ from position {tokens.first_token[1]}" + (
-            " (a near tie of stock's own scores)" if tokens.near_tie else ""
-        )
+        agreed = f"differ from position {tokens.first_token[1]}"
+    if tokens.near_tie:
+        agreed += " (a near tie of stock's own scores)"
     return ("yes" if verdict.bitwise else "no", f"{verdict.worst.max_rel:.1e}", f"{verdict.allowed:.0e}", agreed)
 
 
@@ -245,15 +246,20 @@ def speed(demo: Demo) -> None:
     """Time all variants in turn, each in fresh processes, and print ratios against stock."""
     title(f"6. Tokens per second, bf16, batch 1, {TIMED_TOKENS} tokens, {REPEATS} interleaved fresh processes each")
     order = list(VARIANTS)
-    for repeat in range(REPEATS):
+    for repeat in range(1, REPEATS):
         for architecture in ARCHITECTURES:
             for variant in order[repeat % len(order) :] + order[: repeat % len(order)]:
                 found = run(architecture, variant, VARIANTS[variant], dtypes=("bfloat16",), timed=TIMED_TOKENS)
-                demo.tokens_per_s.setdefault((architecture, variant), []).append(found["tokens_per_s"])
+                demo.tokens_per_s[architecture, variant].append(found["tokens_per_s"])
     print(f"  {'model':<7} {'run':<6} {'median':>8} {'min':>8} {'max':>8}   against stock")
-    for (architecture, variant), values in sorted(demo.tokens_per_s.items()):
-        row = f"  {architecture:<7} {variant:<6} {statistics.median(values):>8.1f} {min(values):>8.1f} {max(values):>8.1f}"
-        print(f"{row}   {against(demo.tokens_per_s[architecture, 'stock'], values) if variant != 'stock' else '1'}")
+    for architecture in ARCHITECTURES:
+        stock = demo.tokens_per_s[architecture, "stock"]
+        for variant in VARIANTS:
+            values = demo.tokens_per_s[architecture, variant]
+            numbers = " ".join(f"{value:>8.1f}" for value in (statistics.median(values), min(values), max(values)))
+            print(
+                f"  {architecture:<7} {variant:<6} {numbers}   {'1' if variant == 'stock' else against(stock, values)}"
+            )
     if found["device"] == "cpu":
         print("  This is a CPU: no AMD kernel ran, and these numbers say nothing about a GPU.")
 

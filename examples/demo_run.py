@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-PROMPT_TOKENS = 96
+PROMPT_TOKENS = 48
 
 
 def main(job: dict[str, Any]) -> None:

@@ -46,21 +46,22 @@ _TINY_EXTRA: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": WINDOW},
 }
 
+# Small enough for twenty processes on two busy cores whose bf16 products are emulated.
 _DEMO: dict[str, dict[str, Any]] = {
     "llama": {
-        "hidden_size": 1024,
-        "intermediate_size": 2816,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 8,
+        "hidden_size": 512,
+        "intermediate_size": 1408,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "head_dim": 128,
         "tie_word_embeddings": False,
     },
     "qwen3": {
-        "hidden_size": 768,
-        "intermediate_size": 2304,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 12,
+        "hidden_size": 512,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 8,
         "num_key_value_heads": 4,
         "head_dim": 128,
         "tie_word_embeddings": True,
@@ -77,7 +78,7 @@ def tiny_config(architecture: str, **overrides: Any) -> Any:
 def demo_config(architecture: str) -> Any:
     """Return a transformers config of ``architecture`` (llama or qwen3) at demo size, in bf16."""
     common = {
-        "vocab_size": 4096,
+        "vocab_size": 2048,
         "max_position_embeddings": 2048,
         "pad_token_id": 0,
         "bos_token_id": 1,

@@ -61,7 +61,7 @@ def test_all_toggles_together(architecture: str, implementation: str, tier: str)
 @pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_all_toggles_in_bfloat16(architecture: str, tier: str) -> None:
-    assert deviations(architecture, "bfloat16", "sdpa" if architecture != "gemma2" else "eager", tier, ALL) == []
+    assert deviations(architecture, "bfloat16", "sdpa", tier, ALL) == []
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
