@@ -1,0 +1,54 @@
+"""Layer- and function-level replacement for models that have no overlay, for functions, and for users who must not
+touch files.
+
+    register_layer_kernel("MyMLP", repo_path="kernels", package_name="my_kernels", layer_name="FastMLP", device="rocm")
+    register_external_layer(TheirMLP, "MyMLP")
+    kernelize_model(model, mode="inference")      # and unkernelize_model(model)
+
+See docs/kernelize.md.
+"""
+
+from __future__ import annotations
+
+from . import ready
+from .config import register_kernels, use_kernels
+from .devices import DeviceSpec
+from .errors import KernelizeError, KernelLoadError, KernelUnavailable, RegistrationError, SignatureError
+from .function import apply_function_kernel, restore_function_kernels
+from .guards import Guard
+from .layers import kernelize_model, kernelize_report, kernelized, unkernelize_model
+from .modes import Mode
+from .registry import (
+    Registry,
+    current_registry,
+    register_external_layer,
+    register_function_kernel,
+    register_layer_kernel,
+)
+from .report import KernelizeReport
+
+ready.add_to(current_registry())
+
+__all__ = [
+    "DeviceSpec",
+    "Guard",
+    "KernelLoadError",
+    "KernelUnavailable",
+    "KernelizeError",
+    "KernelizeReport",
+    "Mode",
+    "RegistrationError",
+    "Registry",
+    "SignatureError",
+    "apply_function_kernel",
+    "kernelize_model",
+    "kernelize_report",
+    "kernelized",
+    "register_external_layer",
+    "register_function_kernel",
+    "register_kernels",
+    "register_layer_kernel",
+    "restore_function_kernels",
+    "unkernelize_model",
+    "use_kernels",
+]

@@ -1,0 +1,160 @@
+"""Source text of kernelized forwards: the original's own parameters, a branch on ``self.training``, guards inline.
+
+Text instead of ``*args, **kwargs`` because a call through named parameters costs half as much, keeps the original's
+keyword names for callers, and can be traced by torch.compile.
+"""
+
+from __future__ import annotations
+
+import inspect
+import linecache
+from collections.abc import Callable
+from dataclasses import dataclass
+from inspect import Parameter
+from itertools import count
+from typing import Any
+
+from . import guards
+from .errors import SignatureError
+from .guards import Guard
+
+Forward = Callable[..., Any]
+_serial = count()
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What one state of a module runs: a kernel's forward under its guard, or (``forward`` None) the original."""
+
+    forward: Forward | None
+    guard: Guard | None = None
+    backward: bool = True
+    reason: str = ""
+
+    def __bool__(self) -> bool:
+        return self.forward is not None
+
+
+def build(original: Forward, train: Branch, infer: Branch, tensors: str, miss: Callable[[str], None]) -> Forward:
+    """Build the forward of a kernelized class.
+
+    ``original`` is the class's forward, ``tensors`` the device type the kernels were bound for, ``miss(reason)``
+    counts a call that goes to the original. The result takes the original's parameters, with its defaults.
+    """
+    space: dict[str, Any] = {"_original": original}
+    parameters = list(inspect.signature(original, follow_wrapped=False).parameters.values())
+    head, call = _header(parameters, space)
+    body = [f"def forward({head}):", *_value(parameters, train.guard or infer.guard)]
+    if train == infer:
+        body += _branch(train, "t", call, tensors, space, miss, "")
+    else:
+        body += [f"    if {parameters[0].name}.training:", *_branch(train, "t", call, tensors, space, miss, "    ")]
+        if train.guard and infer.guard and train.guard.argument != infer.guard.argument:
+            body += _value(parameters, infer.guard)
+        body += _branch(infer, "i", call, tensors, space, miss, "")
+    function = _compile("\n".join(body) + "\n", space)
+    _dress(function, original)
+    return function
+
+
+def from_expression(original: Forward, expression: str, tested: str, names: dict[str, Any]) -> Forward:
+    """Build ``def forward(...): return expression`` with the original's parameters, for inputs whose dtype is proven.
+
+    ``tested`` is the parameter whose dtype counts; ``names`` holds the expression's names and ``_proof``, a
+    proof.Proof.
+    """
+    space = dict(names)
+    proof = space["_proof"]
+    space.update(_cpu=proof.cpu, _gpu=proof.gpu, _first=proof.first)
+    head, call = _header(list(inspect.signature(original).parameters.values()), space)
+    text = (
+        f"def forward({head}):\n    if {tested}.dtype in (_gpu if {tested}.is_cuda else _cpu):\n"
+        f"        return {expression}\n    return _first({call})\n"
+    )
+    function = _compile(text, space)
+    _dress(function, original)
+    return function
+
+
+def plain_expression(original: Forward, expression: str, names: dict[str, Any]) -> Forward:
+    """Build ``def forward(...): return expression`` with the original's parameters and no test."""
+    space = dict(names)
+    head, _ = _header(list(inspect.signature(original).parameters.values()), space)
+    return _compile(f"def forward({head}):\n    return {expression}\n", space)
+
+
+def _dress(function: Any, original: Forward) -> None:
+    function.__name__ = getattr(original, "__name__", "forward")
+    function.__qualname__ = getattr(original, "__qualname__", "forward")
+    function.__doc__ = original.__doc__
+    function.__signature__ = inspect.signature(original)
+
+
+def _header(parameters: list[Parameter], space: dict[str, Any]) -> tuple[str, str]:
+    """Return the parameter list and the argument list that passes them on, the first parameter (self) included."""
+    head: list[str] = []
+    call: list[str] = []
+    keyword_only = False
+    for index, p in enumerate(parameters):
+        default = ""
+        if p.default is not Parameter.empty:
+            space[f"_d_{p.name}"] = p.default
+            default = f"=_d_{p.name}"
+        if p.kind is Parameter.VAR_POSITIONAL:
+            head.append(f"*{p.name}")
+            call.append(f"*{p.name}")
+            keyword_only = True
+        elif p.kind is Parameter.VAR_KEYWORD:
+            head.append(f"**{p.name}")
+            call.append(f"**{p.name}")
+        elif p.kind is Parameter.KEYWORD_ONLY:
+            head += ([] if keyword_only else ["*"]) + [f"{p.name}{default}"]
+            call.append(f"{p.name}={p.name}")
+            keyword_only = True
+        else:
+            head.append(f"{p.name}{default}")
+            call.append(p.name)
+            last = index + 1 == len(parameters) or parameters[index + 1].kind is not Parameter.POSITIONAL_ONLY
+            if p.kind is Parameter.POSITIONAL_ONLY and last:
+                head.append("/")
+    return ", ".join(head), ", ".join(call)
+
+
+def _value(parameters: list[Parameter], guard: Guard | None) -> list[str]:
+    """Name the argument that guards look at `_t`."""
+    name = guard.argument if guard is not None else None
+    for p in parameters[1:]:
+        if p.kind is Parameter.VAR_POSITIONAL and name is None:
+            return [f"    _t = {p.name}[0] if {p.name} else None"]
+        if p.kind is not Parameter.VAR_KEYWORD and (name is None or p.name == name):
+            return [f"    _t = {p.name}"]
+    if name is not None:
+        raise SignatureError(
+            f"guard looks at argument {name!r}, forward has {', '.join(p.name for p in parameters[1:]) or 'none'}"
+        )
+    return ["    _t = None"]
+
+
+def _branch(
+    branch: Branch, tag: str, call: str, tensors: str, space: dict[str, Any], miss: Callable[[str], None], indent: str
+) -> list[str]:
+    fallback = [f"{indent}    _miss_{tag}(_t)", f"{indent}    return _original({call})"]
+    if not branch:
+        if branch.reason:
+            space[f"_miss_{tag}"] = lambda value: miss(branch.reason)
+            return fallback
+        return fallback[1:]
+    space[f"_kernel_{tag}"] = branch.forward
+    space[f"_miss_{tag}"] = lambda value: miss(guards.reason(branch.guard, tensors, branch.backward, value))
+    test = guards.expression(branch.guard, tensors, branch.backward, space, f"_{tag}")
+    return [f"{indent}    if {test}:", f"{indent}        return _kernel_{tag}({call})", *fallback]
+
+
+def _compile(text: str, space: dict[str, Any]) -> Forward:
+    """Compile one function; its text is in linecache, so that tracebacks and torch.compile show it."""
+    name = f"<amd_ops kernelized forward {next(_serial)}>"
+    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    space["__builtins__"] = __builtins__
+    exec(compile(text, name, "exec"), space)
+    made: Forward = space["forward"]
+    return made

@@ -1,0 +1,119 @@
+"""A replacement found by structure is believed only after it agreed with the original: once per class, dtype and
+device type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..dispatch import capturing
+
+Key = tuple[Any, torch.dtype, str]
+# Largest difference allowed, relative to the largest value of the original's result.
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+
+_verdicts: dict[Key, str] = {}
+
+
+def agreement(got: Any, expected: Any) -> str:
+    """Return "" when two results (tensors or tuples of them) agree, else what differs."""
+    if isinstance(expected, tuple | list):
+        if not isinstance(got, tuple | list) or len(got) != len(expected):
+            return "results have another structure"
+        return next((text for text in map(agreement, got, expected) if text), "")
+    if not isinstance(expected, torch.Tensor):
+        return "" if got is expected or got == expected else "results are not tensors and differ"
+    if not isinstance(got, torch.Tensor) or got.shape != expected.shape or got.dtype != expected.dtype:
+        return f"result is {_shape(got)}, the original's is {_shape(expected)}"
+    a, b = got.detach().double(), expected.detach().double()
+    if not torch.equal(a.isfinite(), b.isfinite()):
+        return "infinities or NaN at other places"
+    difference = (a - b).abs().nan_to_num().max().item() if a.numel() else 0.0
+    scale = b.nan_to_num(posinf=0.0, neginf=0.0).abs().max().item() if b.numel() else 0.0
+    allowed = TOLERANCE.get(expected.dtype, 0.0) * max(scale, 1e-6)
+    return "" if difference <= allowed else f"differs from the original by {difference:.2e}, allowed {allowed:.2e}"
+
+
+class Proof:
+    """The proof of one replacement in one kernelized class.
+
+    ``key`` stands for the code that is replaced, ``fast`` replaces ``original``, ``measure`` is the position of the
+    argument whose dtype counts, ``miss(reason)`` counts calls that go to the original. ``cpu`` and ``gpu`` are the
+    dtypes proven so far; callers test them inline and call ``first`` for any other.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        key: Any,
+        fast: Callable[..., Any],
+        original: Callable[..., Any],
+        measure: int,
+        miss: Callable[[str], None],
+    ) -> None:
+        self.name, self.key = name, (name, key)
+        self.fast, self.original, self.measure, self.miss = fast, original, measure, miss
+        self.cpu: set[torch.dtype] = set()
+        self.gpu: set[torch.dtype] = set()
+        for (known, dtype, device), verdict in _verdicts.items():
+            if known == self.key and not verdict:
+                (self.gpu if device == "cuda" else self.cpu).add(dtype)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        value = args[self.measure]
+        if value.dtype in (self.gpu if value.is_cuda else self.cpu):
+            return self.fast(*args, **kwargs)
+        return self.first(*args, **kwargs)
+
+    def first(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the original, and compare the replacement with it unless that was done before."""
+        value = args[self.measure]
+        if torch.compiler.is_compiling() or value.device.type not in ("cpu", "cuda"):
+            return self.original(*args, **kwargs)
+        found: Key = (self.key, value.dtype, value.device.type)
+        verdict = _verdicts.get(found)
+        waiting = _not_now(args) if verdict is None else ""
+        result = self.original(*args, **kwargs)
+        if waiting:
+            self.miss(f"{self.name}: {waiting}")
+            return result
+        if verdict is None:
+            verdict = _verdicts[found] = _compare(self.fast, args, kwargs, result)
+        if verdict:
+            self.miss(f"{self.name} in {str(value.dtype).removeprefix('torch.')} is not proven: {verdict}")
+        else:
+            (self.gpu if value.is_cuda else self.cpu).add(value.dtype)
+        return result
+
+
+def _compare(fast: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], expected: Any) -> str:
+    with torch.no_grad():
+        try:
+            return agreement(fast(*args, **kwargs), expected)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever the first run raises is the verdict; kept and counted
+            return f"raised {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def _not_now(args: tuple[Any, ...]) -> str:
+    """Say why both versions cannot be run now: a probe may neither be captured nor run other people's hooks twice."""
+    if capturing():
+        return "not proven yet and a stream is being captured"
+    for module in args:
+        if isinstance(module, nn.Module) and any(m._forward_hooks or m._forward_pre_hooks for m in module.children()):
+            return "not proven yet and a hook is registered on a submodule"
+    return ""
+
+
+def forget() -> None:
+    """Drop all verdicts (tests, or after amd_ops.refresh())."""
+    _verdicts.clear()
+
+
+def _shape(value: Any) -> str:
+    return f"{list(value.shape)} {value.dtype}" if isinstance(value, torch.Tensor) else type(value).__name__
