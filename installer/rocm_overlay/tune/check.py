@@ -85,7 +85,7 @@ def _columns(table: Table, rules: Rules) -> Iterator[Finding]:
     columns = set(table.columns)
     for name in ("gfx", "bpreshuffle"):
         if name in rules.key and name not in columns:
-            message = f"has no {name} column, which aiter {rules.version} looks up: KeyError at the first GEMM when used alone"
+            message = f"has no {name} column; used alone, aiter {rules.version} ends in KeyError at the first GEMM"
             yield Finding("error", f"no-{name}", path, 1, message, "overlay tune merge writes it")
     unknown = sorted(columns - set(COLUMNS))
     if unknown:
@@ -120,7 +120,7 @@ def _duplicates(table: Table, rules: Rules) -> Iterator[Finding]:
                 if old.key == row.key
                 else f", and aiter {rules.version} cannot tell {old.key.device} from {row.key.device}"
             )
-            message = f"repeats the shape of line {old.line}{other}: its loader raises (one file) or rewrites its sources (several)"
+            message = f"repeats the shape of line {old.line}{other}: its loader raises, or rewrites the files it merges"
             yield _at(row, "error", "duplicate", message, "overlay tune merge keeps one row per shape")
 
 
@@ -158,7 +158,7 @@ def _row(row: Row, rules: Rules, err_ratio: float) -> Iterator[Finding]:
 
 
 def peak_flops(key: Key) -> float | None:
-    """Return the highest dense bf16 rate of the products with this device, None when none is known or the type differs."""
+    """Return the highest dense bf16 rate of the products with this device, None for other types and devices."""
     if key.dtype not in ("torch.bfloat16", "torch.float16"):
         return None
     return max((gpu.bf16 for gpu in GPUS if gpu.device == key.device), default=None)

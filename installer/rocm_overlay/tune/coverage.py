@@ -104,7 +104,7 @@ def cover(
     fused: frozenset[str],
     mix: Mapping[int, float] | None = None,
 ) -> Coverage:
-    """Return the coverage of a model read with the same ``fused``. Without a mix every M of the ladder counts the same."""
+    """Return the coverage of a model read with the same ``fused``. Without a mix every M counts the same."""
     lines = tuple(_line(linear, index, ladder, dtype) for linear in model.linears)
     total = sum(linear.weights for linear in model.linears)
     exact = found = 0.0

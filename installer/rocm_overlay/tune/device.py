@@ -1,4 +1,4 @@
-"""Which GPU a table is for: the (gfx, CU count) pair that aiter looks up, and the published peaks that estimates use."""
+"""Which GPU a table is for: the (gfx, CU count) pair that aiter looks up, and the published peaks of products."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can go wrong, said once: a finding (file, line, remedy) and the error that carries findings to the command line."""
+"""What can go wrong, said once: a finding (file, line, remedy) and the error that carries findings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast a model can decode: the memory roofline, and the sum of measured rows where a table has them. No GPU needed."""
+"""How fast a model can decode: the memory roofline, and the sum of measured rows where a table has them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .lookup import TableIndex
 from .models import Linear, Model
 
 SCHEMA = "amd-overlay.tune.estimate/1"
-# Median of aiter's own large gfx950 rows at M = 1: 65 % of peak bandwidth. The shortest kernels take about 3 us.
+# Median of aiter's own large gfx950 rows at M = 1: 65 % of peak bandwidth. The shortest kernels take 3 us.
 EFFICIENCY = 0.65
 FLOOR_US = 3.0
 LAUNCH_US = 5.0
@@ -20,7 +20,7 @@ OUTSIDE_LAUNCHES = 22
 
 @dataclass(frozen=True)
 class Roofline:
-    """The bound by memory traffic at one context length: every weight once per step, and the cache of every sequence."""
+    """The bound by memory traffic at one context length: every weight once per step, and every sequence's cache."""
 
     context: int
     batch: int
@@ -191,7 +191,8 @@ def _step_json(value: Step) -> dict[str, object]:
 def text(model: Model, gpu: Gpu, lines: Sequence[Roofline], steps: Sequence[Step], notes: Sequence[str]) -> str:
     """Return the estimate as lines for a terminal."""
     out = [
-        f"{model.name} on {gpu.name} ({gpu.hbm / 1e12:g} TB/s): {weight_bytes(model) / 1e9:.2f} GB of weights per token, "
+        f"{model.name} on {gpu.name} ({gpu.hbm / 1e12:g} TB/s): "
+        f"{weight_bytes(model) / 1e9:.2f} GB of weights per token, "
         f"{cache_bytes(model, 1) / 1e3:.0f} kB of cache per cached token",
         f"{'context':>9}{'batch':>7}{'bound tok/s':>13}{'expected tok/s':>16}",
     ]
@@ -208,7 +209,8 @@ def text(model: Model, gpu: Gpu, lines: Sequence[Roofline], steps: Sequence[Step
             )
         for kind, launches in (("stock", value.stock_launches), ("fused", value.fused_launches)):
             out.append(
-                f"  {kind} {launches} launches x {value.launch_us:g} us = {value.host_us(launches) / 1e3:.2f} ms on the host: "
+                f"  {kind} {launches} launches x {value.launch_us:g} us = "
+                f"{value.host_us(launches) / 1e3:.2f} ms on the host: "
                 f"{value.bound(launches)}, at most {value.tokens_per_s(launches):.0f} tok/s without graphs"
             )
     return "\n".join([*out, *(f"note: {note}" for note in (*model.notes, *notes))])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .errors import EXIT_CANNOT_WRITE, Finding, TuneError, from_finding
 
-# The largest table anyone has is 3 MB; a gigabyte is a log or a dump named by mistake, and would be held in memory several times.
+# The largest table anyone has is 3 MB; a gigabyte is a log or a dump named by mistake, and would be held in memory.
 MAX_BYTES = 256 * 1024 * 1024
 
 
@@ -112,7 +112,7 @@ def guard_output(target: Path, sources: Iterable[Path]) -> None:
 
 
 def write_atomic(target: Path, data: bytes, mode: int = 0o600) -> None:
-    """Write ``data`` beside the target, fsync, rename: a reader sees the old file or the new one, never a part of it."""
+    """Write ``data`` beside the target, fsync, rename: a reader sees the old file or the new one, never a part."""
     try:
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
     except OSError as error:

@@ -51,7 +51,8 @@ def page(report: Report) -> str:
 def _table(coverage: Coverage) -> str:
     name = ", ".join(coverage.fused) or "none"
     parts = [
-        f"<h2>fused: {html.escape(name)}</h2><p>{coverage.exact} of {coverage.total} lookups exact, {coverage.found} found, "
+        f"<h2>fused: {html.escape(name)}</h2>"
+        f"<p>{coverage.exact} of {coverage.total} lookups exact, {coverage.found} found, "
         f"{coverage.share_found:.1%} of weight bytes</p>",
     ]
     # A vision tower meets other values of M than the text model: one table for each set of columns.

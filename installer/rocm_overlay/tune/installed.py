@@ -1,4 +1,4 @@
-"""The user's installed aiter, read as files and never imported: its tables, its table rules, its kernels, its version."""
+"""The user's installed aiter, read as files and never imported: tables, table rules, kernels, version."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _version(package: Path) -> str:
 
 
 def rules_of(aiter: Aiter) -> Rules:
-    """Return the table rules that this aiter's own source states; its version only fills what the source does not say."""
+    """Return the table rules that this aiter's own source states; its version fills what the source does not say."""
     base = rules_for(aiter.version) if aiter.version else rules_for(LATEST)
     source = aiter.package / "tuned_gemm.py"
     if not source.is_file():
@@ -126,11 +126,10 @@ def _index_key(tree: ast.Module) -> list[str]:
 def _solution_map(tree: ast.Module) -> list[str]:
     """Return the keys of the module-level ``solMap = {...}``: the libtypes that do not end in KeyError."""
     for node in tree.body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
-            if any(isinstance(target, ast.Name) and target.id == "solMap" for target in node.targets):
-                return [
-                    key.value for key in node.value.keys if isinstance(key, ast.Constant) and isinstance(key.value, str)
-                ]
+        if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Dict):
+            continue
+        if any(isinstance(target, ast.Name) and target.id == "solMap" for target in node.targets):
+            return _texts(ast.List([key for key in node.value.keys if key is not None], ast.Load()))
     return []
 
 

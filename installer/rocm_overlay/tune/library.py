@@ -122,7 +122,9 @@ def write(root: Path) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m rocm_overlay.tune.library", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="compare instead of writing; exit status 1 on a difference")
+    parser.add_argument(
+        "--check", action="store_true", help="compare instead of writing; exit status 1 on a difference"
+    )
     parser.add_argument("--root", type=Path, default=bundle(), help="the tuning_csv folder")
     options = parser.parse_args(arguments)
     try:

@@ -94,9 +94,9 @@ def _bounded(stream: Iterable[bytes]) -> Iterable[str]:
 
 
 def record(command: Sequence[str], environment: Mapping[str, str]) -> tuple[Seen, int]:
-    """Run a command, pass its output on to stderr, and collect the shapes it looks up. Returns them and its exit status.
+    """Run a command, pass its output on to stderr, collect the shapes it looks up; return them and its exit status.
 
-    aiter's own recorder appends to a file inside site-packages and rewrites it on every call; its log lines tell the same.
+    aiter's own recorder rewrites a file inside site-packages on every call; its log lines tell the same.
     """
     reader = LogReader()
     env = {**environment, "AITER_LOG_LEVEL": "INFO", "AITER_LOG_TUNED_CONFIG": "1"}

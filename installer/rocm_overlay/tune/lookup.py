@@ -1,4 +1,4 @@
-"""Which row aiter picks for a shape: the exact M, then M padded finely, then to a power of two. Same order as its loader."""
+"""Which row aiter picks for a shape: the exact M, then M padded finely, then to a power of two."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Level = Literal["exact", "fine", "coarse"]
 
 
 def padded_m(m: int, n: int, level: Level) -> int:
-    """Return the M that aiter looks up at a level. Fine: multiples of 16, 32, 64, 128 by size; coarse: next power of two."""
+    """Return the M that aiter looks up at a level. Fine: multiples of 16 to 128 by size; coarse: a power of two."""
     if level == "exact":
         return m
     if level == "fine":

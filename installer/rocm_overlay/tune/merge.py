@@ -1,4 +1,4 @@
-"""Many tables into one for one device: user rows win, keys are unique under the target aiter, sources stay as they are."""
+"""Many tables into one for one device: user rows win, keys are unique under the target aiter, sources stay."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def meta_path(target: Path) -> Path:
 
 
 def write_merged(merged: Merged, target: Path, sources: Sequence[Source]) -> None:
-    """Write the table and its provenance beside it, private, each in one step; the table last, as it is what is used."""
+    """Write the table and its provenance beside it, private, each in one step; the table, which is used, last."""
     guard_output(target, [source.path for source in sources])
     data = merged.data()
     write_atomic(meta_path(target), json_bytes(merged.as_json()))

@@ -118,7 +118,7 @@ def advise(asked: Coverage, choices: Sequence[Coverage], index: TableIndex) -> t
     sentences = []
     for group in ("qkv", "gate_up"):
         alone = by_choice[frozenset({group})]
-        if alone.total != none.total:
+        if [line.linear for line in alone.lines] != [line.linear for line in none.lines]:
             sentences.append(_fusion_sentence(group, none, alone))
     best = max(choices, key=lambda c: (round(c.share_found, 9), len(c.fused)))
     if best.share_found == 0:
@@ -134,7 +134,7 @@ def advise(asked: Coverage, choices: Sequence[Coverage], index: TableIndex) -> t
     if torch_rows:
         sentences.append(f"{torch_rows} of {asked.found} found rows say torch: tuned, and F.linear all the same")
     sentences.append(
-        "a row is not a gain: tuning every shape of a model has been seen to change nothing; compare with `overlay tune run --ab`"
+        "a row is not a gain: tuning all shapes has been seen to change nothing; compare with `overlay tune run --ab`"
     )
     return tuple(sentences)
 
@@ -152,7 +152,8 @@ def table_text(report: Report) -> str:
     """Return the report as lines for a terminal."""
     asked = report.asked
     lines = [
-        f"{report.model.name} on {report.device}, {report.dtype}, TP {report.tp}, fused: {','.join(asked.fused) or 'none'}",
+        f"{report.model.name} on {report.device}, {report.dtype}, TP {report.tp}, "
+        f"fused: {','.join(asked.fused) or 'none'}",
         f"tuned: {asked.exact} of {asked.total} lookups with exact M, {asked.found} as aiter pads M "
         f"({asked.share_found:.1%} of weight bytes x M mix)",
         "",

@@ -1,4 +1,4 @@
-"""What each aiter release expects of a bf16 table: columns, lookup key, kernel libraries. Facts read from its release tags."""
+"""What each aiter release expects of a bf16 table: columns, lookup key, libraries; read from its release tags."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LATEST = "0.1.20.post1"
 
 @dataclass(frozen=True)
 class Rules:
-    """The rules of one aiter: ``key`` is what its loader indexes by, ``columns`` what we write for it (gfx always first)."""
+    """The rules of one aiter: ``key`` is what its loader indexes by, ``columns`` what we write for it (gfx first)."""
 
     version: str
     key: tuple[str, ...]

@@ -73,7 +73,7 @@ def parse_fused(text: str) -> frozenset[str]:
 
 
 def parse_ladder(text: str) -> tuple[int, ...]:
-    """Return the values of M: a named ladder, ``1,2,4``, or ``8x128`` for 8 sequences of 128 tokens (M = 8 and 1024)."""
+    """Return the values of M: a named ladder, ``1,2,4``, or ``8x128``: 8 sequences of 128 tokens (M = 8 and 1024)."""
     found: set[int] = set()
     for part in text.split(","):
         part = part.strip()

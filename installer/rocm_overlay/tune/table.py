@@ -131,7 +131,7 @@ def header_of(file: TextFile, rows: Iterator[tuple[int, list[str]]], required: t
 
 
 class _Cache(dict[str, Any]):
-    """Parsed cells by their text: a table repeats a few hundred texts on a hundred thousand lines. Errors are not kept."""
+    """Parsed cells by their text: a table repeats a few hundred texts on many lines. Errors are not kept."""
 
     def __init__(self, parse: Callable[[str], Any]) -> None:
         super().__init__()
@@ -292,7 +292,7 @@ def read_usable(path: Path, *, limit: int = MAX_BYTES) -> Table:
 
 
 def _values(row: Row) -> tuple[object, ...]:
-    """Return a row's cells in the order of ``schema.COLUMNS``. Only a kernel name can need quotes: the rest is checked."""
+    """Return a row's cells in the order of ``schema.COLUMNS``. Only a kernel name can need quotes."""
     kernel = row.kernel
     if not kernel.isidentifier() and any(character in kernel for character in ',"\r\n'):
         kernel = '"' + kernel.replace('"', '""') + '"'

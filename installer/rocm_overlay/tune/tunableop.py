@@ -1,4 +1,4 @@
-"""PyTorch TunableOp's files: results into aiter rows, shapes and rows into what TunableOp reads. Nothing is re-measured."""
+"""PyTorch TunableOp's files: results into aiter rows, shapes and rows into what TunableOp reads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .table import Key, Row, records
 
 TYPES = {"BFloat16": "torch.bfloat16", "Half": "torch.float16", "float": "torch.float32"}
 NAMES = {value: key for key, value in TYPES.items()}
-# F.linear on row-major tensors is, in the column-major terms of BLAS, the product with the weight transposed: TN.
+# F.linear on row-major tensors is, in BLAS's column-major terms, a product with the weight transposed: TN.
 _OPERATION = re.compile(r"(GemmTunableOp|GemmAndBiasTunableOp)_(\w+?)_(TN|NN|NT|TT)")
 _PROBLEM = re.compile(r"(tn|nn|nt|tt)_(\d+)_(\d+)_(\d+)(?:_ld_(\d+)_(\d+)_(\d+))?")
 _HIPBLASLT = re.compile(r"Gemm_Hipblaslt_(?:TN_)?(\d+)")
@@ -24,7 +24,7 @@ VALIDATORS = ("PT_VERSION", "ROCM_VERSION", "HIPBLASLT_VERSION", "GCN_ARCH_NAME"
 
 @dataclass(frozen=True)
 class Results:
-    """A TunableOp result file as aiter rows, what it was measured with, and the lines that have no aiter counterpart."""
+    """A TunableOp result file as aiter rows, what it was measured with, and the lines without a counterpart."""
 
     rows: tuple[Row, ...]
     validators: Mapping[str, str]

@@ -57,7 +57,7 @@ def mixtral(config: Config, shard: Shard, dims: Dims, into: Fusion, bias: Bias) 
 
 
 def routed_layers(config: Config, layers: int) -> int:
-    """How many layers of a Qwen MoE are routed: every ``decoder_sparse_step``-th one that is not in ``mlp_only_layers``."""
+    """How many layers of a Qwen MoE are routed: every ``decoder_sparse_step``-th one not in ``mlp_only_layers``."""
     step = config.integer("decoder_sparse_step", 1)
     only = config.values.get("mlp_only_layers")
     dense_layers = set(only) if isinstance(only, list) else set()
@@ -82,7 +82,7 @@ def qwen_moe(config: Config, shard: Shard, dims: Dims, into: Fusion, bias: Bias)
 
 
 def gpt_oss(config: Config, shard: Shard, dims: Dims, into: Fusion, bias: Bias) -> list[Linear]:
-    """The experts are one batched product per layer, which aiter's table does not serve; the router is a plain product."""
+    """The experts are one batched product per layer, which aiter's table does not serve; the router is plain."""
     count = config.integer("num_local_experts")
     return [
         *text.attention(config, dims, into, bias),

@@ -1,4 +1,4 @@
-"""The values every architecture is described with: one Linear per role, and how fusion and tensor parallelism change it."""
+"""The values every architecture is described with: one Linear per role, and what fusion and sharding do to it."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """Return faster, slower or no change. Only intervals (lowest to highest sample) that do not overlap say more."""
+        """Return faster, slower or no change: only intervals (lowest to highest sample) that do not overlap count."""
         a, b = self.without, self.with_table
         if max(b) < min(a):
             return "slower" if self.higher else "faster"
@@ -54,11 +54,18 @@ class Comparison:
 
     def text(self) -> str:
         a, b = statistics.median(self.without), statistics.median(self.with_table)
-        return f"A/B over {len(self.without)} runs each: {a:.6g} without, {b:.6g} with the table ({self.metric}): {self.verdict}"
+        runs = len(self.without)
+        return f"A/B, {runs} runs each: {a:.6g} without, {b:.6g} with the table ({self.metric}): {self.verdict}"
 
 
 def compare(
-    command: str, table: Path, environment: Mapping[str, str], *, runs: int, metric: str | None = None, higher: bool = False
+    command: str,
+    table: Path,
+    environment: Mapping[str, str],
+    *,
+    runs: int,
+    metric: str | None = None,
+    higher: bool = False,
 ) -> Comparison:
     """Run a command ``runs`` times on each side, alternating which side goes first; a failing command is an error."""
     if runs < MIN_RUNS:
@@ -67,9 +74,13 @@ def compare(
         words = shlex.split(command)
         pattern = re.compile(metric) if metric else None
     except (ValueError, re.error) as error:
-        raise TuneError("bad-ab", f"--ab or --ab-metric cannot be read: {error}", "check the quotes and the pattern") from error
+        raise TuneError(
+            "bad-ab", f"--ab or --ab-metric cannot be read: {error}", "check the quotes and the pattern"
+        ) from error
     if not words or (pattern is not None and pattern.groups != 1):
-        raise TuneError("bad-ab", "--ab needs a command, and --ab-metric one group", r"for example --ab-metric 'tok/s: ([\d.]+)'")
+        raise TuneError(
+            "bad-ab", "--ab needs a command, and --ab-metric one group", r"for example --ab-metric 'tok/s: ([\d.]+)'"
+        )
     plain = {key: value for key, value in environment.items() if key != VARIABLE}
     sides = {"without": plain, "with": {**plain, VARIABLE: str(table)}}
     samples: dict[str, list[float]] = {"without": [], "with": []}
@@ -83,7 +94,9 @@ def compare(
 def _sample(words: Sequence[str], environment: Mapping[str, str], pattern: re.Pattern[str] | None) -> float:
     started = time.monotonic()
     try:
-        done = subprocess.run(list(words), env=dict(environment), capture_output=True, text=True, errors="replace", check=False)
+        done = subprocess.run(
+            list(words), env=dict(environment), capture_output=True, text=True, errors="replace", check=False
+        )
     except OSError as error:
         raise TuneError("bad-ab", f"cannot start {words[0]}: {error.strerror or error}", "check --ab") from error
     seconds = time.monotonic() - started

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -47,11 +48,18 @@ def start(command: Sequence[str], log: Path, timeout: float, environment: Mappin
     with log.open("ab") as stream:
         try:
             child = subprocess.Popen(
-                list(command), stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT, env=dict(environment), start_new_session=True
+                list(command),
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env=dict(environment),
+                start_new_session=True,
             )
         except OSError as error:
             message = f"cannot start {command[0]}: {error.strerror or error}"
-            raise TuneError("cannot-start", message, "check --tuner, --verifier and --python", EXIT_TARGET_MISSING) from error
+            raise TuneError(
+                "cannot-start", message, "check --tuner, --verifier and --python", EXIT_TARGET_MISSING
+            ) from error
         timed_out = False
         try:
             child.wait(timeout)
@@ -64,10 +72,8 @@ def start(command: Sequence[str], log: Path, timeout: float, environment: Mappin
 
 def _end_group(child: subprocess.Popen[bytes]) -> None:
     """Kill what is left of the group; the leader has no other process of ours in it."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     child.wait()
 
 
@@ -111,7 +117,17 @@ class Programs:
         asked.write_bytes(render_untuned([shape]))
         answer.write_bytes((",".join(COLUMNS) + "\n").encode())
         limited = ["--libtype", libtype] if libtype else []
-        command = [*self.tuner, "-i", str(asked), "-o", str(answer), "--errRatio", str(self.err_ratio), *limited, *self.extra]
+        command = [
+            *self.tuner,
+            "-i",
+            str(asked),
+            "-o",
+            str(answer),
+            "--errRatio",
+            str(self.err_ratio),
+            *limited,
+            *self.extra,
+        ]
         ended = start(command, folder / f"{name}.log", self.timeout, self.environment)
         if ended.failure:
             return None, ended

@@ -1,0 +1,417 @@
+"""What the commands do, as functions that return the exit status: read, call, print, write."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import coverage as coverage_
+from . import estimate as estimate_
+from . import report as report_
+from . import tunableop
+from .cache import cached_merge, sources_for
+from .check import check_table
+from .compare import diff_json, diff_rows, diff_text, prune_rows
+from .device import GPUS, Gpu, parse_device, parse_gpu
+from .errors import EXIT_DIFFERENCE, EXIT_OK, TuneError
+from .files import guard_output, json_bytes, write_atomic
+from .heatmap import page, picture
+from .inputs import index_for, model_config, shipped_sources, target_aiter, target_device
+from .logs import Seen, read_log
+from .logs import record as record_command
+from .merge import Source, merge_files, meta_path, write_merged
+from .models import read_model
+from .output import emit, say, say_findings
+from .places import VARIABLE
+from .schema import COLUMNS
+from .shapes import Shape, parse_dtype, parse_fused, parse_ladder, read_untuned, render_untuned, unique, uses
+from .table import read_usable, render
+
+SHAPES_SCHEMA = "amd-overlay.tune.shapes/1"
+CHECK_SCHEMA = "amd-overlay.tune.check/1"
+PRUNE_SCHEMA = "amd-overlay.tune.prune/1"
+ENV_SCHEMA = "amd-overlay.tune.env/1"
+IMPORT_SCHEMA = "amd-overlay.tune.import/1"
+EXPORT_SCHEMA = "amd-overlay.tune.export/1"
+
+
+@dataclass(frozen=True)
+class ShapeOptions:
+    """The options that name a model's shapes, as typed."""
+
+    config: str | None
+    tp: int
+    fused: str
+    m_ladder: str
+    dtype: str
+    assume: str | None
+
+
+@dataclass(frozen=True)
+class Found:
+    """Shapes with where they came from, ready to be printed."""
+
+    shapes: tuple[Shape, ...]
+    described: tuple[dict[str, object], ...]
+    origin: dict[str, object]
+    notes: tuple[str, ...]
+    code: int = EXIT_OK
+
+
+def find_shapes(options: ShapeOptions, log: Path | None, command: list[str] | None, hits: bool) -> Found:
+    """Return the shapes of exactly one origin: a config, a log, or a recorded command."""
+    if sum(given is not None for given in (options.config, log, command)) != 1:
+        raise TuneError("usage", "name one origin of shapes", "--config F, --from-log F, or --record -- COMMAND")
+    if options.config is not None:
+        return model_shapes(options)
+    if log is not None:
+        return _seen(read_log(log), {"log": str(log)}, hits, EXIT_OK)
+    if not command:
+        raise TuneError(
+            "usage", "--record needs a command", "write it after --, for example --record -- python serve.py"
+        )
+    seen, status = record_command(command, os.environ)
+    return _seen(seen, {"command": command, "status": status}, hits, status)
+
+
+def model_shapes(options: ShapeOptions) -> Found:
+    config = model_config(options.config or "")
+    fused, dtype, ladder = parse_fused(options.fused), parse_dtype(options.dtype), parse_ladder(options.m_ladder)
+    model = read_model(config, fused=fused, tp=options.tp, assume=options.assume)
+    listed = list(uses(model, ladder, dtype))
+    described = tuple(
+        {"role": use.linear.role, "count": use.linear.count, "kind": use.linear.kind, **use.shape._asdict()}
+        for use in listed
+    )
+    origin = {
+        "config": str(config),
+        "model_type": model.model_type,
+        "tp": options.tp,
+        "fused": sorted(fused),
+        "m_ladder": list(ladder),
+    }
+    return Found(unique(use.shape for use in listed), described, origin, model.notes)
+
+
+def _seen(seen: Seen, origin: dict[str, object], hits: bool, code: int) -> Found:
+    counts = {**seen.misses, **(seen.hits if hits else {})}
+    notes = [f"{len(seen.misses)} shapes missed and {len(seen.hits)} were found in {seen.lines} lines"]
+    if seen.unreadable:
+        notes.append(f"{seen.unreadable} table lines could not be read: other output was written into them")
+    if not seen.misses and not seen.hits:
+        notes.append("no table line was seen: aiter writes them at level INFO (AITER_LOG_LEVEL=INFO), once per shape")
+    shapes = unique(counts)
+    described = tuple({"times": counts[shape], "missed": shape in seen.misses, **shape._asdict()} for shape in shapes)
+    return Found(shapes, described, origin, tuple(notes), code)
+
+
+def show_shapes(found: Found, output: Path | None, as_json: bool) -> int:
+    data = render_untuned(found.shapes)
+    if output is not None:
+        guard_output(output, [Path(str(found.origin[key])) for key in ("config", "log") if key in found.origin])
+        write_atomic(output, data, 0o644)
+    for note in found.notes:
+        say(f"note: {note}")
+    say(f"{len(found.shapes)} shapes" + (f" written to {output}" if output else ""))
+    value = {
+        "schema": SHAPES_SCHEMA,
+        "origin": found.origin,
+        "unique": len(found.shapes),
+        "shapes": list(found.described),
+        "output": str(output) if output else None,
+        "notes": list(found.notes),
+    }
+    emit(value, "" if output else data.decode(), as_json)
+    return found.code
+
+
+def merge(
+    files: Sequence[Path],
+    user: Sequence[Path],
+    output: Path | None,
+    gpu: str | None,
+    aiter: Path | None,
+    version: str | None,
+    strict: bool,
+    as_json: bool,
+) -> int:
+    if output is None:
+        raise TuneError("usage", "merge needs -o OUT", "name the file to write; inputs are never written")
+    device = target_device(gpu)
+    target = target_aiter(aiter, version)
+    # With user tables alone and no aiter installed there is still something to merge.
+    shipped = [] if user and not files and target.aiter is None else shipped_sources(files, aiter)
+    sources = [*shipped, *(Source(path, "user") for path in user)]
+    guard_output(output, [source.path for source in sources])
+    merged = merge_files(sources, device, target.rules)
+    if strict and merged.refused:
+        message = f"{len(merged.refused)} rows are refused; nothing was written (--strict)"
+        raise TuneError("refused-rows", message, "correct or delete them", findings=merged.refused)
+    write_merged(merged, output, sources)
+    say_findings((*merged.refused, *merged.notes))
+    own = sum(used.kept for used in merged.sources if used.role == "user")
+    lines = [
+        f"{output}: {len(merged.rows)} rows for {device}, aiter {merged.rules.version}: {own} of yours "
+        f"({merged.replaced} instead of shipped ones), {merged.unmeasured} not measured, {len(merged.refused)} refused",
+        f"export {VARIABLE}={shlex.quote(str(output.absolute()))}",
+    ]
+    emit({**merged.as_json(), "output": str(output)}, "\n".join(lines), as_json)
+    return EXIT_OK
+
+
+def check(
+    files: Sequence[Path], aiter: Path | None, version: str | None, err_ratio: float, strict: bool, as_json: bool
+) -> int:
+    target = target_aiter(aiter, version)
+    checked = [check_table(path, target.rules, target.aiter, err_ratio) for path in files]
+    failed = any(table.failed or (strict and table.doubtful) for table in checked)
+    lines = []
+    for table in checked:
+        lines += [finding.text() for finding in table.findings]
+        counts = ", ".join(f"{number} {name}" for name, number in sorted(table.counts.items()))
+        lines.append(f"{table.path}: {table.rows} rows, {counts or 'nothing found'}")
+    value = {
+        "schema": CHECK_SCHEMA,
+        "aiter": target.rules.version,
+        "kernels_checked": target.aiter is not None,
+        "failed": failed,
+        "tables": [
+            {"path": t.path, "rows": t.rows, "counts": t.counts, "findings": [f.as_json() for f in t.findings]}
+            for t in checked
+        ],
+    }
+    emit(value, "\n".join(lines), as_json)
+    return EXIT_DIFFERENCE if failed else EXIT_OK
+
+
+def report(
+    options: ShapeOptions,
+    gpu: str | None,
+    m_mix: str | None,
+    tables: Sequence[Path],
+    aiter: Path | None,
+    html: Path | None,
+    png: Path | None,
+    as_json: bool,
+) -> int:
+    config = model_config(options.config or "")
+    device = target_device(gpu)
+    index, merged = index_for(device, tables, aiter, target_aiter(aiter, None).rules)
+    say_findings(merged.refused)
+    made = report_.make_report(
+        config,
+        index,
+        ladder=parse_ladder(options.m_ladder),
+        dtype=parse_dtype(options.dtype),
+        fused=parse_fused(options.fused),
+        tp=options.tp,
+        mix=coverage_.parse_mix(m_mix) if m_mix else None,
+        assume=options.assume,
+    )
+    if html is not None:
+        _write_picture(html, page(made).encode(), [config, *tables])
+    if png is not None:
+        _write_picture(png, picture(made), [config, *tables])
+    emit(
+        {**made.as_json(), "sources": [used.path for used in merged.sources]}, lambda: report_.table_text(made), as_json
+    )
+    return EXIT_OK
+
+
+def _write_picture(target: Path, data: bytes, sources: Sequence[Path]) -> None:
+    guard_output(target, sources)
+    write_atomic(target, data, 0o644)
+    say(f"{target} written")
+
+
+@dataclass(frozen=True)
+class SpeedOptions:
+    gpu: str
+    hbm_tbs: float | None
+    context: str
+    batch: int
+    efficiency: float
+    launch_us: float
+
+
+def _peaks(speed: SpeedOptions) -> tuple[Gpu, list[str]]:
+    """Return the GPU's peaks and what had to be assumed about it."""
+    if speed.hbm_tbs is not None:
+        if not 0 < speed.hbm_tbs < 1000:
+            raise TuneError(
+                "usage", f"--hbm-tbs {speed.hbm_tbs} is not a bandwidth", "terabytes per second, for example 5.3"
+            )
+        device = parse_device(speed.gpu)
+        same = next((gpu for gpu in GPUS if gpu.device == device), None)
+        return Gpu(str(device), device, speed.hbm_tbs * 1e12, same.bf16 if same else 1e15), []
+    gpu = parse_gpu(speed.gpu)
+    twins = [other.name for other in GPUS if other.device is not None and other.device == gpu.device and other != gpu]
+    if twins and speed.gpu.lower() != gpu.name.lower():
+        return gpu, [f"{gpu.device} is also {', '.join(twins)}; {gpu.name} assumed (name it with --gpu)"]
+    return gpu, []
+
+
+def estimate(
+    options: ShapeOptions, speed: SpeedOptions, tables: Sequence[Path], aiter: Path | None, as_json: bool
+) -> int:
+    if not 0 < speed.efficiency <= 1 or speed.batch < 1 or speed.launch_us < 0:
+        raise TuneError("usage", "efficiency is above 0 up to 1, batch from 1, launch time from 0", "see --help")
+    model = read_model(
+        model_config(options.config or ""), fused=parse_fused(options.fused), tp=options.tp, assume=options.assume
+    )
+    if not model.kv_bytes_per_layer:
+        raise TuneError(
+            "not-a-decoder", f"{model.name} has no decoder: nothing to estimate", "use a language model's config"
+        )
+    gpu, notes = _peaks(speed)
+    try:
+        contexts = [int(part) for part in speed.context.split(",")]
+    except ValueError:
+        contexts = [-1]
+    if min(contexts) < 0:
+        raise TuneError("usage", f"--context {speed.context!r} is not a list of lengths", "for example 0,2048")
+    index = None
+    target = target_aiter(aiter, None)
+    if gpu.device is not None and (tables or target.aiter is not None):
+        index, _ = index_for(gpu.device, tables, aiter, target.rules)
+    else:
+        notes.append("no table: every product is estimated from the roofline (name tables with --table)")
+    if options.tp > 1:
+        notes.append("per rank, without the time of the all-reduces")
+    if not model.launches:
+        notes.append(f"launches per layer were not counted for {model.model_type}: 40 assumed")
+    lines = estimate_.roofline(model, gpu, contexts, speed.batch, speed.efficiency)
+    one = estimate_.step(
+        model,
+        gpu,
+        index,
+        batch=speed.batch,
+        context=contexts[0],
+        dtype=parse_dtype(options.dtype),
+        efficiency=speed.efficiency,
+        launch_us=speed.launch_us,
+    )
+    value = estimate_.as_json(model, gpu, lines, [one], notes)
+    emit(value, lambda: estimate_.text(model, gpu, lines, [one], notes), as_json)
+    return EXIT_OK
+
+
+def diff(old: Path, new: Path, gpu: str | None, exit_code: bool, as_json: bool) -> int:
+    device = parse_device(gpu) if gpu else None
+    before, after = (
+        [row for row in read_usable(path).rows if device is None or row.key.device == device] for path in (old, new)
+    )
+    found = diff_rows(before, after)
+    emit(diff_json(found), lambda: diff_text(found), as_json)
+    return EXIT_DIFFERENCE if exit_code and not found.empty else EXIT_OK
+
+
+@dataclass(frozen=True)
+class PruneOptions:
+    gpu: str | None
+    all_devices: bool
+    unmeasured: bool
+    torch_winners: bool
+    aiter: Path | None
+    aiter_version: str | None
+
+
+def prune(file: Path, output: Path, shapes: ShapeOptions | None, drop: PruneOptions, as_json: bool) -> int:
+    guard_output(output, [file])
+    table = read_usable(file)
+    wanted = model_shapes(shapes).shapes if shapes is not None else None
+    target = target_aiter(drop.aiter, drop.aiter_version)
+    pruned = prune_rows(
+        table.rows,
+        device=None if drop.all_devices else target_device(drop.gpu),
+        rules=target.rules,
+        shapes=wanted,
+        unmeasured=drop.unmeasured,
+        torch_winners=drop.torch_winners,
+    )
+    say_findings(table.refused)
+    write_atomic(output, render(pruned.rows, COLUMNS), 0o644)
+    dropped = {**pruned.dropped, **({"ambiguous device": len(table.refused)} if table.refused else {})}
+    text = f"{output}: {len(pruned.rows)} of {len(table.rows) + len(table.refused)} rows kept"
+    text += "".join(f", {number} dropped: {why}" for why, number in sorted(dropped.items()))
+    emit({"schema": PRUNE_SCHEMA, "output": str(output), "kept": len(pruned.rows), "dropped": dropped}, text, as_json)
+    return EXIT_OK
+
+
+def env(gpu: str | None, user: Sequence[Path], aiter: Path | None, version: str | None, as_json: bool) -> int:
+    device = target_device(gpu)
+    target = target_aiter(aiter, version)
+    sources = sources_for(target.aiter, device, os.environ, user)
+    if not sources:
+        raise TuneError(
+            "no-tables", "there is no table: no aiter, no bundled one, none of yours", "name one with --user"
+        )
+    cached = cached_merge(sources, device, target.rules, target.aiter, os.environ)
+    own = os.environ.get(VARIABLE)
+    if own:
+        say(f"note: {VARIABLE} is set already to {own}; amd_ops respects that until you export the line below")
+    if target.aiter is None:
+        say("note: no aiter is installed here; only bundled and user tables were merged")
+    if cached.merged is not None:
+        say_findings(cached.merged.refused)
+    rows = read_usable(cached.path).rows
+    say(f"{len(rows)} rows for {device}, {'built now' if cached.merged is not None else 'reused'}")
+    value = {
+        "schema": ENV_SCHEMA,
+        "variable": VARIABLE,
+        "value": str(cached.path),
+        "gpu": str(device),
+        "rows": len(rows),
+        "reused": cached.merged is None,
+        "already_set": own,
+        "sources": [{"path": str(source.path), "role": source.role} for source in sources],
+    }
+    emit(value, f"export {VARIABLE}={shlex.quote(str(cached.path))}", as_json)
+    return EXIT_OK
+
+
+def import_tunableop(file: Path, output: Path, gpu: str | None, as_json: bool) -> int:
+    guard_output(output, [file])
+    device = target_device(gpu)
+    results = tunableop.read_results(file, device)
+    note = "hipBLASLt indices are valid for the hipBLASLt build that the validators name, and for no other"
+    meta = {
+        "schema": IMPORT_SCHEMA,
+        "gpu": str(device),
+        "source": str(file),
+        "measured_with": dict(results.validators),
+        "rows": len(results.rows),
+        "skipped": [finding.as_json() for finding in results.skipped],
+        "note": note,
+    }
+    write_atomic(meta_path(output), json_bytes(meta), 0o644)
+    write_atomic(output, render(results.rows, COLUMNS), 0o644)
+    say_findings((*results.findings, *results.skipped))
+    say(f"note: {note}")
+    emit(
+        {**meta, "output": str(output)},
+        f"{output}: {len(results.rows)} rows, {len(results.skipped)} lines skipped",
+        as_json,
+    )
+    return EXIT_OK
+
+
+def export_tunableop(file: Path, output: Path, validators: Path | None, as_json: bool) -> int:
+    guard_output(output, [file, *([validators] if validators else [])])
+    if validators is None:
+        shapes, findings = read_untuned(file)
+        data, unnamed = tunableop.render_untuned(shapes)
+        written, left = len(shapes) - len(unnamed), len(unnamed)
+    else:
+        table = read_usable(file)
+        findings = (*table.findings, *table.refused)
+        data, left = tunableop.render_results(table.rows, tunableop.read_validators(validators))
+        written = len(table.rows) - left
+    write_atomic(output, data, 0o644)
+    say_findings(findings)
+    text = f"{output}: {written} lines, {left} shapes have no counterpart in TunableOp"
+    emit({"schema": EXPORT_SCHEMA, "output": str(output), "written": written, "left": left}, text, as_json)
+    return EXIT_OK

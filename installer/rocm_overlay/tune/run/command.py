@@ -1,0 +1,199 @@
+"""`overlay tune run`: from options to a session, its table, its provenance and the A/B."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..cache import sources_for
+from ..commands import ShapeOptions, model_shapes
+from ..errors import EXIT_CANNOT_WRITE, EXIT_DIFFERENCE, EXIT_OK, TuneError
+from ..files import guard_output, json_bytes, write_atomic
+from ..inputs import target_aiter, target_device
+from ..installed import find_aiter, need_aiter
+from ..merge import Source, merge_files, meta_path, write_merged
+from ..output import emit, say
+from ..places import VARIABLE
+from ..schema import COLUMNS
+from ..shapes import Shape, read_untuned
+from ..table import read_usable, render
+from . import programs as programs_
+from .ab import Comparison, compare
+from .journal import Outcome
+from .programs import Programs
+from .progress import Progress
+from .session import SCHEMA, Session, rows_of, summary
+
+FAILED = frozenset({"crashed", "timeout", "wrong", "impossible", "no-baseline"})
+VERIFY_SCHEMA = "amd-overlay.tune.verify/1"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which shapes: a model's, or those of an untuned CSV."""
+
+    config: str | None
+    shapes: Path | None
+    tp: int
+    fused: str
+    m_ladder: str
+    dtype: str
+    assume: str | None
+
+
+@dataclass(frozen=True)
+class Tools:
+    backend: str
+    tuner: str | None
+    options: tuple[str, ...]
+    verifier: str | None
+    python: str | None
+    timeout: float
+    err_ratio: float
+    aiter: Path | None
+
+
+@dataclass(frozen=True)
+class Limits:
+    margin: float
+    retries: int
+    restart: bool
+
+
+@dataclass(frozen=True)
+class Ends:
+    command: str | None
+    runs: int
+    metric: str | None
+    higher: bool
+
+
+def _shapes(asked: Asked) -> tuple[tuple[Shape, ...], dict[str, object]]:
+    if (asked.config is None) == (asked.shapes is None):
+        raise TuneError("usage", "name one origin of shapes", "--config F or --shapes UNTUNED.csv")
+    if asked.shapes is not None:
+        return read_untuned(asked.shapes)[0], {"untuned": str(asked.shapes)}
+    found = model_shapes(ShapeOptions(asked.config, asked.tp, asked.fused, asked.m_ladder, asked.dtype, asked.assume))
+    return found.shapes, found.origin
+
+
+def _programs(tools: Tools) -> Programs:
+    python = tools.python or programs_.this_python()
+    if tools.timeout <= 0 or tools.err_ratio < 0:
+        raise TuneError("usage", "--timeout must be above 0 and --err-ratio at least 0", "see --help")
+    if tools.tuner is not None:
+        tuner = tuple(programs_.as_command(tools.tuner, python))
+    elif tools.backend == "tunableop":
+        tuner = programs_.tunableop_tuner(python)
+    elif tools.backend == "aiter":
+        tuner = (python, str(programs_.find_tuner(need_aiter(tools.aiter))))
+    else:
+        raise TuneError("usage", f"--backend {tools.backend!r} is not known", "use aiter or tunableop")
+    verifier = (
+        tuple(programs_.as_command(tools.verifier, python)) if tools.verifier else programs_.default_verifier(python)
+    )
+    # The tuner must not read the table that is being made, nor one the user points at.
+    environment = {key: value for key, value in os.environ.items() if key != VARIABLE}
+    return Programs(tuner, verifier, tools.timeout, tools.err_ratio, environment, tools.options)
+
+
+def _work_folder(path: Path, restart: bool) -> Path:
+    journal = path / "session.jsonl"
+    try:
+        if restart and path.exists():
+            if not journal.is_file():
+                message = f"{path} is not a session: it has no session.jsonl"
+                raise TuneError("not-a-session", message, "name the session's folder with --work", paths=(str(path),))
+            shutil.rmtree(path)
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"cannot use {path}: {error.strerror or error}"
+        raise TuneError("cannot-write", message, "choose another --work folder", EXIT_CANNOT_WRITE) from error
+    return path
+
+
+def run(
+    asked: Asked,
+    gpu: str | None,
+    output: Path,
+    work: Path | None,
+    tools: Tools,
+    limits: Limits,
+    ends: Ends,
+    as_json: bool,
+) -> int:
+    if not 0 <= limits.margin < 100 or limits.retries < 0:
+        raise TuneError("usage", "--margin is a percentage from 0 below 100, --retries at least 0", "see --help")
+    device = target_device(gpu)
+    shapes, origin = _shapes(asked)
+    programs = _programs(tools)
+    guard_output(output, [asked.shapes] if asked.shapes else [])
+    folder = _work_folder(work or output.with_name(output.name + ".session"), limits.restart)
+    session = Session(device, programs, folder, limits.margin / 100, limits.retries)
+    outcomes = session.run(shapes, Progress(len(shapes)))
+    rows = rows_of(outcomes, folder)
+    comparison = _compare(ends, rows, folder, session, tools)
+    aiter = find_aiter(tools.aiter)
+    meta: dict[str, object] = {
+        "schema": SCHEMA,
+        "gpu": str(device),
+        "origin": origin,
+        "measured_with": {"aiter": aiter.version, "aiter_commit": aiter.commit} if aiter else {},
+        "settings": session.settings(),
+        "summary": summary(outcomes),
+        "rows": len(rows),
+        "outcomes": [outcome.as_json() for outcome in outcomes],
+        "ab": comparison.as_json() if comparison else None,
+    }
+    write_atomic(meta_path(output), json_bytes(meta), 0o644)
+    write_atomic(output, render(rows, COLUMNS), 0o644)
+    emit({**meta, "output": str(output)}, lambda: _text(output, outcomes, comparison), as_json)
+    return EXIT_DIFFERENCE if outcomes and all(outcome.status in FAILED for outcome in outcomes) else EXIT_OK
+
+
+def _compare(ends: Ends, rows: Sequence[object], folder: Path, session: Session, tools: Tools) -> Comparison | None:
+    """Run the A/B with the new rows merged over what is installed, as amd_ops would use them."""
+    if ends.command is None:
+        say("note: no end-to-end command was given (--ab): these rows are faster one by one, which proves no gain")
+        return None
+    if not rows:
+        say("note: no row was kept: there is nothing to compare end to end")
+        return None
+    target = target_aiter(tools.aiter, None)
+    kept = folder / "kept.csv"
+    sources = [*sources_for(target.aiter, session.device, os.environ, []), Source(kept, "user")]
+    merged = folder / "ab.csv"
+    write_merged(merge_files(sources, session.device, target.rules), merged, sources)
+    environment = {**os.environ, "USE_AITER_GEMM": "1"}
+    return compare(ends.command, merged, environment, runs=ends.runs, metric=ends.metric, higher=ends.higher)
+
+
+def _text(output: Path, outcomes: Sequence[Outcome], comparison: Comparison | None) -> str:
+    lines = [f"{number} {status}" for status, number in summary(outcomes).items()]
+    failed = [f"  {o.shape.text()}: {o.status}: {o.reason}" for o in outcomes if o.status in FAILED]
+    text = [f"{output}: " + ", ".join(lines), *failed]
+    return "\n".join([*text, comparison.text()] if comparison else text)
+
+
+def verify(table: Path, gpu: str | None, tools: Tools, work: Path, as_json: bool) -> int:
+    """Run the numeric check on every row of a table for this device; exit 1 when one is wrong."""
+    device = target_device(gpu)
+    rows = [row for row in read_usable(table).rows if row.key.device == device]
+    programs = _programs(Tools(**{**vars(tools), "tuner": tools.tuner or "unused.py"}))
+    folder = _work_folder(work, False)
+    progress = Progress(len(rows))
+    wrong: dict[str, str] = {}
+    for number, row in enumerate(rows, 1):
+        name = f"line {row.line}: {row.key.shape_text()}"
+        progress.running(number, name)
+        problem = programs.verify(row, folder)
+        if problem:
+            wrong[name] = problem
+        progress.done(number, name, problem or "right")
+    value = {"schema": VERIFY_SCHEMA, "gpu": str(device), "table": str(table), "rows": len(rows), "wrong": wrong}
+    lines = [f"{table}:{name}: {problem}" for name, problem in wrong.items()]
+    emit(value, "\n".join([*lines, f"{len(rows) - len(wrong)} of {len(rows)} rows for {device} are right"]), as_json)
+    return EXIT_DIFFERENCE if wrong else EXIT_OK
