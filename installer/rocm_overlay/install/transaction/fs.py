@@ -206,9 +206,12 @@ class Tree:
         Returns remarks on metadata that the system refused. Raises OSError when anything else differs afterwards.
         """
         with self.directory(split(path)[0]) as at:
-            if entry.kind == LINK and self._stage_link(temporary, at, entry):
+            if entry.kind != LINK:
+                return self._stage_file(temporary, at, data, entry)
+            if self._stage_link(temporary, at, entry):
                 return []
-            return self._stage_file(temporary, at, data, entry.as_file())
+            lost = f"{path} was a link to {entry.link_target}, which no longer has the stock text: restored as a file"
+            return [lost, *self._stage_file(temporary, at, data, entry.as_file())]
 
     def publish(self, path: str, temporary: str) -> None:
         """Replace ``path`` by the staged file, atomically."""
