@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from . import device
 from .activation import gelu_and_mul, gelu_tanh_and_mul, silu_and_mul
+from .attention import attention
 from .checks import ArgumentError
 from .dispatch import DeclinedError, DeclinedWarning, Verdict, reset_counters
 from .linear import apply_linear, linear
 from .norm import add_rms_norm, rms_norm
 from .reporting import explain, report
 from .rope import apply_rope
+from .routing import route_attention
 from .toggles import Settings, ToggleError, on, override, refresh, settings
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "add_rms_norm",
     "apply_linear",
     "apply_rope",
+    "attention",
     "device",
     "explain",
     "gelu_and_mul",
@@ -37,6 +40,7 @@ __all__ = [
     "report",
     "reset_counters",
     "rms_norm",
+    "route_attention",
     "settings",
     "silu_and_mul",
 ]

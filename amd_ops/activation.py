@@ -63,7 +63,7 @@ def _op(name: str, in_torch: Callable[[Tensor], Tensor], in_eager: Callable[[Ten
     return Op(
         name,
         [
-            Tier("aiter", aiter.offer(name, "USE_OPTIMIZED_OPS"), aiter.wanted("USE_OPTIMIZED_OPS")),
+            Tier("aiter", aiter.offer(name, "USE_OPTIMIZED_OPS", in_eager), aiter.wanted("USE_OPTIMIZED_OPS")),
             Tier("torch", always(in_torch)),
             Tier("eager", always(in_eager)),
         ],

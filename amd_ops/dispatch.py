@@ -109,7 +109,7 @@ class Op:
     bound chain.
     """
 
-    __slots__ = ("_counted_from", "_sole", "arrange", "call", "calls", "name", "signature", "tallies", "tiers")
+    __slots__ = ("_counted_from", "_live", "_sole", "arrange", "call", "calls", "name", "signature", "tallies", "tiers")
 
     def __init__(self, name: str, tiers: Sequence[Tier], arrange: Callable[..., tuple[Any, ...]] | None = None) -> None:
         self.name = name
@@ -120,6 +120,7 @@ class Op:
         self.calls = 0
         self._counted_from = 0
         self._sole: Tally | None = None
+        self._live: frozenset[str] | None = None
         self.call: Run = self._bind_then_call
         ops[name] = self
 
@@ -131,7 +132,7 @@ class Op:
     def unbind(self) -> None:
         """Fold the calls that needed no counting of their own into the tallies and go back to the binder."""
         self.fold()
-        self._sole = None
+        self._sole, self._live = None, None
         self.call = self._bind_then_call
         for tally in self.tallies.values():
             tally.refused = ""
@@ -152,7 +153,13 @@ class Op:
         """Set the counter to zero; tallies are zeroed by reset_counters()."""
         self.calls = self._counted_from = 0
 
-    def bind(self) -> list[tuple[Tally, Candidate]]:
+    def can(self, tier: str) -> bool:
+        """Return True when ``tier`` is live in this process (its check may still decline single calls)."""
+        if self._live is None:
+            self.bind()
+        return self._live is not None and tier in self._live
+
+    def bind(self) -> None:
         """Ask every tier for a candidate and build the chain; warn about requests that are refused for good."""
         settings = toggles.settings()
         live: list[tuple[Tally, Candidate]] = []
@@ -167,29 +174,35 @@ class Op:
             if offer.unmet:
                 complain(self.name, tally.name, offer.reason)
                 if settings.strict:
-                    self.call = _raiser(self.name, tally.name, offer.reason)
-                    return []
+                    self._live, self.call = frozenset(), _raiser(self.name, tally.name, offer.reason)
+                    return
+        self._live = frozenset(tally.name for tally, _ in live)
         self.call = self._chain(live, settings.strict)
-        return live
 
     def _chain(self, live: list[tuple[Tally, Candidate]], strict: bool) -> Run:
         self._sole = None
         if live and live[0][1].check is None and live[0][1].variant is None:
-            self._sole = live[0][0]
-            return live[0][1].run
+            self._sole, run = live[0][0], live[0][1].run
+            return run if self._sole.first_call_s is not None else self._first(self._sole, run)
         chain: Run = _exhausted(self.name)
         for tally, candidate in reversed(live):
             chain = _link(self.name, tally, candidate, chain, strict)
         return chain
 
+    def _first(self, tally: Tally, run: Run) -> Run:
+        """Run with a clock once, so that one-off costs show in the report, then get out of the way."""
+
+        def first(*args: Any) -> Any:
+            result = _timed(tally, run, args)
+            if self._sole is tally:
+                self.call = run
+            return result
+
+        return first
+
     def _bind_then_call(self, *args: Any) -> Any:
-        """First call: bind, then run with a clock so that one-off costs (JIT builds, probes) show in the report."""
         self.bind()
-        start = time.perf_counter()
-        result = self.call(*args)
-        if self._sole is not None and self._sole.first_call_s is None:
-            self._sole.first_call_s = time.perf_counter() - start
-        return result
+        return self.call(*args)
 
 
 class Site:

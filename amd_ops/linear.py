@@ -28,7 +28,7 @@ def eager_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 _linear = Op(
     "linear",
     [
-        Tier("aiter", aiter.offer("linear", "USE_AITER_GEMM"), aiter.wanted("USE_AITER_GEMM")),
+        Tier("aiter", aiter.offer("linear", "USE_AITER_GEMM", eager_linear), aiter.wanted("USE_AITER_GEMM")),
         Tier("torch", always(F.linear)),
         Tier("eager", always(eager_linear)),
     ],

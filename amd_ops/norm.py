@@ -71,7 +71,7 @@ def torch_add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float, 
 _rms_norm = Op(
     "rms_norm",
     [
-        Tier("aiter", aiter.offer("rms_norm", "USE_OPTIMIZED_OPS"), aiter.wanted("USE_OPTIMIZED_OPS")),
+        Tier("aiter", aiter.offer("rms_norm", "USE_OPTIMIZED_OPS", eager_rms_norm), aiter.wanted("USE_OPTIMIZED_OPS")),
         Tier("torch", always(torch_rms_norm)),
         Tier("eager", always(eager_rms_norm)),
     ],
@@ -79,7 +79,11 @@ _rms_norm = Op(
 _add_rms_norm = Op(
     "add_rms_norm",
     [
-        Tier("aiter", aiter.offer("add_rms_norm", "USE_OPTIMIZED_OPS"), aiter.wanted("USE_OPTIMIZED_OPS")),
+        Tier(
+            "aiter",
+            aiter.offer("add_rms_norm", "USE_OPTIMIZED_OPS", eager_add_rms_norm),
+            aiter.wanted("USE_OPTIMIZED_OPS"),
+        ),
         Tier("torch", always(torch_add_rms_norm)),
         Tier("eager", always(eager_add_rms_norm)),
     ],

@@ -51,7 +51,7 @@ def _rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 _rope = Op(
     "apply_rope",
     [
-        Tier("aiter", aiter.offer("apply_rope", "USE_OPTIMIZED_OPS"), aiter.wanted("USE_OPTIMIZED_OPS")),
+        Tier("aiter", aiter.offer("apply_rope", "USE_OPTIMIZED_OPS", eager_rope), aiter.wanted("USE_OPTIMIZED_OPS")),
         Tier("torch", always(torch_rope)),
         Tier("eager", always(eager_rope)),
     ],

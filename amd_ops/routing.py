@@ -1,0 +1,191 @@
+"""The adapter between transformers' attention interface and our attention op.
+
+Only transformers' own sdpa function and eager functions of known forms are replaced; whatever else a model uses is
+called as it is, with a counted reason. The stock names stay, so transformers builds the masks it would build anyway.
+
+Where stock semantics are odd they are kept: sdpa ignores a soft cap, ignores the window argument (the mask has it)
+and counts causality from the first key when there is no mask; eager adds its mask and knows no causality of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .attention import Call, op
+from .dispatch import Site
+from .modules import is_patched, watched_globally
+
+Interface = Callable[..., tuple[Tensor, Tensor | None]]
+
+_compiling = torch.compiler.is_dynamo_compiling
+_site = Site("route_attention", "routed", lambda settings: settings.asked("USE_AITER_ATTENTION"))
+_routes: dict[Any, Interface] = {}
+
+# Every name that the known eager functions use; one that uses another (a bias, sinks, another softmax) is not known.
+_EAGER_NAMES = frozenset(
+    [
+        "repeat_kv",
+        "num_key_value_groups",
+        "torch",
+        "matmul",
+        "transpose",
+        "shape",
+        "nn",
+        "functional",
+        "softmax",
+        "float32",
+        "to",
+        "dtype",
+        "dropout",
+        "training",
+        "contiguous",
+        "head_dim",
+        "tanh",
+    ]
+)
+
+
+def route_attention(module: nn.Module, stock_interface: Interface) -> Interface:
+    """Return what an attention module should call in place of ``stock_interface``: our route, or that interface itself.
+
+    The returned callable has transformers' signature, (module, query [B, H, S, D], key, value, attention_mask,
+    **kwargs) -> (output [B, S, H, D] contiguous, weights or None).
+    """
+    if _compiling():
+        return stock_interface
+    route = _routes.get(stock_interface)
+    if route is not None:
+        return route
+    kind = _kind(module, stock_interface)
+    if not kind:
+        name = getattr(getattr(module, "config", None), "_attn_implementation", None)
+        _site.declined(f"attention implementation {name!r} is not transformers' own sdpa or a known eager function")
+        return stock_interface
+    route = (
+        _sdpa_route(stock_interface) if kind == "sdpa" else _eager_route(stock_interface, kind == "eager with soft cap")
+    )
+    _routes[stock_interface] = route
+    return route
+
+
+def _kind(module: nn.Module, interface: Interface) -> str:
+    """Recognise a stock function: ``sdpa``, ``eager``, ``eager with soft cap``, or "" for anything else."""
+    name, home = getattr(interface, "__name__", ""), str(getattr(interface, "__module__", ""))
+    if name == "sdpa_attention_forward" and home == "transformers.integrations.sdpa_attention":
+        return "sdpa"
+    code = getattr(interface, "__code__", None)
+    ours = home.startswith("transformers.models.") or home == type(module).__module__
+    if name != "eager_attention_forward" or code is None or not ours:
+        return ""
+    names = set(code.co_names)
+    if not names <= _EAGER_NAMES or not {"softmax", "float32", "matmul"} <= names:
+        return ""
+    return "eager with soft cap" if "tanh" in names else "eager"
+
+
+def _sdpa_route(stock: Interface) -> Interface:
+    def route(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        causal = kwargs.get("is_causal")
+        reason = _unroutable(module, query, key, attention_mask, args, kwargs)
+        if not reason and kwargs.get("softcap") is not None:
+            reason = "the model asks sdpa for a soft cap, which stock sdpa ignores: honouring it would change the model"
+        if not reason and attention_mask is not None and causal:
+            reason = "sdpa was given a mask and is_causal together"
+        if reason:
+            _site.declined(reason)
+            return stock(module, query, key, value, attention_mask, *args, **kwargs)
+        rows, columns = query.shape[2], key.shape[2]
+        if attention_mask is not None:
+            causal = False
+        elif causal is None:
+            causal = rows > 1 and getattr(module, "is_causal", True)
+        if causal and rows != columns:
+            # torch aligns at the first key here (transformers 5 relies on it for an empty static cache).
+            if rows > columns or not op.can("aiter"):
+                _site.declined("causality is counted from the first key (q_len != k_len, no mask): torch does that")
+                return stock(module, query, key, value, attention_mask, *args, **kwargs)
+            key, value = key[:, :, :rows], value[:, :, :rows]
+        return _run(module, query, key, value, attention_mask, bool(causal), None, kwargs), None
+
+    return route
+
+
+def _eager_route(stock: Interface, capped: bool) -> Interface:
+    def route(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        reason = _unroutable(module, query, key, attention_mask, args, kwargs) or _weights_wanted(module)
+        if not reason and attention_mask is not None and attention_mask.dtype is not query.dtype:
+            reason = f"the eager mask is {attention_mask.dtype}, not the queries' dtype"
+        if not reason and kwargs.get("scaling") is None:
+            reason = "no scaling was given"
+        if reason:
+            _site.declined(reason)
+            return stock(module, query, key, value, attention_mask, *args, **kwargs)
+        softcap = kwargs.get("softcap") if capped else None
+        return _run(module, query, key, value, attention_mask, False, softcap, kwargs), None
+
+    return route
+
+
+def _run(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    softcap: float | None,
+    kwargs: dict[str, Any],
+) -> Tensor:
+    _site.fast.calls += 1
+    op.calls += 1
+    call = Call(getattr(module, "layer_idx", None))
+    result: Tensor = op.call(query, key, value, kwargs.get("scaling"), causal, mask, 0.0, None, softcap, None, call)
+    return result
+
+
+def _unroutable(
+    module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> str:
+    """What both kinds leave to the stock function."""
+    if args:
+        return "positional arguments after the mask"
+    if kwargs.get("dropout"):
+        return "dropout is on"
+    if kwargs.get("output_attentions") or kwargs.get("head_mask") is not None:
+        return "attention weights or a head mask were asked for"
+    if kwargs.get("s_aux") is not None:
+        return "the model has attention sinks"
+    if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 4):
+        return "the mask is not a tensor [B, 1, Sq, Sk]"
+    if query.shape[1] != key.shape[1] * getattr(module, "num_key_value_groups", 1):
+        return "the heads of query and key do not fit num_key_value_groups"
+    return ""
+
+
+def _weights_wanted(module: nn.Module) -> str:
+    """Eager attention returns its weights; somebody may be watching for them."""
+    if getattr(getattr(module, "config", None), "output_attentions", False):
+        return "config.output_attentions wants the weights"
+    if is_patched(module) or module._forward_hooks or watched_globally():
+        return "a hook or a recorder on the attention module may want the weights"
+    return ""
