@@ -102,7 +102,6 @@ def guard(source: Source, site: Site[Triple]) -> str | None:
 def _own_statements(source: Source, triple: Triple, argument: str) -> str | None:
     """The three statements may bind nothing but their targets, and may not read a target of the three."""
     targets = {one.target for one in triple.projections}
-    first = min(one.index for one in triple.projections)
     for one in triple.projections:
         bound = binds(one.statement)
         if argument in bound or (bound & targets) != {one.target}:
@@ -110,7 +109,7 @@ def _own_statements(source: Source, triple: Triple, argument: str) -> str | None
         assigned = assignment(one.statement)
         if assigned and targets & set(names(assigned[1])):
             return f"line {source.line(one.statement)} reads a name that the projections set"
-        if not _always_evaluated(one) or (one.index == first and assigned is None):
+        if not _always_evaluated(one):
             return f"line {source.line(one.statement)} does not always call the projection"
     return None
 

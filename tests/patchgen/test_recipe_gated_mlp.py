@@ -103,7 +103,7 @@ def test_other_formulas_are_no_candidates(text: str) -> None:
         (MIXTRAL.replace("def forward(self, x)", "def forward(self, y)"), "x is not a parameter of the method"),
         (ONE.replace("self.up_proj", "self.gate_proj"), "one attribute has two roles"),
         (
-            ONE.replace("    def forward", "    def __init__(self):\n        self.up_proj = Conv1D(1)\n\n    def forward"),
+            ONE.replace("    def f", "    def __init__(self):\n        self.up_proj = Conv1D(1)\n\n    def f"),
             "self.up_proj is not built as nn.Linear",
         ),
     ],

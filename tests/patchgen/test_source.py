@@ -81,7 +81,8 @@ def f(self):
     suites = list(blocks(source.functions[0]))
     found = [block for block in suites if isinstance(block.statements[0], cst.SimpleStatementLine)]
     words = [source.code(block.statements[0]).split()[0] for block in found]
-    assert sorted(words) == sorted("one two three four five six seven eight nine ten eleven".split())
+    expected = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven"]
+    assert sorted(words) == sorted(expected)
     assert {word: block.loops for word, block in zip(words, found, strict=True) if block.loops} == {
         "four": 1,
         "five": 1,

@@ -26,6 +26,10 @@ class Tree:
         """Return one file's bytes; OSError or KeyError if it cannot be read."""
         return (self.root / path).read_bytes()
 
+    def has(self, path: str) -> bool:
+        """Say whether the package has this file."""
+        return (self.root / path).is_file()
+
     def label(self, path: str) -> str:
         """How a file is called in messages."""
         return str(self.root / path)
@@ -57,7 +61,7 @@ class Tree:
             path = PurePosixPath(*model.removeprefix("transformers.").split(".")).as_posix() + ".py"
         else:
             path = f"models/{model}/modeling_{model}.py"
-        if path in self.modeling_files:
+        if _MODELING.fullmatch(path) and self.has(path):
             return path
         known = {PurePosixPath(file).parent.name for file in self.modeling_files}
         wanted = PurePosixPath(path).parent.name if "." in model else model
@@ -79,6 +83,10 @@ class WheelTree(Tree):
     def read(self, path: str) -> bytes:
         """Return one file's bytes; KeyError if the wheel lacks it."""
         return self._archive.read(f"transformers/{path}")
+
+    def has(self, path: str) -> bool:
+        """Say whether the wheel has this file."""
+        return f"transformers/{path}" in self._archive.namelist()
 
     def _names(self) -> Iterable[str]:
         prefix = "transformers/"
