@@ -60,12 +60,10 @@ def _written(arguments: dict[str, Any]) -> Tensor:
     return next(arguments[key] for key in RESULT_ARGUMENTS if key in arguments)
 
 
-def schema_of(double: Double, name: str) -> str:
-    """The schema ``name`` gets, after the fault ``schema_from``."""
+def _owner(double: Double, name: str) -> catalogs.Catalog:
+    """The tag whose form ``name`` has, after the fault ``schema_from``."""
     tag = double.faults.schema_from.get(name)
-    owner = double.catalog if tag is None else catalogs.load(tag)
-    text: str = owner.ops[name]["schema"]
-    return text.removeprefix("aiter::")
+    return double.catalog if tag is None else catalogs.load(tag)
 
 
 def register_ops(double: Double, library: torch.library.Library, module: str) -> None:
@@ -73,7 +71,7 @@ def register_ops(double: Double, library: torch.library.Library, module: str) ->
     for name in double.catalog.ops_of(module):
         if name in double.faults.missing:
             continue
-        library.define(schema_of(double, name))
+        library.define(_owner(double, name).ops[name]["schema"].removeprefix("aiter::"))
         kernel = functools.partial(_dispatch, double, name)
         for key in ("CPU", "CUDA"):
             library.impl(name, kernel, key)
@@ -103,8 +101,9 @@ def _fake(name: str, *args: Any, **kwargs: Any) -> Any:
 def python_functions(double: Double, module: str) -> dict[str, Callable[..., Any]]:
     """The public functions of one submodule, with their real signatures."""
     made: dict[str, Callable[..., Any]] = {}
-    for name, params in double.catalog.functions_of(module).items():
+    for name in double.catalog.functions_of(module):
         if name not in double.faults.missing:
+            params = _owner(double, name).functions[f"{module}.{name}"]
             made[name] = _python_function(double, module, name, params)
     return made
 

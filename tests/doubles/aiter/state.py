@@ -57,7 +57,7 @@ class Faults:
     wrong:         op name -> what to do to its result, without raising (a miscompiled kernel).
     altered:       op name -> what to do to its arguments, without raising (a kernel that ignores or confuses one).
     missing:       op and function names that do not exist.
-    schema_from:   op name -> tag whose older or newer schema it has.
+    schema_from:   op or function name -> tag whose older or newer form it has.
     """
 
     import_error: Exception | None = None

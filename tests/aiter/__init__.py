@@ -1,0 +1,1 @@
+"""Contract tests of tier aiter: amd_ops against the stand-in of tests/doubles/aiter."""

@@ -1,0 +1,108 @@
+"""Whole models in bfloat16 through tier aiter, against stock: which kernels ran, and what came out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from rocm_overlay.verify.compare import judge
+
+import amd_ops
+from tests.aiter.support import ON
+from tests.doubles.aiter import Double, fake_aiter
+from tests.parity import twins
+
+ALL: dict[str, object] = {**ON, "use_fused_projections": 1}
+MODELS = ["llama", "qwen3", "gemma2", "mixtral", "phi3"]
+IMPLEMENTATION = {"gemma2": "eager"}  # its soft cap exists in eager attention only
+TAKEN = ["prefill", "decode", "chunked", "padded", "greedy", "greedy-left-padded", "static-cache", "beam"]
+TARGETS = [("v0.1.9.post1", "gfx942", 304), ("v0.1.20.post1", "gfx950", 256)]
+ATTENTION = {"mha_fwd", "mha_varlen_fwd", "fmha_v3_fwd", "fmha_v3_varlen_fwd"}
+
+
+@pytest.fixture(params=TARGETS, ids=lambda target: "-".join(map(str, target)))
+def double(request: pytest.FixtureRequest) -> Iterator[Double]:
+    with fake_aiter(*request.param) as installed:
+        amd_ops.reset_counters()
+        yield installed
+    for architecture in MODELS:
+        for dtype in twins.DTYPES:
+            amd_ops.restore(twins.pair(architecture, dtype).overlay)
+
+
+def _run(architecture: str, case: str, dtype: str = "bfloat16", **toggles: Any) -> list[Any]:
+    """What deviates from stock."""
+    pair, how = twins.pair(architecture, dtype), IMPLEMENTATION.get(architecture, "sdpa")
+    reference = pair.reference(case, how)
+    with amd_ops.override(**{**ALL, **toggles}):
+        found = pair.found(case, how)
+    return list(judge(reference, found, tier="aiter", dtype=dtype, bitwise=False).deviating)
+
+
+@pytest.mark.parametrize("case", TAKEN)
+@pytest.mark.parametrize("architecture", MODELS)
+def test_every_op_runs_in_tier_aiter_and_agrees_with_stock(double: Double, architecture: str, case: str) -> None:
+    assert _run(architecture, case, strict=1) == [], str(amd_ops.report())
+    for row in amd_ops.report().as_dict()["ops"]:
+        lower = {tier["tier"]: tier["calls"] for tier in row["tiers"] if tier["tier"] in ("torch", "eager")}
+        assert not any(lower.values()), f"{row['op']} left tier aiter:\n{amd_ops.report()}"
+    assert ATTENTION & set(double.kernels())
+
+
+@pytest.mark.parametrize("case", ["packed", "hidden-states"])
+@pytest.mark.parametrize("architecture", MODELS)
+def test_what_aiter_cannot_do_is_done_right_by_another_tier(double: Double, architecture: str, case: str) -> None:
+    with pytest.warns() if case == "packed" else _nothing():
+        assert _run(architecture, case) == [], str(amd_ops.report())
+
+
+class _nothing:
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def test_kernels_of_a_llama_layer(double: Double) -> None:
+    """9 launches a layer: two norms, q/k/v, rope, attention, o, gate/up, activation, down; one norm at the end."""
+    _run("llama", "prefill")
+    double.clear()
+    _run("llama", "prefill")
+    layers = twins.pair("llama", "bfloat16").stock.config.num_hidden_layers
+    counted = Counter(double.kernels())
+    families = {
+        "attention": sum(counted[name] for name in ATTENTION),
+        "linear": counted["gemm_a16w16"],
+        "activation": counted["silu_and_mul"],
+        "rope": sum(count for name, count in counted.items() if name.startswith("rope_")),
+        "norm": sum(count for name, count in counted.items() if "norm" in name),
+    }
+    expected = {"attention": 1, "linear": 4, "activation": 1, "rope": 1, "norm": 2}
+    assert families == {name: count * layers + (name == "norm") for name, count in expected.items()}
+    assert sum(families.values()) == sum(counted.values())
+
+
+def test_left_padding_reaches_the_varlen_kernel(double: Double) -> None:
+    _run("llama", "greedy-left-padded")
+    assert "mha_varlen_fwd" in double.kernels()
+
+
+def test_gemma2_soft_cap_reaches_the_kernel(double: Double) -> None:
+    _run("gemma2", "prefill")
+    caps = {call["logits_soft_cap"] for call in double.called("mha_varlen_fwd", "op")}
+    assert caps == {3.0}
+
+
+@pytest.mark.parametrize("architecture", MODELS)
+def test_float32_declines_everywhere_and_gives_stock_tokens(double: Double, architecture: str) -> None:
+    with pytest.warns(amd_ops.DeclinedWarning, match="float32"):
+        assert _run(architecture, "greedy-left-padded", "float32") == []
+    assert double.kernels() == []
+
+
+@pytest.mark.parametrize("architecture", MODELS)
+def test_training_declines_and_gives_stock_gradients(double: Double, architecture: str) -> None:
+    with pytest.warns(amd_ops.DeclinedWarning, match="grad"):
+        assert _run(architecture, "training-step") == []
+    assert double.kernels() == []
