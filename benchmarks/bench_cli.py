@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 BARE = "python -c pass"
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+"""An installed program has its bytecode; the folder for it is set in main()."""
 RUN = "from rocm_overlay.cli import main; main()"
 
 
@@ -41,7 +43,7 @@ class Series:
         if self.before is not None:
             self.before()
         start = time.perf_counter()
-        subprocess.run(self.arguments, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        subprocess.run(self.arguments, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=ENVIRONMENT)
         self.samples.append(time.perf_counter() - start)
 
 
@@ -55,7 +57,9 @@ def commands(site: Path) -> dict[str, Series]:
     here = ["--site-packages", str(site)]
 
     def quietly(*arguments: str) -> Callable[[], None]:
-        return lambda: subprocess.run(overlay(*arguments, *here), check=True, capture_output=True) and None
+        return lambda: (
+            subprocess.run(overlay(*arguments, *here), check=True, capture_output=True, env=ENVIRONMENT) and None
+        )
 
     install, revert = quietly("install", "--transformers", "4.57"), quietly("revert")
     return {
@@ -137,6 +141,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="also write the result here")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
+        ENVIRONMENT["PYTHONPYCACHEPREFIX"] = str(Path(folder) / "bytecode")
         site = Path(folder) / "site"
         shutil.copytree(options.tree, site, symlinks=True)
         environment = make_environment(Path(folder) / "venv", options.tree)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -147,6 +148,11 @@ def stock_text(path: str, digest: str, bundle: Path = BUNDLE) -> bytes | None:
     """Return a stock text by hash: the second source of truth for revert. None where the bundle does not know it."""
     entry = find(path, digest, bundle)
     return None if entry is None else entry.stock_bytes()
+
+
+def source(bundle: Path) -> Callable[[str, str], bytes | None]:
+    """Return `stock_text` bound to a bundle: (package path, sha256) -> text or None."""
+    return lambda path, digest: stock_text(path, digest, bundle)
 
 
 def _line_key(line: str) -> tuple[int, ...]:

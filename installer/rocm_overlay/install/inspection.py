@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import catalog
-from .planning import Situation
 from .session import Options, heal, manifests_of, open_place, read_situation
+from .situation import Situation
 from .target import Target, resolve
 from .transaction import blobs, journal, receipt, states
 from .transaction.errors import OverlayError
-from .transaction.recovery import Recovered
 from .transaction.states import FileState, State
+
+if TYPE_CHECKING:
+    from .transaction.recovery import Recovered
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ def status(options: Options) -> Status:
 
 def diff(options: Options) -> tuple[Target, list[tuple[str, str]]]:
     """Return the unified diff from stock to what is there, for each managed file that differs."""
+    import difflib
+
     target = resolve(site_packages=options.site_packages, python=options.python)
     place = open_place(target)
     heal(place, target, options)
@@ -91,7 +95,7 @@ def _status_with_receipt(
         digest = found.entry.sha256 if found else None
         files.append(FileStatus(file.path, file.model, state, digest, file.stock.sha256, file.overlay_sha256))
     notes = list(target.notes)
-    if states.is_orphaned(current, target.version, situation.record.hashes):
+    if states.is_orphaned(current, target.version, situation.record):
         found_version = target.version or "none"
         notes.append(f"the receipt is for transformers {current.target.version}, found {found_version}")
         return Status(State.ORPHANED, target, current, tuple(files), recovered, tuple(notes))
@@ -119,7 +123,7 @@ def _status_without_receipt(situation: Situation, options: Options, recovered: R
         supported = True
         for path, entries in manifest.by_path().items():
             found = place.tree.observe(place.target(path))
-            recorded = situation.record.hashes.get(path)
+            recorded = situation.record.get(path)
             known = {entry.stock_sha256 for entry in entries}
             stock = {recorded} if recorded else known
             state = states.classify(found, stock, {entry.overlay_sha256 for entry in entries})
@@ -141,7 +145,7 @@ def _stock_by_path(situation: Situation, bundle: Path) -> dict[str, str]:
     hashes = {}
     for manifest in manifests_of(situation.target, bundle):
         for path, entries in manifest.by_path().items():
-            recorded = situation.record.hashes.get(path)
+            recorded = situation.record.get(path)
             known = {entry.stock_sha256 for entry in entries}
             if recorded in known:
                 hashes[path] = str(recorded)

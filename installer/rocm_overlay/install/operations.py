@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from . import catalog, planning, record, spec
-from .planning import Changes, Situation
+from .planning import Changes
 from .recompile import recompile, survey
 from .session import (
     Options,
@@ -18,6 +18,7 @@ from .session import (
     open_place,
     read_situation,
 )
+from .situation import Situation
 from .target import Target, resolve
 from .transaction import journal, receipt, states
 from .transaction.apply import Done, execute, preflight
@@ -102,7 +103,7 @@ def recover_only(options: Options) -> Outcome:
     if not strays and not journal.is_open(place):
         return Outcome("nothing", target, Changes(None), notes=target.notes)
     with locked(place, lock_seconds()):
-        recovered = recover(place, target.version, planning.bundle_source(options.bundle))
+        recovered = recover(place, target.version, catalog.source(options.bundle))
         removed = sum(place.tree.sweep(folder) for folder in sorted({*folders, STATE, BLOBS}))
     notes = (f"removed {removed} temporary file(s)",) if removed else ()
     return Outcome("recovered", target, Changes(None), recovered=recovered, notes=(*target.notes, *notes))
@@ -116,7 +117,7 @@ def _run(place: Place, target: Target, changes: Changes, options: Options) -> tu
     earlier = _had_pyc(changes.plan.receipt_before, removed)
     compiled = survey(place, paths, earlier)
     with Signals() as signals:
-        done = execute(place, changes.plan, signals, planning.bundle_source(options.bundle))
+        done = execute(place, changes.plan, signals, catalog.source(options.bundle))
     return done, recompile(place, target, compiled)
 
 
@@ -136,7 +137,7 @@ def _plan_revert(place: Place, target: Target, options: Options, force: bool) ->
     except UnrecoveredError:
         if not force:
             raise
-        source = planning.bundle_source(options.bundle)
+        source = catalog.source(options.bundle)
         situation = Situation(place, target, record.load(target.dist_info), None, None, source)
         changes = planning.plan_revert_without_receipt(situation, manifests_of(target, options.bundle), force=True)
         return (changes if changes.plan else planning.plan_forget(situation)), ["the unreadable receipt was set aside"]
@@ -147,7 +148,7 @@ def _plan_revert(place: Place, target: Target, options: Options, force: bool) ->
         changes = planning.plan_revert_without_receipt(situation, manifests_of(target, options.bundle), force=force)
         note = ["no receipt: files were recognised by their hashes; their original times are unknown"]
         return changes, note if changes.plan else []
-    if not states.is_orphaned(current, target.version, situation.record.hashes):
+    if not states.is_orphaned(current, target.version, situation.record):
         return planning.plan_revert(situation, force=force), []
     _refuse_half_upgraded(situation, current)
     found = f"transformers {target.version}" if target.version else "no transformers"
@@ -185,7 +186,7 @@ def _keep_receipt(place: Place, target: Target, force: bool) -> list[str]:
     except UnrecoveredError:
         return [f"kept as {set_aside(place, new_id(), 'receipt.json', data)}"] if force else []
     found = record.load(target.dist_info)
-    if current is not None and states.is_orphaned(current, target.version, found.hashes):
+    if current is not None and states.is_orphaned(current, target.version, found):
         return [f"kept as {set_aside(place, new_id(), 'receipt.json', data)}"]
     return []
 

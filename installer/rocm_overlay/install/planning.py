@@ -5,24 +5,22 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import rocm_overlay
 
 from .catalog import FileEntry, Manifest
 from .record import Record
+from .situation import Situation
 from .target import Target
 from .transaction import blobs, journal
 from .transaction.apply import Plan, Step
 from .transaction.bytecode import compiled
-from .transaction.entry import FILE, Entry, Observed, sha256
+from .transaction.entry import FILE, Entry, Observed
 from .transaction.errors import ForeignError, UnsupportedError, UsageError
-from .transaction.place import Place, now_ns
+from .transaction.place import now_ns
 from .transaction.receipt import Receipt, ReceiptFile, ReceiptTarget
-
-StockText = Callable[[str, str], "bytes | None"]
 
 
 @dataclass(frozen=True)
@@ -34,18 +32,6 @@ class Changes:
     updated: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     unchanged: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Situation:
-    """Everything that planning looks at. ``receipt`` is None where it belongs to another release."""
-
-    place: Place
-    target: Target
-    record: Record
-    receipt: Receipt | None
-    receipt_on_disk: dict[str, object] | None
-    stock_text: StockText
 
 
 def select_models(manifest: Manifest, names: Iterable[str] | None) -> tuple[str, ...]:
@@ -103,7 +89,7 @@ class _Install:
     def want(self, path: str, entries: tuple[FileEntry, ...]) -> None:
         """Decide for one path that shall hold an overlay."""
         found = self.s.place.tree.observe(self.s.place.target(path))
-        recorded = self.s.record.hashes.get(path)
+        recorded = self.s.record.get(path)
         if found is None or (self.s.record.present and recorded is None):
             self._absent(path, found)
             return
@@ -210,7 +196,7 @@ class _Install:
 
     def _adopt(self, path: str, found: Observed, entry: FileEntry) -> None:
         """Our text without a receipt (the state folder was lost): write the receipt anew, from the bundle."""
-        if self.s.record.hashes.get(path, entry.stock_sha256) != entry.stock_sha256:
+        if self.s.record.get(path) not in (None, entry.stock_sha256):
             self._foreign(path, found)
             return
         self.keep.append(entry.stock_bytes())
@@ -219,7 +205,7 @@ class _Install:
         self.unchanged.append(path)
 
     def _absent(self, path: str, found: Observed | None) -> None:
-        if found is None and path in self.s.record.hashes:
+        if found is None and path in self.s.record.digests:
             self.foreign.append((path, "is missing, although the package's RECORD lists it"))
         elif found is None:
             self.unseen.append((path, "no such file"))
@@ -227,7 +213,7 @@ class _Install:
             self.foreign.append((path, "is not listed in the package's RECORD"))
 
     def _foreign(self, path: str, found: Observed) -> None:
-        recorded = self.s.record.hashes.get(path)
+        recorded = self.s.record.get(path)
         expected = f", expected {recorded[:12]}" if recorded else ""
         self.foreign.append((path, f"has sha256 {found.entry.sha256[:12]}{expected}"))
 
@@ -281,7 +267,7 @@ def plan_revert_without_receipt(situation: Situation, manifests: Iterable[Manife
                           found.data.split(b"\n", 1)[0]), None)  # fmt: skip
             if entry is None and force:
                 raise edited_since(situation.target, [path])
-        if entry is None or situation.record.hashes.get(path, entry.stock_sha256) != entry.stock_sha256:
+        if entry is None or situation.record.get(path) not in (None, entry.stock_sha256):
             continue
         steps.append(Step(path, found, restored_entry(found, entry), entry.stock_bytes(), rescue=foreign))
         removed.append(path)
@@ -344,15 +330,3 @@ def receipt_target(target: Target, record: Record) -> ReceiptTarget:
 def timestamp() -> str:
     """Return the time for people and logs: UTC, to the second. No decision depends on it."""
     return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def bundle_source(bundle: Path) -> StockText:
-    """Return the second source of stock texts: what the bundle's overlays lead back to."""
-
-    def text(path: str, digest: str) -> bytes | None:
-        from . import catalog
-
-        data = catalog.stock_text(path, digest, bundle)
-        return data if data is not None and sha256(data) == digest else None
-
-    return text

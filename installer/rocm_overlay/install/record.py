@@ -11,11 +11,15 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Record:
-    """sha256 by path below the package. ``present`` is False where the distribution came without a RECORD."""
+    """Digests by path below the package. ``present`` is False where the distribution came without a RECORD."""
 
     present: bool
-    hashes: dict[str, str] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
     sha256: str | None = None
+
+    def get(self, path: str) -> str | None:
+        """Return the sha256 that RECORD states for a path, in hex; None where it states none."""
+        return _hex(self.digests[path]) if path in self.digests else None
 
 
 def load(dist_info: Path | None, package: str = "transformers") -> Record:
@@ -25,11 +29,13 @@ def load(dist_info: Path | None, package: str = "transformers") -> Record:
         return Record(False)
     data = path.read_bytes()
     prefix = f"{package}/"
-    hashes = {}
-    for row in csv.reader(data.decode("utf-8", "surrogateescape").splitlines()):
-        if len(row) >= 2 and row[0].startswith(prefix) and row[1].startswith("sha256="):
-            hashes[row[0][len(prefix) :]] = _hex(row[1][len("sha256=") :])
-    return Record(True, hashes, hashlib.sha256(data).hexdigest())
+    lines = (line for line in data.decode("utf-8", "surrogateescape").splitlines() if line.startswith(prefix))
+    digests = {
+        row[0][len(prefix) :]: row[1][len("sha256=") :]
+        for row in csv.reader(lines)
+        if len(row) >= 2 and row[1].startswith("sha256=")
+    }
+    return Record(True, digests, hashlib.sha256(data).hexdigest())
 
 
 def _hex(digest: str) -> str:

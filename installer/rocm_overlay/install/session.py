@@ -7,16 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from . import catalog, planning, record
-from .planning import Situation
+from . import catalog, record
+from .situation import Situation
 from .target import Target
 from .transaction import journal, receipt, states
 from .transaction.errors import UnrecoveredError, UsageError
 from .transaction.fs import TEMPORARY
-from .transaction.lock import locked
 from .transaction.place import BLOBS, JOURNAL, STATE, Place
-from .transaction.recovery import Recovered, recover
+
+if TYPE_CHECKING:
+    from .transaction.recovery import Recovered
 
 LOCK_VARIABLE = "OVERLAY_LOCK_SECONDS"
 
@@ -54,9 +56,9 @@ def read_situation(place: Place, target: Target, bundle: Path, *, keep_orphan: b
     found = record.load(target.dist_info)
     current = receipt.load(place)
     on_disk = current.to_json() if current is not None else None
-    if current is not None and not keep_orphan and states.is_orphaned(current, target.version, found.hashes):
+    if current is not None and not keep_orphan and states.is_orphaned(current, target.version, found):
         current = None
-    return Situation(place, target, found, current, on_disk, planning.bundle_source(bundle))
+    return Situation(place, target, found, current, on_disk, catalog.source(bundle))
 
 
 def heal(place: Place, target: Target, options: Options, *, force: bool = False) -> Recovered | None:
@@ -70,15 +72,21 @@ def heal(place: Place, target: Target, options: Options, *, force: bool = False)
             remedy="run `overlay recover`, then this command again",
             paths=[place.tree.root / JOURNAL],
         )
+    from .transaction.lock import locked
+    from .transaction.recovery import recover
+
     with locked(place, lock_seconds()):
-        return recover(place, target.version, planning.bundle_source(options.bundle), force=force)
+        return recover(place, target.version, catalog.source(options.bundle), force=force)
 
 
 @contextmanager
 def exclusive(place: Place, target: Target, options: Options, folders: set[str]) -> Iterator[None]:
     """Hold the lock with nothing left over from others: recovered, and without stray temporary files."""
+    from .transaction.lock import locked
+    from .transaction.recovery import recover
+
     with locked(place, lock_seconds()):
-        recover(place, target.version, planning.bundle_source(options.bundle))
+        recover(place, target.version, catalog.source(options.bundle))
         for folder in sorted({*folders, STATE, BLOBS}):
             place.tree.sweep(folder)
         yield

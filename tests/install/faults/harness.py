@@ -28,9 +28,10 @@ from rocm_overlay.install.transaction.signals import Signals
 PACKAGE, VERSION = "pkg", "1.0"
 PATHS = ("a.py", "sub/b.py", "sub/c.py")
 WRITING = frozenset(
-    ["create", "open_append", "write", "fchown", "fchmod", "set_xattr", "remove_xattr", "futime", "lutime", "lchown", "fsync", "symlink", "link", "replace", "unlink", "mkdir"]
+    {"create", "open_append", "write", "fchown", "fchmod", "set_xattr", "remove_xattr", "futime", "lutime", "lchown"}
+    | {"fsync", "symlink", "link", "replace", "unlink", "mkdir"}
 )
-READING = frozenset(["open_directory", "open_read", "read", "lstat", "fstat", "readlink", "names", "xattrs"])
+READING = frozenset({"open_directory", "open_read", "read", "lstat", "fstat", "readlink", "names", "xattrs"})
 KILLED = 77
 
 

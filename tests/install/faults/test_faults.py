@@ -22,7 +22,7 @@ ERRORS = (errno.EIO, errno.ENOSPC, errno.EACCES)
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory where there is one: thousands of small trees are made here, and durability is not the point."""
+    """A folder in memory where there is one: thousands of small trees are made here; durability is not the point."""
     memory = Path("/dev/shm")
     if not os.access(memory, os.W_OK):
         yield tmp_path

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from enum import Enum
+from typing import Protocol
 
 from .entry import Observed
 from .receipt import Receipt
 
 MARKER = b"# amd-overlay/"
+
+
+class Recorded(Protocol):
+    """What is needed of a RECORD."""
+
+    def get(self, path: str) -> str | None: ...
 
 
 class FileState(str, Enum):
@@ -70,12 +77,12 @@ def without_receipt(files: Iterable[FileState], *, supported: bool) -> State:
     return State.STOCK if supported else State.UNSUPPORTED
 
 
-def is_orphaned(receipt: Receipt, version: str | None, record: dict[str, str]) -> bool:
+def is_orphaned(receipt: Receipt, version: str | None, record: Recorded) -> bool:
     """Tell whether a receipt belongs to another transformers than the one installed now.
 
-    The release counts, and the stock hash that the package's own RECORD (empty where there is none) states for each
-    file; the RECORD as a whole does not, since installers write different ones for the same wheel.
+    The release counts, and the stock hash that the package's own RECORD states for each file, where it states one.
+    The RECORD as a whole does not: installers write different ones for the same wheel.
     """
     if receipt.target.version != version:
         return True
-    return any(record.get(file.path, file.stock.sha256) != file.stock.sha256 for file in receipt.files)
+    return any(record.get(file.path) not in (None, file.stock.sha256) for file in receipt.files)
