@@ -13,6 +13,8 @@ from .checks import ArgumentError
 from .dispatch import DeclinedError, DeclinedWarning, Verdict, reset_counters
 from .linear import apply_linear, linear
 from .norm import add_rms_norm, rms_norm
+from .overlays import overlay_info
+from .projections import gated_mlp, prepare, qkv_proj, restore
 from .reporting import explain, report
 from .rope import apply_rope
 from .routing import route_attention
@@ -31,14 +33,19 @@ __all__ = [
     "attention",
     "device",
     "explain",
+    "gated_mlp",
     "gelu_and_mul",
     "gelu_tanh_and_mul",
     "linear",
     "on",
+    "overlay_info",
     "override",
+    "prepare",
+    "qkv_proj",
     "refresh",
     "report",
     "reset_counters",
+    "restore",
     "rms_norm",
     "route_attention",
     "settings",

@@ -25,7 +25,7 @@ def why_not_plain(module: nn.Module) -> str:
         or state["_backward_pre_hooks"]
     ):
         return "a hook is registered on the Linear"
-    if "forward" in state or nn.Linear.forward is not _STOCK_FORWARD or nn.Linear.__call__ is not _STOCK_CALL:
+    if "forward" in state or linears_patched():
         return "the Linear's forward has been patched"
     if watched_globally():
         return "a global module hook is registered"
@@ -34,6 +34,11 @@ def why_not_plain(module: nn.Module) -> str:
     if type(parameters.get("weight")) is not nn.Parameter or (bias is not None and type(bias) is not nn.Parameter):
         return "a parameter of the Linear is not a plain nn.Parameter"
     return ""
+
+
+def linears_patched() -> bool:
+    """Return True when somebody replaced nn.Linear's own methods."""
+    return nn.Linear.forward is not _STOCK_FORWARD or nn.Linear.__call__ is not _STOCK_CALL
 
 
 def watched_globally() -> bool:

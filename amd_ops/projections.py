@@ -1,0 +1,250 @@
+"""What overlaid forwards call for their projections: q/k/v in one GEMM, gate and up in one GEMM with the activation
+behind it.
+
+Nothing is packed under torch.compile or stream capture, and nothing packed is used where autograd wants the weights'
+gradients: the stock modules run then, with a counted reason. :func:`prepare` packs a whole model ahead of time and
+says what it did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import packing, toggles
+from .activation import gelu_and_mul, gelu_tanh_and_mul, silu_and_mul
+from .dispatch import Site
+from .linear import apply_linear, linear
+from .modules import is_patched, watched_globally
+from .packing import Packed, States
+
+QKV = ("q_proj", "k_proj", "v_proj")
+GATE_UP = (("gate_proj", "up_proj"), ("w1", "w3"))
+GATED: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": silu_and_mul,
+    "gelu": gelu_and_mul,
+    "gelu_tanh": gelu_tanh_and_mul,
+}
+
+_KEY = "_amd_packed"
+_compiling = torch.compiler.is_dynamo_compiling
+_qkv = Site("qkv_proj", "fused", lambda settings: settings.asked("USE_FUSED_PROJECTIONS"))
+_mlp = Site("gated_mlp", "fused", lambda settings: settings.asked("USE_FUSED_PROJECTIONS"))
+
+
+def qkv_proj(attn: nn.Module, hidden_states: Tensor, names: tuple[str, ...] = QKV) -> tuple[Tensor, ...]:
+    """Project ``hidden_states`` [..., K] by attn's Linears ``names``: one GEMM where they can share one, else one
+    call each.
+
+    Returns one tensor [..., out_features] per name (any sizes: grouped kv heads, a q of double width), views of one
+    result when fused. Biases are honoured. The choice and its reason are counted under ``qkv_proj``.
+    """
+    packed = _packed(attn, names, _qkv)
+    if packed is None:
+        return tuple(_single(attn, name, hidden_states) for name in names)
+    assert packed.weight is not None
+    return tuple(_product(hidden_states, packed).split_with_sizes(packed.sizes, dim=-1))
+
+
+def gated_mlp(
+    mlp: nn.Module,
+    x: Tensor,
+    *,
+    gate: str = "gate_proj",
+    up: str = "up_proj",
+    gate_up: str | None = None,
+    down: str = "down_proj",
+    act: str = "act_fn",
+) -> Tensor:
+    """down(act(gate(x)) * up(x)) for the named submodules; ``gate_up`` names one Linear that gives gate and up, in
+    this order.
+
+    The activation is read from the module: SiLU, GELU and tanh-GELU get the fused op when USE_OPTIMIZED_OPS is on,
+    any other module is called on the gate half. Fused gate and up are counted under ``gated_mlp``.
+    """
+    activation = getattr(mlp, act)
+    if gate_up is not None:
+        both = _single(mlp, gate_up, x)
+    else:
+        packed = _packed(mlp, (gate, up), _mlp)
+        if packed is None:
+            return _single(mlp, down, activation(_single(mlp, gate, x)) * _single(mlp, up, x))
+        both = _product(x, packed)
+    return _single(mlp, down, _activated(activation, both))
+
+
+def _activated(activation: nn.Module, both: Tensor) -> Tensor:
+    fuse = not _compiling() and toggles.settings().use_optimized_ops
+    kind = activation_kind(activation) if fuse else ""
+    if kind:
+        return GATED[kind](both)
+    gate, up = both.chunk(2, dim=-1)
+    result: Tensor = activation(gate) * up
+    return result
+
+
+def activation_kind(activation: Any) -> str:
+    """Recognise an activation module by its type: ``silu``, ``gelu``, ``gelu_tanh``, or "" for anything else or a
+    watched one.
+
+    transformers' classes are known by name, without importing them; those that choose a formula at construction are
+    asked for it.
+    """
+    if not isinstance(activation, nn.Module) or activation._forward_hooks or activation._forward_pre_hooks:
+        return ""
+    if is_patched(activation) or watched_globally():
+        return ""
+    found = type(activation)
+    if found is nn.SiLU:
+        return "silu"
+    if found is nn.GELU:
+        return "gelu_tanh" if activation.approximate == "tanh" else "gelu"
+    if not found.__module__.startswith("transformers."):
+        return ""
+    inner = getattr(activation, "act", None)
+    if found.__name__ == "SiLUActivation":
+        return "silu"
+    if found.__name__ == "GELUActivation" and inner is F.gelu:
+        return "gelu"
+    if found.__name__ in ("GELUTanh", "PytorchGELUTanh"):
+        plain = getattr(inner, "func", None) is F.gelu and getattr(inner, "keywords", None) == {"approximate": "tanh"}
+        return "gelu_tanh" if plain or found.__name__ == "PytorchGELUTanh" else ""
+    return ""
+
+
+def _single(owner: nn.Module, name: str, x: Tensor) -> Tensor:
+    """One projection by its own module, or through the linear op when that is on."""
+    module: nn.Module = getattr(owner, name)
+    if toggles.on.linear:
+        return apply_linear(module, x)
+    result: Tensor = module(x)
+    return result
+
+
+def _product(x: Tensor, packed: Packed) -> Tensor:
+    assert packed.weight is not None
+    return linear(x, packed.weight, packed.bias) if toggles.on.linear else F.linear(x, packed.weight, packed.bias)
+
+
+def _packed(owner: nn.Module, names: tuple[str, ...], site: Site) -> Packed | None:
+    """Return the packed weights to use now, packing or packing again where possible, or None with the reason
+    counted.
+    """
+    if _compiling():
+        return None
+    if not toggles.settings().use_fused_projections:
+        site.slow.calls += 1
+        return None
+    state = _state(owner, names)
+    reason = state.fresh(owner, names)
+    if reason:
+        if torch.is_grad_enabled() and _wants_grad(owner, names):
+            reason = "gradients of the weights are wanted"
+        else:
+            reason = packing.pack(state, owner, names)
+    elif torch.is_grad_enabled() and state.needs_grad():
+        reason = "gradients of the weights are wanted"
+    if reason:
+        site.declined(reason)
+        return None
+    site.fast.calls += 1
+    return state
+
+
+def _wants_grad(owner: nn.Module, names: tuple[str, ...]) -> bool:
+    modules = owner.__dict__["_modules"]
+    return any(p.requires_grad for name in names if modules.get(name) is not None for p in modules[name].parameters())
+
+
+def _state(owner: nn.Module, names: tuple[str, ...]) -> Packed:
+    states = owner.__dict__.get(_KEY)
+    state = states.get(names) if type(states) is States else None
+    if state is None or (state.owner and state.owner != id(owner)):
+        # New, unpickled, or a shallow copy that carries the original's dict, which must be left alone.
+        kept = states if type(states) is States and state is None else States()
+        owner.__dict__[_KEY] = kept
+        state = kept[names] = Packed()
+    return state
+
+
+@dataclass(frozen=True)
+class Packing:
+    """One packed group: the module's path, its Linears, the size of their matrix."""
+
+    module: str
+    linears: tuple[str, ...]
+    nbytes: int
+
+
+@dataclass
+class Report:
+    """What prepare() did. ``bytes_added`` is the growth of the model's unique parameter storage: zero."""
+
+    fused: list[Packing] = field(default_factory=list)
+    declined: list[tuple[str, str]] = field(default_factory=list)
+    bytes_added: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return {
+            "schema": "amd-ops.prepare/1",
+            "fused": [{"module": p.module, "linears": list(p.linears), "bytes": p.nbytes} for p in self.fused],
+            "declined": [{"module": path, "reason": reason} for path, reason in self.declined],
+            "bytes_added": self.bytes_added,
+        }
+
+    def __str__(self) -> str:
+        size = sum(packing.nbytes for packing in self.fused)
+        lines = [
+            f"fused {len(self.fused)} groups of projections ({size / 2**20:.1f} MiB), {self.bytes_added} bytes added"
+        ]
+        reasons: dict[str, list[str]] = {}
+        for path, reason in self.declined:
+            reasons.setdefault(reason, []).append(path)
+        lines += [f"  left {len(paths)} as they were: {reason} ({paths[0]} ...)" for reason, paths in reasons.items()]
+        return "\n".join(lines)
+
+
+def prepare(model: nn.Module, progress: Callable[[str], None] | None = None) -> Report:
+    """Pack q/k/v and gate/up of every module of ``model`` that has them, one module at a time, and report.
+
+    Works whatever the toggles say; at most one packed matrix exists beside the originals at any time. ``progress`` is
+    called with the path of each module. A group that cannot be packed stays as it is, with the reason in the report.
+    """
+    report = Report()
+    before = unique_bytes(model)
+    for path, module in model.named_modules():
+        for names in (QKV, *GATE_UP):
+            children = module._modules
+            if not all(children.get(name) is not None for name in names):
+                continue
+            if progress is not None:
+                progress(path)
+            state = _state(module, names)
+            reason = packing.pack(state, module, names) if state.fresh(module, names) else ""
+            if reason:
+                report.declined.append((path, reason))
+            else:
+                report.fused.append(Packing(path, names, state.nbytes()))
+    report.bytes_added = unique_bytes(model) - before
+    return report
+
+
+def restore(model: nn.Module) -> None:
+    """Give every packed Linear of ``model`` storage of its own again and forget the packed matrices."""
+    for module in model.modules():
+        for state in module.__dict__.pop(_KEY, {}).values():
+            if state.owner == id(module):
+                packing.unpack(state)
+
+
+def unique_bytes(model: nn.Module) -> int:
+    """Bytes of all storages behind the model's parameters and buffers, each counted once."""
+    tensors = [*model.parameters(), *model.buffers()]
+    storages = {(t.device, t.untyped_storage()._cdata): t.untyped_storage().nbytes() for t in tensors if not t.is_meta}
+    return sum(storages.values())
