@@ -24,7 +24,7 @@ MODELS = ("llama", "qwen3", "gemma2", "phi3", "mixtral")
 TOGGLES = {"USE_FUSED_PROJECTIONS": "1", "USE_OPTIMIZED_OPS": "1", "USE_AITER_ATTENTION": "1", "USE_AITER_GEMM": "1"}
 VIEWS = frozenset(
     "view _unsafe_view transpose t unsqueeze squeeze slice select expand split split_with_sizes alias detach lift_fresh permute "
-    "empty empty_like new_empty empty_strided as_strided chunk unbind reshape is_same_size".split()
+    "empty empty_like new_empty empty_strided as_strided chunk unbind reshape is_same_size is_set_to".split()
 )
 
 
