@@ -1,8 +1,9 @@
 """Start-up and install times of the `overlay` program, as multiples of a bare `python -c pass`.
 
-    python benchmarks/bench_cli.py --tree UNPACKED_WHEEL [--rounds 15] [--json FILE]
+    python benchmarks/bench_cli.py [--tree UNPACKED_WHEEL] [--rounds 15] [--json FILE]
 
-UNPACKED_WHEEL is a folder with transformers/ and its dist-info; it is copied, never changed. Commands take turns with
+UNPACKED_WHEEL is a folder with transformers/ and its dist-info; it is copied, never changed. Without it the newest
+4.57 wheel in the folder $OVERLAY_TEST_WHEELS is unpacked. Commands take turns with
 the bare interpreter, each in a fresh process; the ratio is median over median, the second one least over least.
 """
 
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,6 +84,15 @@ def probe_commands(environment: Path) -> dict[str, Series]:
     return {"overlay status --python": Series(overlay("status", "--python", python), times_bare=20)}
 
 
+def unpack(site: Path) -> None:
+    """Unpack the newest 4.57 wheel of the test wheels. Raises SystemExit where there is none."""
+    wheels = sorted(Path(os.environ.get("OVERLAY_TEST_WHEELS", ".cache/wheels")).glob("transformers-4.57.*.whl"))
+    if not wheels:
+        raise SystemExit("no transformers 4.57 wheel: run `make wheels`, or pass --tree")
+    with zipfile.ZipFile(wheels[-1]) as archive:
+        archive.extractall(site)
+
+
 def make_environment(folder: Path, site: Path) -> Path:
     """Make a virtual environment whose packages folder holds a copy of ``site``."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
@@ -136,15 +147,18 @@ def print_table(result: dict[str, object]) -> None:
 def main() -> int:
     """Measure, print, and return 1 where a limit is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tree", type=Path, required=True, help="unpacked transformers 4.57 wheel")
+    parser.add_argument("--tree", type=Path, help="unpacked transformers 4.57 wheel")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", type=Path, help="also write the result here")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         ENVIRONMENT["PYTHONPYCACHEPREFIX"] = str(Path(folder) / "bytecode")
         site = Path(folder) / "site"
-        shutil.copytree(options.tree, site, symlinks=True)
-        environment = make_environment(Path(folder) / "venv", options.tree)
+        if options.tree is not None:
+            shutil.copytree(options.tree, site, symlinks=True)
+        else:
+            unpack(site)
+        environment = make_environment(Path(folder) / "venv", site)
         series = {**commands(site), **probe_commands(environment)}
         for one in series.values():  # warm caches and bytecode
             one.once()

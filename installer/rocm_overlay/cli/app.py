@@ -20,7 +20,6 @@ app = typer.Typer(
     name="overlay",
     help="Make an installed transformers run on AMD GPUs through AMD's kernels, and put every byte back.",
     add_completion=False,
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -65,8 +64,7 @@ def install(
     """Replace the modeling files of an installed transformers, atomically."""
     from rocm_overlay.install import operations
 
-    names = None if models is None else [name.strip() for name in models.split(",") if name.strip()]
-    outcome = operations.install(_options(python, site_packages, dry_run), transformers, names)
+    outcome = operations.install(_options(python, site_packages, dry_run), transformers, _names(models))
     return output.outcome("install", outcome, as_json=json)
 
 
@@ -175,6 +173,61 @@ def verify(
     )
 
 
+@app.command()
+def gen(
+    target: Annotated[str | None, typer.Argument(metavar="[MODULE_OR_FILE]", help="What to generate from.")] = None,
+    all_files: Annotated[bool, typer.Option("--all", help="Every modeling file of a package.")] = False,
+    from_installed: Annotated[bool, typer.Option("--from-installed", help="Read the installed transformers.")] = False,
+    source: Annotated[
+        Path | None, typer.Option("--source", metavar="PACKAGE_DIR", help="Read this transformers folder.")
+    ] = None,
+    models: Annotated[
+        str | None, typer.Option("--models", metavar="A,B", help="With --all: only these models.")
+    ] = None,
+    folder: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="Folder to write to.")] = None,
+    list_sites: Annotated[bool, typer.Option("--list", help="List the sites; write nothing.")] = False,
+    dry_run: DryRun = False,
+    diff_only: Annotated[bool, typer.Option("--diff", help="Print the diff; write nothing.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Exit 1 when DIR is not what would be written.")] = False,
+    fix: Annotated[bool, typer.Option("--fix", help="With --check: write what differs.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say why sites were declined.")] = False,
+    json: Json = False,
+) -> int:
+    """Generate overlays from stock modeling files and the recipes."""
+    from rocm_overlay.install.transaction.errors import UsageError
+
+    try:
+        from rocm_overlay.patchgen import command
+    except ModuleNotFoundError as error:
+        if error.name != "libcst":
+            raise
+        raise UsageError(
+            "no-libcst",
+            "`overlay gen` needs libcst, which is not installed.",
+            remedy="run `pip install 'transformers-rocm-overlay[gen]'`",
+        ) from error
+    options = command.Options(
+        target=target,
+        all_files=all_files,
+        source=source,
+        from_installed=from_installed,
+        models=_names(models) or (),
+        output=folder,
+        list_sites=list_sites,
+        dry_run=dry_run,
+        diff=diff_only,
+        check=check,
+        fix=fix,
+        verbose=verbose,
+        as_json=json,
+    )
+    return command.run(options)
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
 def _options(python: str | None, site_packages: Path | None, dry_run: bool = False) -> Options:
     from rocm_overlay.install.session import Options
 
@@ -183,20 +236,29 @@ def _options(python: str | None, site_packages: Path | None, dry_run: bool = Fal
 
 def run(arguments: list[str]) -> int:
     """Run the program and return its exit code; every expected problem becomes one message."""
-    from rocm_overlay.install.transaction.errors import BUG, INTERRUPTED, CancelledError, OverlayError, UsageError
+    from rocm_overlay.install.transaction.errors import (
+        BUG,
+        INTERRUPTED,
+        USAGE,
+        CancelledError,
+        OverlayError,
+        UsageError,
+    )
     from rocm_overlay.install.transaction.signals import HardStop
 
     command = next((word for word in arguments if not word.startswith("-")), "overlay")
     as_json = "--json" in arguments
     try:
-        code = typer.main.get_command(app).main(arguments, prog_name="overlay", standalone_mode=False)
+        code = typer.main.get_command(app).main(arguments or ["--help"], prog_name="overlay", standalone_mode=False)
         sys.stdout.flush()
+        if not arguments:
+            return USAGE
         return code if isinstance(code, int) else 0
     except OverlayError as error:
         return output.failure(command, error, as_json=as_json)
     except _CommandLineError as error:
         message = error.format_message() if hasattr(error, "format_message") else str(error)
-        hint = f"run `overlay {command} --help`" if command in _names() else "run `overlay --help`"
+        hint = f"run `overlay {command} --help`" if command in _commands() else "run `overlay --help`"
         usage = UsageError("usage", message or "no command given", remedy=hint)
         return output.failure(command, usage, as_json=as_json)
     except (KeyboardInterrupt, HardStop, typer.Abort):
@@ -215,5 +277,5 @@ def run(arguments: list[str]) -> int:
         return BUG
 
 
-def _names() -> set[str]:
+def _commands() -> set[str]:
     return {info.name or str(getattr(info.callback, "__name__", "")) for info in app.registered_commands}

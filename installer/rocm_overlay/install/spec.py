@@ -92,10 +92,12 @@ def _remedy(target: Target, known: list[str]) -> str:
     if not known:
         return "reinstall transformers-rocm-overlay"
     newest = known[-1]
-    if target.installer == "uv":
-        command = f"uv pip install --python {target.executable or '<python>'} transformers=={newest}"
+    if target.executable is None:
+        command = f"python -m pip install --upgrade --target {target.site} transformers=={newest}"
+    elif target.installer == "uv":
+        command = f"uv pip install --python {target.executable} transformers=={newest}"
     else:
-        command = f"{target.executable or 'python'} -m pip install transformers=={newest}"
+        command = f"{target.executable} -m pip install transformers=={newest}"
     return f"run `{command}`, then `overlay install --transformers {'.'.join(newest.split('.')[:2])}`"
 
 
