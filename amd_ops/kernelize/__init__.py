@@ -10,10 +10,13 @@ See docs/kernelize.md.
 
 from __future__ import annotations
 
-from . import ready
+from typing import Any
+
+from . import overlay_models, ready
 from .config import register_kernels, use_kernels
 from .devices import DeviceSpec
 from .errors import KernelizeError, KernelLoadError, KernelUnavailable, RegistrationError, SignatureError
+from .export import hub_repository, kernels_mapping
 from .function import apply_function_kernel, restore_function_kernels
 from .guards import Guard
 from .layers import kernelize_model, kernelize_report, kernelized, unkernelize_model
@@ -41,14 +44,27 @@ __all__ = [
     "Registry",
     "SignatureError",
     "apply_function_kernel",
+    "apply_overlay_kernels",
+    "hub_repository",
     "kernelize_model",
     "kernelize_report",
     "kernelized",
+    "kernels_mapping",
     "register_external_layer",
     "register_function_kernel",
     "register_kernels",
     "register_layer_kernel",
     "restore_function_kernels",
+    "revert_overlay_kernels",
     "unkernelize_model",
     "use_kernels",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``apply_overlay_kernels_to_<model>`` and ``revert_overlay_kernels_from_<model>`` are made when they are asked
+    for.
+    """
+    if name.startswith(("apply_overlay_kernels_to_", "revert_overlay_kernels_from_")):
+        return getattr(overlay_models, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,7 +19,7 @@ from torch import nn
 
 from ..dispatch import DeclinedError, DeclinedWarning
 from .errors import KernelizeError
-from .forwards import Forward
+from .forwards import Branch, Forward, build
 
 MAX_REASONS = 100
 _MARK = "__amd_kernel__"
@@ -46,9 +46,21 @@ class Binding:
     original: type[nn.Module]
     note: Note
     key: tuple[Any, ...]
+    tensors: str
     described: str
     partly: list[str] = field(default_factory=list)
     fallbacks: dict[str, int] = field(default_factory=dict)
+    active: type[nn.Module] | None = None
+    _parked: type[nn.Module] | None = None
+
+    @property
+    def parked(self) -> type[nn.Module]:
+        """The class of modules that were moved off the device their kernel is for: the original forward, counted."""
+        if self._parked is None:
+            reason = f"the module was moved off {self.tensors}, which its kernel was bound for"
+            away = Branch(None, reason=reason)
+            self._parked = _derive(self, build(self.original.forward, away, away, self.miss))
+        return self._parked
 
     def miss(self, reason: str) -> None:
         """Count a call that the kernel declined; the first of each reason is warned about; without fallback it is an
@@ -71,6 +83,11 @@ class Binding:
 
 def make_class(binding: Binding, forward: Forward) -> type[nn.Module]:
     """Make the subclass of ``binding.original`` that runs ``forward``."""
+    binding.active = _derive(binding, forward)
+    return binding.active
+
+
+def _derive(binding: Binding, forward: Forward) -> type[nn.Module]:
     original = binding.original
     space = {
         "forward": forward,
@@ -80,6 +97,7 @@ def make_class(binding: Binding, forward: Forward) -> type[nn.Module]:
         "__reduce_ex__": _reduce_ex,
         "__deepcopy__": _deepcopy,
         "__copy__": _copy,
+        "_apply": _apply,
         _MARK: binding,
     }
     # type(original), not type: a metaclass of the model's own must stay.
@@ -118,6 +136,13 @@ def unbind(module: nn.Module) -> bool:
     return False
 
 
+def parked(module: nn.Module) -> str:
+    """Return the reason when a kernelized module sits on another device than its kernel is for, else ""."""
+    binding = binding_of(module)
+    away = binding is not None and type(module) is not binding.active
+    return f"the module was moved off {binding.tensors}" if binding is not None and away else ""
+
+
 def obstacle(module: nn.Module) -> str | None:
     """Return why a module's forward may not be replaced, or None."""
     if "forward" in vars(module):
@@ -125,6 +150,23 @@ def obstacle(module: nn.Module) -> str | None:
     if isinstance(module, torch.jit.ScriptModule):
         return "the module is a TorchScript module"
     return None
+
+
+def _apply(self: nn.Module, fn: Callable[[torch.Tensor], torch.Tensor], *args: Any, **kwargs: Any) -> nn.Module:
+    """Follow ``.to()``, ``.cuda()`` and ``.cpu()``: a check of the device at every call would cost more than the rest.
+
+    Modules without tensors of their own go where ``fn`` sends an empty one.
+    """
+    inherited: Any = getattr(super(_kernelized(self), self), "_apply")  # noqa: B009 - mypy knows no private names
+    inherited(fn, *args, **kwargs)
+    binding = _covering(self)
+    tensor: torch.Tensor | None = next(self.parameters(), None)
+    if tensor is None:
+        tensor = next(self.buffers(), None)
+    device = (fn(torch.empty(0, device=binding.tensors)) if tensor is None else tensor).device.type
+    if device != "meta" and type(self) in (binding.active, binding.parked):
+        bind(self, binding.active if device == binding.tensors and binding.active is not None else binding.parked)
+    return self
 
 
 def _reduce_ex(self: nn.Module, protocol: Any) -> Any:

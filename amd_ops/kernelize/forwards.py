@@ -35,23 +35,22 @@ class Branch:
         return self.forward is not None
 
 
-def build(original: Forward, train: Branch, infer: Branch, tensors: str, miss: Callable[[str], None]) -> Forward:
+def build(original: Forward, train: Branch, infer: Branch, miss: Callable[[str], None]) -> Forward:
     """Build the forward of a kernelized class.
 
-    ``original`` is the class's forward, ``tensors`` the device type the kernels were bound for, ``miss(reason)``
-    counts a call that goes to the original. The result takes the original's parameters, with its defaults.
+    ``original`` is the class's forward, ``miss(reason)`` counts a call that goes to it. The result takes the original's
+    parameters, with its defaults.
     """
     space: dict[str, Any] = {"_original": original}
     parameters = list(inspect.signature(original, follow_wrapped=False).parameters.values())
     head, call = _header(parameters, space)
-    body = [f"def forward({head}):", *_value(parameters, train.guard or infer.guard)]
+    body = [f"def forward({head}):"]
     if train == infer:
-        body += _branch(train, "t", call, tensors, space, miss, "")
+        body += _branch(train, "t", call, parameters, space, miss)
     else:
-        body += [f"    if {parameters[0].name}.training:", *_branch(train, "t", call, tensors, space, miss, "    ")]
-        if train.guard and infer.guard and train.guard.argument != infer.guard.argument:
-            body += _value(parameters, infer.guard)
-        body += _branch(infer, "i", call, tensors, space, miss, "")
+        inside = _branch(train, "t", call, parameters, space, miss)
+        body += [f"    if {parameters[0].name}.training:", *(f"    {line}" for line in inside)]
+        body += _branch(infer, "i", call, parameters, space, miss)
     function = _compile("\n".join(body) + "\n", space)
     _dress(function, original)
     return function
@@ -65,12 +64,10 @@ def from_expression(original: Forward, expression: str, tested: str, names: dict
     """
     space = dict(names)
     proof = space["_proof"]
-    space.update(_cpu=proof.cpu, _gpu=proof.gpu, _first=proof.first)
+    space.update(_proven=proof.proven, _first=proof.first)
     head, call = _header(list(inspect.signature(original).parameters.values()), space)
-    text = (
-        f"def forward({head}):\n    if {tested}.dtype in (_gpu if {tested}.is_cuda else _cpu):\n"
-        f"        return {expression}\n    return _first({call})\n"
-    )
+    lines = [f"if {tested}.dtype in _proven:", f"    return {expression}", f"return _first({call})"]
+    text = "\n    ".join([f"def forward({head}):", *lines]) + "\n"
     function = _compile(text, space)
     _dress(function, original)
     return function
@@ -136,18 +133,27 @@ def _value(parameters: list[Parameter], guard: Guard | None) -> list[str]:
 
 
 def _branch(
-    branch: Branch, tag: str, call: str, tensors: str, space: dict[str, Any], miss: Callable[[str], None], indent: str
+    branch: Branch,
+    tag: str,
+    call: str,
+    parameters: list[Parameter],
+    space: dict[str, Any],
+    miss: Callable[[str], None],
 ) -> list[str]:
-    fallback = [f"{indent}    _miss_{tag}(_t)", f"{indent}    return _original({call})"]
+    """Return the lines of one branch; ``tag`` keeps its names apart from the other branch's."""
+    original = f"    return _original({call})"
     if not branch:
-        if branch.reason:
-            space[f"_miss_{tag}"] = lambda value: miss(branch.reason)
-            return fallback
-        return fallback[1:]
+        if not branch.reason:
+            return [original]
+        space[f"_miss_{tag}"] = lambda: miss(branch.reason)
+        return [f"    _miss_{tag}()", original]
     space[f"_kernel_{tag}"] = branch.forward
-    space[f"_miss_{tag}"] = lambda value: miss(guards.reason(branch.guard, tensors, branch.backward, value))
-    test = guards.expression(branch.guard, tensors, branch.backward, space, f"_{tag}")
-    return [f"{indent}    if {test}:", f"{indent}        return _kernel_{tag}({call})", *fallback]
+    kernel = f"return _kernel_{tag}({call})"
+    test = guards.expression(branch.guard, branch.backward, space, f"_{tag}")
+    if not test:
+        return [f"    {kernel}"]
+    space[f"_miss_{tag}"] = lambda value: miss(guards.reason(branch.guard, branch.backward, value))
+    return [*_value(parameters, branch.guard), f"    if {test}:", f"        {kernel}", f"    _miss_{tag}(_t)", original]
 
 
 def _compile(text: str, space: dict[str, Any]) -> Forward:

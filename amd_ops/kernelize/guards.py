@@ -59,27 +59,25 @@ def parse_guard(guard: Guard | dict[str, Any] | None, where: str) -> Guard | Non
         raise RegistrationError(f"{where}: guard: {error}") from error
 
 
-def expression(guard: Guard | None, tensors: str, backward: bool, space: dict[str, Any], tag: str) -> str:
-    """Return the guard as source text over `_t`; values it needs are put into ``space`` under names that end in
-    ``tag``.
+def expression(guard: Guard | None, backward: bool, space: dict[str, Any], tag: str) -> str:
+    """Return the guard as source text over `_t`, "" when nothing is asked.
 
-    ``tensors`` is the device type that the kernel was bound for, ``backward`` whether the kernel has a backward.
-    An argument that is no tensor passes the device check alone: there is nothing to look at.
+    Values the text needs are put into ``space`` under names that end in ``tag``; ``backward`` says whether the kernel
+    has one.
     """
     space["_Tensor"] = torch.Tensor
-    device = "_t.is_cpu" if tensors == "cpu" else "_t.is_cuda"
     terms = []
-    if guard is None:
-        terms.append(f"({device} if {_IS_TENSOR} else True)")
-    else:
-        terms += [_IS_TENSOR, device]
+    if guard is not None and (
+        guard.dtypes or guard.min_rows or guard.max_rows or guard.last_dim_multiple or guard.check
+    ):
+        terms.append("isinstance(_t, _Tensor)")
         if guard.dtypes:
             space[f"_dtypes{tag}"] = frozenset(guard.dtypes)
             terms.append(f"_t.dtype in _dtypes{tag}")
         if guard.min_rows is not None or guard.max_rows is not None:
             low = f"{guard.min_rows} <= " if guard.min_rows is not None else ""
             high = f" <= {guard.max_rows}" if guard.max_rows is not None else ""
-            terms.append(f"_t.dim() and {low}_t.numel() // max(_t.shape[-1], 1){high}")
+            terms.append(f"_t.dim() and {low}_t.numel() // (_t.shape[-1] or 1){high}")
         if guard.last_dim_multiple is not None:
             terms.append(f"_t.dim() and _t.shape[-1] % {guard.last_dim_multiple} == 0")
         if guard.check is not None:
@@ -91,13 +89,10 @@ def expression(guard: Guard | None, tensors: str, backward: bool, space: dict[st
     return " and ".join(terms)
 
 
-def reason(guard: Guard | None, tensors: str, backward: bool, value: Any) -> str:
+def reason(guard: Guard | None, backward: bool, value: Any) -> str:
     """Say which condition failed for a value. Only called after the expression was false, so it may be slow."""
-    is_tensor = isinstance(value, torch.Tensor)
-    if guard is not None and not is_tensor:
+    if guard is not None and not isinstance(value, torch.Tensor):
         return f"guarded argument is {type(value).__name__}, not a tensor"
-    if is_tensor and value.device.type != tensors:
-        return f"tensor on {value.device.type}, kernel bound for {tensors}"
     if guard is not None:
         rows = value.numel() // max(value.shape[-1], 1) if value.dim() else 0
         if guard.dtypes and value.dtype not in guard.dtypes:

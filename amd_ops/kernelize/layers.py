@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,11 +13,12 @@ from torch import nn
 
 from .. import toggles
 from . import function, ready, structure, validation
-from .binding import Binding, Note, bind, binding_of, make_class, obstacle, unbind
+from .binding import Binding, Note, bind, binding_of, make_class, obstacle, parked, unbind
 from .devices import Present, absence, find_device, infer_device, parse_device
 from .errors import KernelizeError, KernelUnavailable
 from .forwards import Branch, build
 from .modes import Mode, mode_name, parse_mode
+from .proof import Place
 from .registry import Registry, current_registry
 from .report import FunctionRow, KernelizeReport, LayerRow
 from .selection import Slot, select
@@ -60,6 +61,8 @@ _records: WeakKeyDictionary[nn.Module, _Record] = WeakKeyDictionary()
 _process = _Record()
 _from_notes: WeakValueDictionary[tuple[Any, ...], type[nn.Module]] = WeakValueDictionary()
 _lock = threading.RLock()
+process_rows: list[Callable[[], list[LayerRow]]] = []
+"""Others who change classes for the whole process add a description of what they changed."""
 
 
 def kernelize_model(
@@ -166,7 +169,7 @@ def kernelize_report(model: nn.Module | None = None) -> KernelizeReport:
     for name, module in [] if model is None else model.named_modules():
         binding = binding_of(module)
         if binding is not None:
-            reasons = tuple(binding.partly)
+            reasons = tuple(binding.partly) + ((parked(module),) if parked(module) else ())
             rows.append(
                 LayerRow(
                     name,
@@ -180,6 +183,8 @@ def kernelize_report(model: nn.Module | None = None) -> KernelizeReport:
             )
         elif name in record.declined:
             rows.append(record.declined[name])
+    if model is None:
+        rows += [row for describe in process_rows for row in describe()]
     functions = [*function.applied_rows(model), *record.functions, *(function.rows if model is None else [])]
     return KernelizeReport(tuple(rows), tuple(functions), record.unused)
 
@@ -201,6 +206,13 @@ def class_for_note(original: type[nn.Module], note: Note) -> tuple[type[nn.Modul
         return None, "; ".join(decision.reasons)
     known = _from_notes.setdefault((original, decision.key), decision.kernelized)
     return known, ""
+
+
+def forget() -> None:
+    """Drop what is remembered beside the modules: reports of models and classes made for pickles."""
+    _records.clear()
+    _from_notes.clear()
+    _process.declined, _process.functions, _process.unused = {}, [], ()
 
 
 def _request(model: nn.Module | None, mode: Any, device: Any, use_fallback: bool, computes: Any) -> Request:
@@ -284,8 +296,8 @@ def _registered(cls: type[nn.Module], name: str, refusal: str, request: Request,
     described = " | ".join(dict.fromkeys(str(kernel.source) for kernel in chosen))
     key = (name, slots.train.kernel, slots.infer.kernel, request.device, request.mode, request.strict)
     note = Note(name, mode_name(request.mode), request.kind, request.strict)
-    binding = Binding(cls, note, key, described, slots.reasons)
-    forward = build(cls.forward, _branch(slots.train), _branch(slots.infer), request.device.tensors, binding.miss)
+    binding = Binding(cls, note, key, request.device.tensors, described, slots.reasons)
+    forward = build(cls.forward, _branch(slots.train), _branch(slots.infer), binding.miss)
     return Decision(name, described, make_class(binding, forward), tuple(slots.reasons), key)
 
 
@@ -307,8 +319,8 @@ def _structural(cls: type[nn.Module], request: Request) -> Decision | None:
         return Decision(kernel, found.source, None, found.declined)
     note = Note(kernel, mode_name(request.mode), request.kind, request.strict)
     key = (kernel, request.device, request.mode, request.strict)
-    binding = Binding(cls, note, key, found.source, list(found.declined))
-    forward = found.make(binding.miss)
+    binding = Binding(cls, note, key, request.device.tensors, found.source, list(found.declined))
+    forward = found.make(Place(request.device.tensors, binding.miss))
     return Decision(kernel, found.source, make_class(binding, forward), (), key)
 
 

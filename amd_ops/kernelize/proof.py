@@ -5,6 +5,7 @@ device type.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,55 +39,58 @@ def agreement(got: Any, expected: Any) -> str:
     return "" if difference <= allowed else f"differs from the original by {difference:.2e}, allowed {allowed:.2e}"
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a replacement is put: the device type of its tensors, and ``miss(reason)`` for calls that go to the
+    original.
+    """
+
+    tensors: str
+    miss: Callable[[str], None]
+
+
 class Proof:
     """The proof of one replacement in one kernelized class.
 
     ``key`` stands for the code that is replaced, ``fast`` replaces ``original``, ``measure`` is the position of the
-    argument whose dtype counts, ``miss(reason)`` counts calls that go to the original. ``cpu`` and ``gpu`` are the
-    dtypes proven so far; callers test them inline and call ``first`` for any other.
+    argument whose dtype counts. ``proven`` are the dtypes proven so far; callers test them inline and call ``first``
+    for any other.
     """
 
     def __init__(
-        self,
-        name: str,
-        key: Any,
-        fast: Callable[..., Any],
-        original: Callable[..., Any],
-        measure: int,
-        miss: Callable[[str], None],
+        self, name: str, key: Any, fast: Callable[..., Any], original: Callable[..., Any], measure: int, place: Place
     ) -> None:
         self.name, self.key = name, (name, key)
-        self.fast, self.original, self.measure, self.miss = fast, original, measure, miss
-        self.cpu: set[torch.dtype] = set()
-        self.gpu: set[torch.dtype] = set()
-        for (known, dtype, device), verdict in _verdicts.items():
-            if known == self.key and not verdict:
-                (self.gpu if device == "cuda" else self.cpu).add(dtype)
+        self.fast, self.original, self.measure, self.place = fast, original, measure, place
+        self.proven = {
+            dtype
+            for (known, dtype, device), verdict in _verdicts.items()
+            if known == self.key and device == place.tensors and not verdict
+        }
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        value = args[self.measure]
-        if value.dtype in (self.gpu if value.is_cuda else self.cpu):
+        if args[self.measure].dtype in self.proven:
             return self.fast(*args, **kwargs)
         return self.first(*args, **kwargs)
 
     def first(self, *args: Any, **kwargs: Any) -> Any:
         """Run the original, and compare the replacement with it unless that was done before."""
         value = args[self.measure]
-        if torch.compiler.is_compiling() or value.device.type not in ("cpu", "cuda"):
+        if torch.compiler.is_compiling() or value.device.type != self.place.tensors:
             return self.original(*args, **kwargs)
         found: Key = (self.key, value.dtype, value.device.type)
         verdict = _verdicts.get(found)
         waiting = _not_now(args) if verdict is None else ""
         result = self.original(*args, **kwargs)
         if waiting:
-            self.miss(f"{self.name}: {waiting}")
+            self.place.miss(f"{self.name}: {waiting}")
             return result
         if verdict is None:
             verdict = _verdicts[found] = _compare(self.fast, args, kwargs, result)
         if verdict:
-            self.miss(f"{self.name} in {str(value.dtype).removeprefix('torch.')} is not proven: {verdict}")
+            self.place.miss(f"{self.name} in {str(value.dtype).removeprefix('torch.')} is not proven: {verdict}")
         else:
-            (self.gpu if value.is_cuda else self.cpu).add(value.dtype)
+            self.proven.add(value.dtype)
         return result
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,18 +19,17 @@ from torch import nn
 
 from . import forwards, mlps, norms, ready, rotary, sites, source
 from .errors import RegistrationError, unknown
-from .proof import Proof
+from .proof import Place, Proof
 
 COMPUTES = ("rms_norm", "activation", "gated_mlp", "qkv", "rope", "attention")
 PREFIX = "amd_ops:"
 
-Miss = Callable[[str], None]
-Make = Callable[[Miss], Callable[..., Any]]
+Make = Callable[[Place], Callable[..., Any]]
 
 
 @dataclass(frozen=True)
 class Found:
-    """What was found in a class. ``make(miss)`` builds its new forward; None when nothing was sure enough."""
+    """What was found in a class. ``make(place)`` builds its new forward; None when nothing was sure enough."""
 
     computes: tuple[str, ...]
     source: str
@@ -50,6 +50,10 @@ def check_computes(names: Iterable[str]) -> None:
 def rewritten(cls: type[nn.Module], computes: frozenset[str]) -> Found | None:
     """Look for the computes in a class; None when it has nothing of ours. Answers are kept per class."""
     if cls.__module__.partition(".")[0] == "torch" or cls.forward is nn.Module.forward:
+        return None
+    home = sys.modules.get(cls.__module__)
+    if hasattr(home, "__amd_overlay__"):
+        # An overlaid file calls us by itself, as its toggles say.
         return None
     known = _found.setdefault(cls, {})
     if computes not in known:
@@ -118,10 +122,10 @@ def _whole(cls: type[nn.Module], node: ast.FunctionDef, text: str, argument: str
     """Replace a whole forward by one expression in its parameters."""
     expression = text.replace("{self}", node.args.args[0].arg)
 
-    def make(miss: Miss) -> Callable[..., Any]:
+    def make(place: Place) -> Callable[..., Any]:
         names = {"_op": ready.op(op)}
         fast = forwards.plain_expression(cls.forward, expression, names)
-        proof = Proof(compute, cls, fast, cls.forward, 1, miss)
+        proof = Proof(compute, cls, fast, cls.forward, 1, place)
         return forwards.from_expression(cls.forward, expression, argument, {**names, "_proof": proof})
 
     return make
@@ -147,31 +151,31 @@ def _edits(cls: type[nn.Module], node: ast.FunctionDef, computes: frozenset[str]
         return None
     names = tuple(edit.compute for edit in edited.edits)
 
-    def make(miss: Miss) -> Callable[..., Any]:
+    def make(place: Place) -> Callable[..., Any]:
         space: dict[str, Any] = {}
         for edit in edited.edits:
-            space.update(_site(cls, edit, miss))
+            space.update(_site(cls, edit, place))
         return source.recompile(cls.forward, edited.node, space)
 
     try:
-        make(lambda reason: None)
+        make(Place("cpu", lambda reason: None))
     except source.Unreadable as error:
         return Found((), "+".join(names), None, (str(error),))
     return Found(names, "amd_ops." + ", amd_ops.".join(names), make)
 
 
-def _site(cls: type[nn.Module], edit: sites.Edit, miss: Miss) -> dict[str, Any]:
+def _site(cls: type[nn.Module], edit: sites.Edit, place: Place) -> dict[str, Any]:
     """Return the name that an edit put into the tree, and what it runs."""
     if edit.compute == "qkv":
         fast, original = ready.qkv(edit.what)
-        return {"_amd_qkv": Proof("qkv", cls, fast, original, 1, miss)}
+        return {"_amd_qkv": Proof("qkv", cls, fast, original, 1, place)}
     if edit.compute == "rope":
         function, how = edit.what
-        return {"_amd_rope": Proof("rope", function, ready.rope(function, how), function, 0, miss)}
+        return {"_amd_rope": Proof("rope", function, ready.rope(function, how), function, 0, place)}
     if edit.what == "interface":
         return {"_amd_route": ready.op("route_attention")}
     fast, original = ready.sdpa()
-    return {"_amd_sdpa": Proof("attention", cls, fast, original, 0, miss)}
+    return {"_amd_sdpa": Proof("attention", cls, fast, original, 0, place)}
 
 
 def _resolve(function: Any, name: str) -> Any:
