@@ -39,13 +39,19 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done;
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object; everything else goes to stderr.")]
 
 
-@app.callback()
-def _overlay(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         print(f"overlay {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def _overlay(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
