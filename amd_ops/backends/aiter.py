@@ -309,7 +309,11 @@ def _linear(reference: Callable[..., Any], kind: str) -> Candidate:
 
     def compare(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
         sample = made_up((x.numel() // x.shape[-1], x.shape[-1]), x.dtype, x.device, 7)
-        return disagreement(run(sample, weight, bias), F.linear(sample, weight, bias))
+        want = F.linear(sample, weight, bias)
+        if not want.any():  # weights of zeros prove nothing
+            weight = made_up(tuple(weight.shape), weight.dtype, weight.device, 16)
+            want = F.linear(sample, weight, bias)
+        return disagreement(run(sample, weight, bias), want)
 
     return Candidate(run, check, variant, apart(compare))
 
@@ -404,6 +408,19 @@ def _attention(reference: Callable[..., Any], kind: str) -> Candidate:
     return Candidate(flash.run, flash.check, flash.variant, apart(compare))
 
 
+def _settled(args: tuple[Any, ...]) -> tuple[bool, bool, int | None]:
+    """What a call amounts to after its mask's plan: packed form or dense, causal, and the window where it hides
+    anything.
+    """
+    q, k, _, _, causal, _, _, window, softcap, _, call = args
+    plan, columns = call.plan, k.shape[2]
+    if plan is not None:
+        causal, window = plan.causal, plan.window
+        columns = plan.longest_keys if plan.keys is None else plan.keys[1] - plan.keys[0]
+    packed = softcap is not None or (plan is not None and plan.keys is None)
+    return packed, bool(causal) and q.shape[2] > 1, None if window is None or window >= columns else window
+
+
 class _Flash:
     """The attention functions of one aiter: what they take, and calls in their layouts."""
 
@@ -422,57 +439,58 @@ class _Flash:
         sizes = (q.shape[3], v.shape[3])
         if max(sizes) > 256 or sizes[0] % 8 or sizes[1] % 8:
             return f"head_dim {sizes[0]}/{sizes[1]}: at most 256 and multiples of 8"
-        reason = unusable(self.kind, q, k, v)
+        reason = unusable(self.kind, q, k, v) if sinks is None else unusable(self.kind, q, k, v, sinks)
         if reason:
             return reason
         if q.stride(3) != 1 or k.stride(3) != 1 or v.stride(3) != 1:
             return "the last dimension of q, k or v is not dense"
         if softcap is not None and not self.caps:
             return "this aiter has no soft cap"
+        if sinks is not None and not self.sinks:
+            return "this aiter has no sinks"
         if mask is not None:
             if causal or window is not None:
                 return "a mask together with causality or a window"
             call.plan = masks.plan_for(mask, q.shape[0], q.shape[2], k.shape[2], call.layer)
             if call.plan.reason:
                 return str(call.plan.reason)
-        return "" if sinks is None else self._sinks_lost(q, v, window, softcap, call.plan)
+        return self._lost(args)
 
-    def _sinks_lost(self, q: Tensor, v: Tensor, window: Any, softcap: Any, plan: Any) -> str:
-        """The v3 assembly kernels have no sinks and drop them without a word."""
-        if not self.sinks:
-            return "this aiter has no sinks"
-        packed = softcap is not None or (plan is not None and plan.keys is None)
-        sliding = (window or (plan.window if plan is not None else None)) is not None
-        assembly = q.dtype is torch.bfloat16 and q.shape[3] in (128, 192) and v.shape[3] == 128 and not sliding
-        if assembly and softcap is None and (packed or q.shape[2] > _ASM_ROWS):
+    def _lost(self, args: tuple[Any, ...]) -> str:
+        """The v3 assembly kernels know no window and no sinks and drop them without a word.
+
+        aiter keeps shapes with a window away from them, but takes a window of one key for none.
+        """
+        q, v, softcap, sinks = args[0], args[2], args[8], args[9]
+        packed, _, window = _settled(args)
+        chosen = q.dtype is torch.bfloat16 and q.shape[3] in (128, 192) and v.shape[3] == 128 and softcap is None
+        if not chosen or (window is not None and window > 1) or not (packed or q.shape[2] > _ASM_ROWS):
+            return ""
+        if sinks is not None:
             return "aiter would take an assembly kernel that drops the sinks"
-        return ""
+        return "" if window is None else "aiter would take an assembly kernel that drops the window of one key"
 
     def variant(self, *args: Any) -> Hashable:
         """What chooses among aiter's kernels: layout, dtype, head sizes, grouping, flags, and the class of q_len."""
-        q, k, v, _, causal, _, _, window, softcap, sinks, call = args
-        rows, plan = q.shape[2], call.plan
-        packed = softcap is not None or (plan is not None and plan.keys is None)
-        sliding = (window if plan is None else plan.window) is not None
-        restricted = (causal if plan is None else plan.causal) and rows > 1
-        length = 0 if rows == 1 else 1 if rows <= _ASM_ROWS else 2
+        q, k, v, _, _, _, _, _, softcap, sinks, _ = args
+        packed, restricted, window = _settled(args)
+        length = 0 if q.shape[2] == 1 else 1 if q.shape[2] <= _ASM_ROWS else 2
         heads = q.shape[1] // k.shape[1]
-        flags = (restricted, sliding, softcap is not None, sinks is not None)
+        flags = (restricted, window is not None, softcap is not None, sinks is not None)
         return packed, q.dtype, q.shape[3], v.shape[3], heads, length, *flags
 
     def run(self, *args: Any) -> Tensor:
         """Dense where every query sees the same span of keys, packed otherwise."""
-        q, k, v, scaling, causal, _, _, window, softcap, sinks, call = args
+        q, k, v, scaling, _, _, _, _, softcap, sinks, call = args
         plan = call.plan
+        _, causal, window = _settled(args)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        if plan is not None:
-            causal, window = plan.causal, plan.window
-            if plan.keys is not None:
-                start, stop = plan.keys
-                k, v = k[:, start:stop], v[:, start:stop]
+        if plan is not None and plan.keys is not None:
+            start, stop = plan.keys
+            k, v = k[:, start:stop], v[:, start:stop]
         options: dict[str, Any] = {
             "softmax_scale": q.shape[3] ** -0.5 if scaling is None else scaling,
-            "causal": bool(causal) and q.shape[1] > 1,
+            "causal": causal,
             "window_size": (-1, -1) if window is None else (window - 1, 0),
         }
         if sinks is not None:
@@ -518,8 +536,9 @@ class _Flash:
 
     def compare(self, reference: Callable[..., Any], *args: Any) -> str:
         """Probe a call of the same variant, small: keys longer than queries, so that a wrong alignment shows."""
-        q, k, v, scaling, causal, _, _, window, softcap, sinks, call = args
+        q, k, v, scaling, _, _, _, _, softcap, sinks, call = args
         plan = call.plan
+        _, causal, window = _settled(args)
         rows = 1 if q.shape[2] == 1 else 9 if q.shape[2] <= _ASM_ROWS else _ASM_ROWS + 7
         heads, columns, where = q.shape[1] // k.shape[1], rows + 24, q.device
         xs = [
@@ -530,8 +549,6 @@ class _Flash:
                 (14, 2, columns, v.shape[3]),
             )
         ]
-        if plan is not None:
-            causal, window = plan.causal, plan.window
         window = None if window is None else 7
         logits = None if sinks is None else made_up((2 * heads,), torch.float32, where, 15)
         cap = None if softcap is None else 2.0
