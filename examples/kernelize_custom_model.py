@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import amd_ops
 from amd_ops import dispatch
@@ -130,11 +131,21 @@ class CustomModel(nn.Module):
         return self.head(self.last(x))
 
 
-_NO_LAUNCH = {"aten::_unsafe_view", "aten::detach", "aten::alias", "aten::lift_fresh", "aten::empty", "aten::sym_size"}
+_NO_LAUNCH = {"aten::empty", "aten::empty_strided", "aten::lift_fresh"}
+
+
+def _storages(values: Any) -> set[int]:
+    """Storages of the tensors in an op's arguments or results."""
+    tensors = [v for v in tree_leaves(values) if isinstance(v, Tensor)]
+    return {t.untyped_storage().data_ptr() for t in tensors}
 
 
 class Launches(TorchDispatchMode):
-    """Counts compute ops: ``counted`` as launches, ``raw`` as torch sees them."""
+    """Counts compute ops: ``counted`` as launches, ``raw`` as torch sees them.
+
+    An op computes when its result has memory of its own, or when it writes into an argument; all else is a view or a
+    question.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,19 +155,21 @@ class Launches(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name
-        view = any(a.alias_info is not None and not a.alias_info.is_write for a in func._schema.arguments)
-        if not view and name not in _NO_LAUNCH:
+        given = _storages((args, kwargs))
+        result = func(*args, **(kwargs or {}))
+        writes = any(a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments)
+        if (writes or _storages(result) - given) and name not in _NO_LAUNCH:
             self.raw[name] += 1
             if not self.inside:
                 self.counted[name] += 1
-        return func(*args, **(kwargs or {}))
+        return result
 
 
 @contextmanager
 def count_launches() -> Iterator[Launches]:
     """Count what runs in the block. Ops of amd_ops must have been called before, so that their tiers are bound."""
     launches = Launches()
-    before = {op: op.call for op in dispatch.ops.values()}
+    before = {op: op.call for op in dispatch.ops.values() if isinstance(op, dispatch.Op)}
 
     def marked(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any) -> Any:

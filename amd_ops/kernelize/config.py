@@ -101,7 +101,9 @@ def use_kernels(config: Mapping[str, Any] | str | Path | None = None, *, inherit
 
 
 def _entries(config: Mapping[str, Any], section: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    entries = config.get(section) or {}
+    entries = config.get(section)
+    if entries is None:
+        return
     if not isinstance(entries, Mapping):
         raise RegistrationError(f"register_kernels: {section} must be a mapping, found {type(entries).__name__}")
     for name, value in entries.items():

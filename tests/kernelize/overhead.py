@@ -68,6 +68,7 @@ def main() -> None:
         "one kernel": ([{"layer": TrainKernel}], None),
         "train and inference kernels, switched at call time": (both, None),
         "inference kernel without backward": ([both[1]], "inference"),
+        "dtype guard": ([{"layer": TrainKernel, "guard": Guard(dtypes=guard.dtypes)}], None),
         "dtype and row guard": ([{"layer": TrainKernel, "guard": guard}], None),
     }
     for title, (kernels, mode) in cases.items():
