@@ -30,6 +30,7 @@ def test_dense_with_one_launch(gpu: Gpu, case: str, causal: bool) -> None:
     out, (call,) = gpu.takes("attention", q, k, v, is_causal=causal)
     assert call.name == "mha_fwd"
     assert out.dtype == BF16
+    assert out.is_contiguous()
     formulas.close(out, formulas.attention(q, k, v, causal=causal), ULPS)
 
 
@@ -204,6 +205,7 @@ def test_padded_prefill_goes_through_varlen(gpu: Gpu, side: str, form: str, size
     out, (call,) = gpu.takes("attention", q, k, v, attention_mask=mask, is_causal=False)
     assert call.name in ("mha_varlen_fwd", "fmha_v3_varlen_fwd")
     assert call["cu_seqlens_q"].dtype == torch.int32
+    assert out.is_contiguous()
     compare_kept_rows(out, q, k, v, keep)
 
 
@@ -284,6 +286,18 @@ def _masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     return torch.einsum("bhij,bjhd->bihd", scores.softmax(-1), value)
 
 
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_mask_that_is_overwritten_is_read_again(one: Gpu, inference: bool) -> None:
+    """A static-shaped loop reuses one mask tensor: what was learnt about its old content must not be used."""
+    with torch.inference_mode(inference):
+        q, k, v = qkv(7, 7)
+        mask = full_mask(PADDINGS["left"], 7)
+        one.takes("attention", q, k, v, attention_mask=mask, is_causal=False)
+        mask.copy_(full_mask(PADDINGS["right"], 7))
+        out, _ = one.takes("attention", q, k, v, attention_mask=mask, is_causal=False)
+        compare_kept_rows(out, q, k, v, PADDINGS["right"])
+
+
 # --- declined --------------------------------------------------------------------------------------------------------
 
 
@@ -331,3 +345,16 @@ def test_rows_without_any_key_are_finite(primary: Gpu) -> None:
     q, k, v = qkv(9, 4)
     out = primary.right("attention", q, k, v)
     formulas.close(out, formulas.attention(q, k, v), ULPS)
+
+
+@pytest.mark.parametrize("case", ["prefill", "chunk", "decode"])
+@pytest.mark.parametrize("window", [1, 3, 9, 50])
+def test_a_window_without_causality_means_the_same_in_every_tier(primary: Gpu, case: str, window: int) -> None:
+    q, k, v = qkv(*LENGTHS[case])
+    with amd_ops.override(tiers="eager"):
+        expected = amd_ops.attention(q.float(), k.float(), v.float(), is_causal=False, sliding_window=window)
+    with amd_ops.override(tiers="torch,eager"):
+        in_torch = amd_ops.attention(q, k, v, is_causal=False, sliding_window=window)
+    out, _ = primary.takes("attention", q, k, v, is_causal=False, sliding_window=window)
+    formulas.close(out, expected.double(), ULPS)
+    formulas.close(in_torch, expected.double(), 2 * ULPS)

@@ -270,3 +270,87 @@ def test_a_kernel_that_confuses_its_arguments_is_noticed(
             getattr(amd_ops, op)(*arguments, **options)
         assert kernel in double.kernels()
         assert amd_ops.report().calls(op, "aiter") == 0
+
+
+@torch.no_grad()
+def test_tuned_gemm_that_does_not_import_leaves_the_rest_alone() -> None:
+    """aiter.tuned_gemm imports pandas, which nothing else of aiter needs."""
+    faults = Faults(module_errors={"aiter.tuned_gemm": ModuleNotFoundError("No module named 'pandas'")})
+    with fake_aiter(faults=faults), amd_ops.override(**ON):
+        _right_without_aiter("linear", "pandas")
+        for op in (op for op in OPS if op != "linear"):
+            _quietly(op, *_arguments()[op])
+            assert amd_ops.report().calls(op, "aiter") == 1
+
+
+@pytest.mark.parametrize("op", OPS)
+@torch.no_grad()
+def test_a_kernel_that_breaks_later_is_replaced_counted_and_told(op: str) -> None:
+    with fake_aiter() as double, amd_ops.override(**ON):
+        amd_ops.reset_counters()
+        arguments = _arguments()[op]
+        _quietly(op, *arguments)
+        double.faults.raises.update({name: RuntimeError("HIP error: invalid configuration") for name in KERNELS[op]})
+        with pytest.warns(amd_ops.DeclinedWarning, match="invalid configuration"):
+            result = _first(getattr(amd_ops, op)(*arguments))
+        formulas.close(result, EXPECTED[op](*arguments), 3.0)
+        assert amd_ops.report().calls(op, "aiter") == 1
+        with amd_ops.override(strict=1), pytest.raises(amd_ops.DeclinedError, match="invalid configuration"):
+            getattr(amd_ops, op)(*arguments)
+
+
+@torch.no_grad()
+def test_out_of_memory_is_the_callers_business() -> None:
+    """No lower tier needs less memory: hiding it would only move the error."""
+    with fake_aiter() as double, amd_ops.override(**ON):
+        arguments = _arguments()["silu_and_mul"]
+        amd_ops.silu_and_mul(*arguments)
+        double.faults.raises["silu_and_mul"] = torch.OutOfMemoryError("HIP out of memory")
+        with pytest.raises(torch.OutOfMemoryError):
+            amd_ops.silu_and_mul(*arguments)
+
+
+@pytest.mark.parametrize("op", OPS)
+@torch.no_grad()
+def test_autocast_means_the_lower_tiers(op: str) -> None:
+    """Under autocast stock ops choose their own dtypes; a kernel called directly would not."""
+    with fake_aiter(), amd_ops.override(**ON), torch.autocast("cpu", dtype=torch.bfloat16):
+        _right_without_aiter(op, "autocast")
+
+
+class Wrapped(torch.Tensor):
+    """A tensor subclass, as sharded and quantised tensors are."""
+
+
+@pytest.mark.parametrize("op", ["linear", "rms_norm", "silu_and_mul"])
+@torch.no_grad()
+def test_tensor_subclasses_keep_their_own_behaviour(op: str) -> None:
+    arguments = _arguments()[op]
+    wrapped = (arguments[0].as_subclass(Wrapped), *arguments[1:])
+    with fake_aiter() as double, amd_ops.override(**ON):
+        amd_ops.reset_counters()
+        assert isinstance(_quietly(op, *wrapped), Wrapped)
+        assert double.kernels() == []
+        assert "Wrapped" in declined(op)[0]
+
+
+@torch.no_grad()
+def test_explain_runs_nothing() -> None:
+    with fake_aiter() as double, amd_ops.override(**ON):
+        amd_ops.reset_counters()
+        for op, arguments in _arguments().items():
+            assert amd_ops.explain(op, *arguments).tier == "aiter"
+        assert double.calls == []
+        assert amd_ops.report().as_dict()["ops"] == []
+
+
+@torch.no_grad()
+def test_leaving_the_gpu_behind_leaves_no_kernel_behind() -> None:
+    """After the fake GPU is gone, bound ops must not call what they were bound to."""
+    with fake_aiter() as double, amd_ops.override(**ON):
+        amd_ops.silu_and_mul(*_arguments()["silu_and_mul"])
+    before = len(double.calls)
+    _quietly("silu_and_mul", *_arguments()["silu_and_mul"])
+    with amd_ops.override(**ON):
+        _right_without_aiter("silu_and_mul", "no HIP device")
+    assert len(double.calls) == before

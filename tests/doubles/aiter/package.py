@@ -41,6 +41,8 @@ class Finder:
         self.double.imports.append(name)
         if name == "aiter" and self.double.faults.import_error is not None:
             raise self.double.faults.import_error
+        if name in self.double.faults.module_errors:
+            raise self.double.faults.module_errors[name]
         registry.register_ops(self.double, self.library, name)
         functions = registry.python_functions(self.double, name)
         if name == "aiter.tuned_gemm":

@@ -53,6 +53,7 @@ class Faults:
     """Ways in which a real installation is broken.
 
     import_error:  raised by ``import aiter`` (real: RuntimeError, AssertionError, FileNotFoundError, KeyError).
+    module_errors: submodule -> raised by its import while others work (real: tuned_gemm without pandas).
     raises:        op or function name -> exception that it raises when called (a kernel that does not build).
     wrong:         op name -> what to do to its result, without raising (a miscompiled kernel).
     altered:       op name -> what to do to its arguments, without raising (a kernel that ignores or confuses one).
@@ -61,6 +62,7 @@ class Faults:
     """
 
     import_error: Exception | None = None
+    module_errors: dict[str, Exception] = field(default_factory=dict)
     raises: dict[str, Exception] = field(default_factory=dict)
     wrong: dict[str, Corruption] = field(default_factory=dict)
     altered: dict[str, Alteration] = field(default_factory=dict)
