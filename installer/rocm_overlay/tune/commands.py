@@ -257,7 +257,7 @@ def _peaks(speed: SpeedOptions) -> tuple[Gpu, list[str]]:
 def estimate(
     options: ShapeOptions, speed: SpeedOptions, tables: Sequence[Path], aiter: Path | None, as_json: bool
 ) -> int:
-    if not 0 < speed.efficiency <= 1 or speed.batch < 1 or speed.launch_us < 0:
+    if not 0 < speed.efficiency <= 1 or speed.batch < 1 or not 0 <= speed.launch_us < 1e9:
         raise TuneError("usage", "efficiency is above 0 up to 1, batch from 1, launch time from 0", "see --help")
     model = read_model(
         model_config(options.config or ""), fused=parse_fused(options.fused), tp=options.tp, assume=options.assume
