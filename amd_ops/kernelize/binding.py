@@ -164,8 +164,9 @@ def _apply(self: nn.Module, fn: Callable[[torch.Tensor], torch.Tensor], *args: A
     if tensor is None:
         tensor = next(self.buffers(), None)
     device = (fn(torch.empty(0, device=binding.tensors)) if tensor is None else tensor).device.type
-    if device != "meta" and type(self) in (binding.active, binding.parked):
-        bind(self, binding.active if device == binding.tensors and binding.active is not None else binding.parked)
+    home = binding.active if device == binding.tensors else None
+    if device != "meta" and type(self) in (binding.active, binding._parked) and type(self) is not home:
+        bind(self, home or binding.parked)
     return self
 
 

@@ -74,7 +74,8 @@ def main() -> None:
     for title, (kernels, mode) in cases.items():
         plain, kernelized = measure(kernels, mode)
         print(
-            f"{title:<52} bound method {plain:6.1f} ns, kernelized {kernelized:6.1f} ns, overhead {kernelized - plain:6.1f} ns"
+            f"{title:<52} bound method {plain:6.1f} ns, kernelized {kernelized:6.1f} ns, "
+            f"overhead {kernelized - plain:6.1f} ns"
         )
 
 
