@@ -249,6 +249,7 @@ def run(arguments: list[str]) -> int:
         CancelledError,
         OverlayError,
         UsageError,
+        WriteError,
     )
     from rocm_overlay.install.transaction.signals import HardStop
 
@@ -278,6 +279,14 @@ def run(arguments: list[str]) -> int:
         # The reader of our output left, as `head` does. Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return INTERRUPTED
+    except OSError as error:
+        problem = WriteError(
+            "system",
+            f"The system refused: {error}.",
+            remedy="check permissions and space of the environment, then run `overlay status`",
+            paths=[name for name in (error.filename, error.filename2) if name],
+        )
+        return output.failure(command, problem, as_json=as_json)
     except Exception as error:  # noqa: BLE001 - the last line of defence: a bug gets its own exit code and its traceback
         output.bug(command, error, as_json=as_json)
         return BUG

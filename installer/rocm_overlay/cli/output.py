@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def outcome(command: str, result: Outcome, *, as_json: bool) -> int:
     """Report an install, revert or recover; return exit code 0."""
     changes, done = result.changes, result.done
-    notes = [*result.notes, *(done.notes if done else ())]
+    notes = result.notes
     if as_json:
         _print_json(
             command,
@@ -37,7 +37,7 @@ def outcome(command: str, result: Outcome, *, as_json: bool) -> int:
                 "transaction": done.id if done else None,
                 "rescued": list(done.rescued if done else ()),
                 "recovered": _recovered(result.recovered),
-                "notes": notes,
+                "notes": list(notes),
             },
         )
         return 0

@@ -68,7 +68,7 @@ def diff(options: Options) -> tuple[Target, list[tuple[str, str]]]:
     situation = read_situation(place, target, options.bundle)
     differences = []
     for path, digest in _stock_by_path(situation, options.bundle).items():
-        found = place.tree.observe(place.target(path))
+        found = situation.observe(path)
         if found is not None and found.entry.sha256 == digest:
             continue
         stock = blobs.fetch(place, path, digest, situation.stock_text)
@@ -87,10 +87,10 @@ def diff(options: Options) -> tuple[Target, list[tuple[str, str]]]:
 def _status_with_receipt(
     situation: Situation, current: receipt.Receipt, options: Options, recovered: Recovered | None
 ) -> Status:
-    target, place = situation.target, situation.place
+    target = situation.target
     files = []
     for file in current.files:
-        found = place.tree.observe(place.target(file.path))
+        found = situation.observe(file.path)
         state = states.classify(found, {file.stock.sha256}, {file.overlay_sha256})
         digest = found.entry.sha256 if found else None
         files.append(FileStatus(file.path, file.model, state, digest, file.stock.sha256, file.overlay_sha256))
@@ -117,12 +117,12 @@ def _is_stale(current: receipt.Receipt, bundle: Path) -> bool:
 
 
 def _status_without_receipt(situation: Situation, options: Options, recovered: Recovered | None) -> Status:
-    target, place = situation.target, situation.place
+    target = situation.target
     notes, files, supported = list(target.notes), [], False
     for manifest in manifests_of(target, options.bundle):
         supported = True
         for path, entries in manifest.by_path().items():
-            found = place.tree.observe(place.target(path))
+            found = situation.observe(path)
             recorded = situation.record.get(path)
             known = {entry.stock_sha256 for entry in entries}
             stock = {recorded} if recorded else known

@@ -118,7 +118,7 @@ def _run(place: Place, target: Target, changes: Changes, options: Options) -> tu
     compiled = survey(place, paths, earlier)
     with Signals() as signals:
         done = execute(place, changes.plan, signals, catalog.source(options.bundle))
-    return done, recompile(place, target, compiled)
+    return done, [*done.notes, *recompile(place, target, compiled)]
 
 
 def _had_pyc(on_disk: dict[str, object] | None, paths: set[str]) -> list[tuple[str, str]]:
@@ -162,7 +162,7 @@ def _refuse_half_upgraded(situation: Situation, current: receipt.Receipt) -> Non
     """Another release, but our text is still there: nothing may be written, and the way back must stay."""
     left = []
     for file in current.files:
-        found = situation.place.tree.observe(situation.place.target(file.path))
+        found = situation.observe(file.path)
         if found is not None and found.entry.sha256 == file.overlay_sha256:
             left.append(situation.target.package / file.path)
     if left:

@@ -88,7 +88,7 @@ class _Install:
 
     def want(self, path: str, entries: tuple[FileEntry, ...]) -> None:
         """Decide for one path that shall hold an overlay."""
-        found = self.s.place.tree.observe(self.s.place.target(path))
+        found = self.s.observe(path)
         recorded = self.s.record.get(path)
         if found is None or (self.s.record.present and recorded is None):
             self._absent(path, found)
@@ -109,7 +109,7 @@ class _Install:
 
     def drop(self, file: ReceiptFile) -> None:
         """Decide for one path that was overlaid and is not wanted any more."""
-        found = self.s.place.tree.observe(self.s.place.target(file.path))
+        found = self.s.observe(file.path)
         if found is None:
             self.foreign.append((file.path, "is missing"))
         elif found.entry.sha256 == file.overlay_sha256:
@@ -232,7 +232,7 @@ def plan_revert(situation: Situation, *, force: bool) -> Changes:
     assert receipt is not None
     steps, removed, unchanged, edited = [], [], [], []
     for file in receipt.files:
-        found = situation.place.tree.observe(situation.place.target(file.path))
+        found = situation.observe(file.path)
         digest = found.entry.sha256 if found else None
         if digest == file.stock.sha256:
             unchanged.append(file.path)
@@ -256,7 +256,7 @@ def plan_revert_without_receipt(situation: Situation, manifests: Iterable[Manife
     """
     steps, removed, edited = [], [], []
     for path, entries in _all_paths(manifests).items():
-        found = situation.place.tree.observe(situation.place.target(path))
+        found = situation.observe(path)
         if found is None:
             continue
         entry = next((entry for entry in entries if entry.overlay_sha256 == found.entry.sha256), None)

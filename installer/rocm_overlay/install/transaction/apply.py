@@ -228,6 +228,7 @@ def _tidy(place: Place, plan: Plan) -> list[str]:
         files = [step.path for step in plan.steps]
         old = place.tree.read(HISTORY)
         if old is None or len(old) < HISTORY_LIMIT:
+            place.tree.ensure(HISTORY, place.owner)
             place.tree.append(HISTORY, json.dumps({**line, "files": files}, ensure_ascii=True).encode("ascii") + b"\n")
     except OSError as error:
         return [f"tidying up {place.tree.root / STATE} failed: {error}"]

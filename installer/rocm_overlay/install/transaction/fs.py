@@ -59,8 +59,8 @@ class Fs:
         return os.open(name, _CREATE, 0o600, dir_fd=at)
 
     def open_append(self, name: str, at: int) -> int:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-        return os.open(name, flags, 0o644, dir_fd=at)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.open(name, flags, dir_fd=at)
 
     def write(self, fd: int, data: bytes | memoryview) -> int:
         return os.write(fd, data)
@@ -252,6 +252,21 @@ class Tree:
                 if created and owner is not None and owner != (os.geteuid(), os.getegid()):
                     self.fs.lchown(part, at, *owner)
             done = f"{done}/{part}"
+
+    def ensure(self, path: str, owner: tuple[int, int]) -> None:
+        """Create an empty file where there is none: a lock or a log."""
+        directory, name = split(path)
+        with self.directory(directory) as at:
+            try:
+                fd = self.fs.create(name, at)
+            except FileExistsError:
+                return
+            try:
+                if owner != (os.geteuid(), os.getegid()):
+                    self.fs.fchown(fd, *owner)
+                self.fs.fchmod(fd, 0o644)
+            finally:
+                self.fs.close(fd)
 
     def append(self, path: str, data: bytes) -> None:
         """Append one line to a log."""

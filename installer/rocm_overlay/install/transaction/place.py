@@ -46,8 +46,9 @@ class Place:
         return split(self.target(path))[0]
 
     def prepare(self) -> None:
-        """Create the state folder."""
+        """Create the state folder and the lock file in it, owned like the rest of the environment."""
         self.tree.make(BLOBS, self.owner)
+        self.tree.ensure(LOCK, self.owner)
 
     def put_state(self, path: str, data: bytes, transaction: str, *, mode: int = 0o644, new: bool = False) -> None:
         """Write one of our own files durably: whole, or not at all. With ``new``: FileExistsError if it exists."""
