@@ -488,10 +488,11 @@ class _Flash:
         if plan is not None and plan.keys is not None:
             start, stop = plan.keys
             k, v = k[:, start:stop], v[:, start:stop]
+        future = 0 if causal or q.shape[1] == 1 else -1  # without causality a window only bounds the past
         options: dict[str, Any] = {
             "softmax_scale": q.shape[3] ** -0.5 if scaling is None else scaling,
             "causal": causal,
-            "window_size": (-1, -1) if window is None else (window - 1, 0),
+            "window_size": (-1, -1) if window is None else (window - 1, future),
         }
         if sinks is not None:
             options["sink_ptr"] = sinks.float().contiguous()
