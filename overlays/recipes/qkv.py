@@ -89,9 +89,8 @@ def guard(source: Source, site: Site[Triple]) -> str | None:
     if None in targets:
         return "a projection is not in an assignment to a name"
     if len({*targets, arguments[0]}) != 4:
+        # Also where two projections are in one statement: they would share its target.
         return "the assigned names and the argument are not four different names"
-    if len({one.index for one in found}) != 3:
-        return "two projections are in one statement"
     return (
         _own_statements(source, site.found, arguments[0])
         or _between(source, site.found, arguments[0])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from rocm_overlay.overlays.recipes import rms_norm, rope
-from rocm_overlay.patchgen.edits import Edit
+from rocm_overlay.patchgen.edits import AppliedEdit, Edit, splice
 from rocm_overlay.patchgen.engine import generate
 from rocm_overlay.patchgen.errors import EditConflict, InternalError, MustFireError, SourceError
 from rocm_overlay.patchgen.header import GENERATOR
@@ -156,6 +156,16 @@ def test_a_recipe_that_writes_no_python_is_a_bug_not_an_overlay() -> None:
     broken = replace(rms_norm.RECIPE, edit=lambda source, site: [Edit(9, 9, b"def (", "rms_norm", "x")])
     with pytest.raises(InternalError, match="the edited file is not valid Python"):
         generate(source(LLAMA), "x.py", one(broken))
+
+
+def test_a_byte_changed_outside_the_edits_is_a_bug_not_an_overlay(monkeypatch: pytest.MonkeyPatch) -> None:
+    def careless(stock: bytes, edits: list[Edit]) -> tuple[bytes, tuple[AppliedEdit, ...]]:
+        overlay, applied = splice(stock, edits)
+        return overlay + b"# oops\n", applied
+
+    monkeypatch.setattr("rocm_overlay.patchgen.engine.splice", careless)
+    with pytest.raises(InternalError, match="bytes outside the recorded edits changed"):
+        generate(source(LLAMA), "x.py", one(rms_norm.RECIPE))
 
 
 def test_a_line_that_would_be_too_wide_is_declined() -> None:

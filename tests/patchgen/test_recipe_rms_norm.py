@@ -99,6 +99,13 @@ def test_a_gemma_forward_with_another_helper_is_declined() -> None:
     other = GEMMA.replace("x.pow(2).mean(-1, keepdim=True)", "x.var(-1, keepdim=True)")
     assert_untouched(RECIPE, other, DECLINED)
     assert_untouched(RECIPE, GEMMA.replace("def _norm(", "def _other("), DECLINED)
+    assert_untouched(RECIPE, GEMMA.replace("_norm(self, x)", "_norm(self, x, scale=1)"), DECLINED)
+    assert_untouched(RECIPE, GEMMA.replace("_norm(self, x)", "_norm(self, y)"), DECLINED)
+
+
+def test_one_attribute_in_two_roles_is_declined() -> None:
+    strange = LLAMA.replace("self.variance_epsilon", "self.weight")
+    assert_untouched(RECIPE, strange, "weight and eps are the same attribute")
 
 
 def test_frozen_batch_norm_is_not_even_a_candidate() -> None:

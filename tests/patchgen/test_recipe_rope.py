@@ -78,6 +78,8 @@ def test_another_formula_is_declined(old: str, new: str) -> None:
     [
         ("x[..., : x.shape[-1] // 2]", "x[..., ::2]"),
         ("(-x2, x1)", "(x1, -x2)"),
+        ("def rotate_half(x):", "def rotate_half(x, interleaved=True):"),
+        ("def rotate_half(x):", "def rotate_half(y):"),
         ("torch.cat((-x2, x1), dim=-1)", "torch.stack((-x2, x1), dim=-1).flatten(-2)"),
     ],
 )
