@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -205,10 +206,13 @@ def test_a_transformers_package_is_no_output(stock_tree: Callable[[str], Path]) 
     assert "overlay install" in err
 
 
-def test_the_installed_package_is_found_without_importing_it() -> None:
-    pytest.importorskip("transformers")
-    code, out, _ = call(target="llama", from_installed=True, list_sites=True)
-    assert code == 0
-    assert len(out.splitlines()) == 6
+def test_the_installed_package_is_found_without_importing_it(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (package / "__init__.py").write_text("raise RuntimeError('imported')\n")
+    monkeypatch.setattr(sys, "path", [str(package.parent), *sys.path])
+    monkeypatch.delitem(sys.modules, "transformers", raising=False)
+    code, out, err = call(target="one", from_installed=True, list_sites=True)
+    assert (code, out) == (0, "models/one/modeling_one.py:15: rms_norm XRMSNorm.forward\n"), err
 
 
