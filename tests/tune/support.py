@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Mapping
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
+
+from rocm_overlay.tune.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = (
@@ -81,6 +85,12 @@ class Answer:
         return json.loads(self.out)
 
 
+@functools.cache
+def _command() -> Any:
+    # app(...) builds the whole command tree on every call, which takes longer than most commands.
+    return typer.main.get_command(app)
+
+
 class Cli:
     """Calls `overlay tune` in this process, as a shell would see it."""
 
@@ -88,11 +98,9 @@ class Cli:
         self.capsys = capsys
 
     def __call__(self, *arguments: object) -> Answer:
-        from rocm_overlay.tune.cli import app
-
         self.capsys.readouterr()
         try:
-            app([str(argument) for argument in arguments], prog_name="overlay tune")
+            _command().main([str(argument) for argument in arguments], prog_name="overlay tune")
             code: object = 0
         except SystemExit as end:
             code = end.code

@@ -18,7 +18,7 @@ from ..schema import COLUMNS
 from ..shapes import Shape, render_untuned
 from ..table import Row, read_table, render
 
-DEVICE_SCRIPTS = Path(__file__).resolve().parent.parent / "device"
+DEVICE_SCRIPTS = Path(__file__).resolve().parent.parent / "on_device"
 TAIL = 400
 
 
