@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from rocm_overlay.verify.cases import CASES, Inputs
 from rocm_overlay.verify.compare import judge
 
 import amd_ops
@@ -33,9 +34,6 @@ def double(request: pytest.FixtureRequest) -> Iterator[Double]:
     with fake_aiter(*request.param) as installed:
         amd_ops.reset_counters()
         yield installed
-    for architecture in MODELS:
-        for dtype in twins.DTYPES:
-            amd_ops.restore(_pair(architecture, dtype).overlay)
 
 
 @functools.cache
@@ -50,8 +48,11 @@ def _run(architecture: str, case: str, dtype: str = "bfloat16", **toggles: Any) 
     """What deviates from stock."""
     pair, how = _pair(architecture, dtype), IMPLEMENTATION.get(architecture, "sdpa")
     reference = pair.reference(case, how)
-    with amd_ops.override(**{**ALL, **toggles}):
-        found = pair.found(case, how)
+    try:
+        with amd_ops.override(**{**ALL, **toggles}):
+            found = pair.found(case, how)
+    finally:
+        amd_ops.restore(pair.overlay)
     return list(judge(reference, found, tier="aiter", dtype=dtype, bitwise=False).deviating)
 
 
@@ -94,6 +95,20 @@ def test_kernels_of_a_llama_layer(double: Double) -> None:
     expected = {"attention": 1, "linear": 4, "activation": 1, "rope": 1, "norm": 2}
     assert families == {name: count * layers + (name == "norm") for name, count in expected.items()}
     assert sum(families.values()) == sum(counted.values())
+
+
+def test_long_prompts_with_real_heads_take_the_asm_kernels(double: Double) -> None:
+    """head_dim 128 and more than 128 rows: dense without padding, packed with it; decode goes back to CK."""
+    pair = twins.new_pair("llama", "bfloat16", head_dim=128)
+    inputs = Inputs.seeded(128, length=140, new_tokens=2)
+    for case, kernel in (("prefill", "fmha_v3_fwd"), ("padded", "fmha_v3_varlen_fwd"), ("greedy", "fmha_v3_fwd")):
+        reference = CASES[case].run(pair.stock, inputs)
+        double.clear()
+        with amd_ops.override(**ALL, strict=1):
+            found = CASES[case].run(pair.overlay, inputs)
+        assert judge(reference, found, tier="aiter", dtype="bfloat16", bitwise=False).deviating == (), case
+        assert kernel in double.kernels()
+        assert ("mha_fwd" in double.kernels()) is (case == "greedy")
 
 
 def test_left_padding_reaches_the_varlen_kernel(double: Double) -> None:

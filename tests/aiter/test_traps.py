@@ -6,13 +6,16 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from rocm_overlay.install import catalog
 from torch import Tensor, nn
 
 import amd_ops
@@ -67,8 +70,8 @@ def test_trap_01_import_raises_more_than_import_error(error: type[Exception]) ->
 
 @pytest.mark.parametrize("fault", ["raises", "wrong"])
 def test_trap_02_presence_after_import_proves_nothing(fault: str) -> None:
-    broken = {"raises": {"silu_and_mul": RuntimeError("hipcc failed")}, "wrong": {"silu_and_mul": badly}}
-    with tolerant(faults=Faults(**{fault: broken[fault]})) as gpu:
+    raising = Faults(raises={"silu_and_mul": RuntimeError("hipcc failed")})
+    with tolerant(faults=raising if fault == "raises" else Faults(wrong={"silu_and_mul": badly})) as gpu:
         assert sample_import()
         assert hasattr(torch.ops.aiter, "silu_and_mul")
         x = rand(3, 16)
@@ -348,6 +351,26 @@ def test_trap_14_fusion_follows_loaded_weights() -> None:
         with pytest.raises(AssertionError, match="off by"):
             formulas.close(sample_fused_forward(sample, x), expected, 8.0)
         formulas.close(quiet(gpu, lambda: amd_ops.gated_mlp(ours, x)), expected, 8.0)
+
+
+# --- 15: the version -------------------------------------------------------------------------------------------------
+
+
+def sample_version_is_supported(version: str) -> bool:
+    major, minor = (int(part) for part in version.split(".")[:2])
+    return major > 4 or (major == 4 and minor >= 53)
+
+
+@pytest.mark.parametrize(("version", "offered"), [("4.57.6", True), ("4.57.3", True), ("5.23.0", False)])
+def test_trap_15_the_text_decides_not_the_version(
+    version: str, offered: bool, stock_tree: Callable[[str], Path]
+) -> None:
+    path = "models/llama/modeling_llama.py"
+    stock = (stock_tree(version) / "transformers" / path).read_bytes()
+    assert sample_version_is_supported(version)
+    assert (catalog.find(path, hashlib.sha256(stock).hexdigest()) is not None) is offered
+    if offered:  # a byte of somebody's own is enough
+        assert catalog.find(path, hashlib.sha256(stock + b"#").hexdigest()) is None
 
 
 # --- 16 and the later list -------------------------------------------------------------------------------------------

@@ -117,7 +117,7 @@ def test_varlen_attention(double: Double, soft_cap: float, size: int) -> None:
     done_q = done_k = 0
     for rows, columns in zip(lengths_q, lengths_k, strict=True):
         part = (q[done_q : done_q + rows], k[done_k : done_k + columns], v[done_k : done_k + columns])
-        expected = formulas.attention(*(t[None] for t in part), soft_cap=soft_cap or None)
+        expected = formulas.attention(part[0][None], part[1][None], part[2][None], soft_cap=soft_cap or None)
         formulas.close(out[None, done_q : done_q + rows], expected, ULPS)
         done_q, done_k = done_q + rows, done_k + columns
     assert double.kernels() == ["fmha_v3_varlen_fwd" if size == 128 and not soft_cap else "mha_varlen_fwd"]

@@ -68,7 +68,7 @@ def add_norm(**changed: Any) -> Arguments:
 
 def rope(**changed: Any) -> Arguments:
     cos, sin = (t[:, None, None] for t in formulas.rope_tables(torch.arange(5), 16, BF16))
-    call = {"output_x": rand(5, 2, 4, 16), "output_y": rand(5, 2, 2, 16), "input_x": rand(5, 2, 4, 16)}
+    call: Arguments = {"output_x": rand(5, 2, 4, 16), "output_y": rand(5, 2, 2, 16), "input_x": rand(5, 2, 4, 16)}
     call |= {"input_y": rand(5, 2, 2, 16), "cos": cos, "sin": sin, "rotate_style": 0}
     return call | {"reuse_freqs_front_part": False, "nope_first": False} | changed
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -40,8 +40,8 @@ def fake_aiter(
     before = installed()
     for name in before:
         del sys.modules[name]
-    library = torch.library.Library("aiter", "FRAGMENT")
-    finder: Any = Finder(double, library)
+    library: Any = torch.library.Library("aiter", "FRAGMENT")
+    finder = Finder(double, library)
     sys.meta_path.insert(0, finder)
     restore_probe = None
     try:
@@ -60,7 +60,7 @@ def fake_aiter(
             restore_probe()
 
 
-def _attach(double: Double, arch: str | None) -> Any:
+def _attach(double: Double, arch: str | None) -> Callable[[], None]:
     """Replace amd_ops' device probe; return what undoes it."""
     amd_ops = importlib.import_module("amd_ops")
     device: ModuleType = importlib.import_module("amd_ops.device")

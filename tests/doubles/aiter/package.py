@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.abc
 import importlib.machinery
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ PACKAGES = ("aiter", "aiter.ops")
 MODULES = (*PACKAGES, *EXPORTED, "aiter.tuned_gemm")
 
 
-class Finder:
+class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Serves the fake package; a meta path entry and its own loader."""
 
     def __init__(self, double: Double, library: torch.library.Library) -> None:
