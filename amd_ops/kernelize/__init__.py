@@ -21,6 +21,7 @@ from .function import apply_function_kernel, restore_function_kernels
 from .guards import Guard
 from .layers import kernelize_model, kernelize_report, kernelized, unkernelize_model
 from .modes import Mode
+from .overlay_models import apply_overlay_kernels, revert_overlay_kernels
 from .registry import (
     Registry,
     current_registry,

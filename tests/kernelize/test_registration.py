@@ -293,3 +293,12 @@ def test_scopes_nest_and_leave_nothing_behind() -> None:
         with use_kernels(inherit=False) as alone:
             assert all(name.startswith("amd_ops.") for name in alone.layers)
     assert "Inner" not in current_registry().layers
+
+
+def test_every_public_name_is_there() -> None:
+    import amd_ops.kernelize
+
+    for name in amd_ops.kernelize.__all__:
+        assert getattr(amd_ops.kernelize, name) is not None
+    assert callable(amd_ops.kernelize.apply_overlay_kernels_to_llama)
+    assert callable(amd_ops.kernelize.revert_overlay_kernels_from_llama)
