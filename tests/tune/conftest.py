@@ -32,7 +32,9 @@ def shared_data() -> Path:
     """The folder with aiter's published tables; skip where it is absent."""
     folder = Path(os.environ.get(DATA_VARIABLE) or ROOT.parent / "shared" / "data")
     if not (folder / "aiter_configs").is_dir():
-        pytest.skip(f"aiter's published tables are not here: set {DATA_VARIABLE} to the folder that holds aiter_configs")
+        pytest.skip(
+            f"aiter's published tables are not here: set {DATA_VARIABLE} to the folder that holds aiter_configs"
+        )
     return folder
 
 
@@ -42,11 +44,11 @@ def real_tables(shared_data: Path) -> list[Path]:
     return [folder / "bf16_tuned_gemm.csv", *sorted(folder.glob("model_configs/*bf16_tuned_gemm*.csv"))]
 
 
-LOADER_SOURCE = '''
+LOADER_SOURCE = """
 solMap = {"torch": 0, "hipblaslt": 1, "skinny": 2, "asm": 3, "triton": 4, "flydsl": 5, "opus": 6}
 def load(frame):
     return frame.set_index([%s]).to_dict("index")
-'''
+"""
 KEYS = {
     "0.1.20.post1": COLUMNS[:10],
     "0.1.9.post1": COLUMNS[1:10],

@@ -93,7 +93,14 @@ def test_refused_with_file_line_and_remedy(tmp_path: Path, tune: Cli, name: str,
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", [name for name, (_, number, _) in REFUSED.items() if number > 1 and name not in ("open quote", "latin-1", "binary")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name, (_, number, _) in REFUSED.items()
+        if number > 1 and name not in ("open quote", "latin-1", "binary")
+    ],
+)
 def test_check_lists_every_broken_line(tmp_path: Path, tune: Cli, name: str) -> None:
     bad = tmp_path / "bad.csv"
     bad.write_bytes(REFUSED[name][0] + text(line(us="slow")))
@@ -164,7 +171,12 @@ def test_paths_that_are_no_readable_file(
     }
     answer = tune(*arguments[command])
     assert answer.code == 2
-    said = {"directory": "is a directory", "missing": "does not exist", "pipe": "not a regular file", "unreadable": "permission denied"}
+    said = {
+        "directory": "is a directory",
+        "missing": "does not exist",
+        "pipe": "not a regular file",
+        "unreadable": "permission denied",
+    }
     assert said[kind] in answer.err
     assert str(path) in answer.err
     assert not out.exists()

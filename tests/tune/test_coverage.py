@@ -60,7 +60,9 @@ def brute_force(tables: list[Path], gfx: str, cu: str, model: str, fused: bool) 
         with table.open(newline="") as stream:
             for row in csv.DictReader(stream):
                 if (row["gfx"], row["cu_num"], row["scaleAB"], row["bpreshuffle"]) == (gfx, cu, "False", "False"):
-                    present.add((int(row["M"]), int(row["N"]), int(row["K"]), row["bias"], row["dtype"], row["outdtype"]))
+                    present.add(
+                        (int(row["M"]), int(row["N"]), int(row["K"]), row["bias"], row["dtype"], row["outdtype"])
+                    )
     hidden, inter, heads, kv, dim, vocab, bias = SIZES[model]
     last = [(hidden, heads * dim, "False"), (hidden, inter, "False"), (vocab, hidden, "False")]
     if fused:
@@ -97,7 +99,9 @@ def test_counts_on_the_real_tables(tune: Cli, real_tables: list[Path], model: st
 def test_padding_adds_hits_between_the_powers_of_two(tune: Cli, real_tables: list[Path]) -> None:
     tables = [part for table in real_tables for part in ("--table", table)]
     ladder = ",".join(map(str, range(1, 65)))
-    report = tune("report", "--model", "llama-3.1-70b", "--gpu", "gfx950:256", "--m-ladder", ladder, *tables, "--json").json()
+    report = tune(
+        "report", "--model", "llama-3.1-70b", "--gpu", "gfx950:256", "--m-ladder", ladder, *tables, "--json"
+    ).json()
     exact, found = report["coverage"]["exact"], report["coverage"]["found"]
     assert (exact, found) == (_count_exact(real_tables, report), _count_found(real_tables, report))
     assert found > 3 * exact > 0
@@ -121,7 +125,10 @@ def _count_exact(tables: list[Path], report: dict[str, list[dict[str, int]]]) ->
 def _count_found(tables: list[Path], report: dict[str, list[dict[str, int]]]) -> int:
     present = _present(tables)
     return sum(
-        any((at, shape["n"], shape["k"]) in present for at in (m, padded_m(m, shape["n"], 0), padded_m(m, shape["n"], 1)))
+        any(
+            (at, shape["n"], shape["k"]) in present
+            for at in (m, padded_m(m, shape["n"], 0), padded_m(m, shape["n"], 1))
+        )
         for shape in report["shapes"]
         for m in range(1, 65)
     )
@@ -187,7 +194,9 @@ def test_the_page_stands_alone_and_draws_every_lookup(tmp_path: Path, tune: Cli)
 
 def _report(table: Path) -> Report:
     made = TableIndex(Device("gfx942", 304), read_table(table).rows)
-    return make_report(model_config("llava-1.5-7b"), made, ladder=LADDERS["full"], dtype=BF16, fused=frozenset({"qkv", "gate_up"}))
+    return make_report(
+        model_config("llava-1.5-7b"), made, ladder=LADDERS["full"], dtype=BF16, fused=frozenset({"qkv", "gate_up"})
+    )
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:

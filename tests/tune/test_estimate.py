@@ -58,12 +58,18 @@ def test_not_measured_rows_are_not_times(tmp_path: Path, tune: Cli) -> None:
 
 def test_batches_experts_windows_and_ranks(tmp_path: Path, tune: Cli) -> None:
     def rate(name: str, *options: str) -> float:
-        return float(tune("estimate", "--config", name, "--gpu", "MI300X", *options, "--json").json()["roofline"][0]["tokens_per_s"])
+        return float(
+            tune("estimate", "--config", name, "--gpu", "MI300X", *options, "--json").json()["roofline"][0][
+                "tokens_per_s"
+            ]
+        )
 
     assert rate("llama-3.1-8b", "--batch", "8") == pytest.approx(8 * rate("llama-3.1-8b"))
     assert rate("llama-3.1-70b", "--tp", "8") > 7.9 * rate("llama-3.1-70b")
     # 2 of 8 experts: 1.61 B of attention, head and router weights + a quarter of 45.1 B of experts, 2 bytes each.
-    assert rate("mixtral-8x7b") == pytest.approx(5.3e12 / (2 * (1_474_297_856 + 45_097_156_608 / 4 + 266_240)), rel=1e-6)
+    assert rate("mixtral-8x7b") == pytest.approx(
+        5.3e12 / (2 * (1_474_297_856 + 45_097_156_608 / 4 + 266_240)), rel=1e-6
+    )
     assert rate("qwen3-30b-a3b") > 5 * rate("qwen3-32b")
     window = llama(tmp_path / "w.json", model_type="mistral", sliding_window=1024)
     assert rate(str(window), "--context", "131072") == rate(str(window), "--context", "1024")

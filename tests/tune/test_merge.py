@@ -101,7 +101,12 @@ def _pair(device: str) -> tuple[str, int]:
 
 
 def test_every_shipped_row_of_a_device_survives(tmp_path: Path, tune: Cli, real_tables: list[Path]) -> None:
-    for device, rows, unmeasured in (("gfx950:256", 2202, 0), ("gfx942:80", 222, 0), ("gfx1250:256", 703, 178), ("gfx942:304", 0, 0)):
+    for device, rows, unmeasured in (
+        ("gfx950:256", 2202, 0),
+        ("gfx942:80", 222, 0),
+        ("gfx1250:256", 703, 178),
+        ("gfx942:304", 0, 0),
+    ):
         out = tmp_path / "out.csv"
         report = tune("merge", *real_tables, "-o", out, "--gpu", device, "--json").json()
         assert (report["rows"], report["unmeasured"], report["refused"]) == (rows, unmeasured, [])

@@ -298,7 +298,17 @@ def test_the_tuner_of_an_installed_aiter_is_found(bench: Bench, tmp_path: Path) 
 
     bench.shapes("16x4096x4096")
     package = make_aiter(tmp_path / "site", [])
-    common = ["run", "-o", bench.out, "--shapes", bench.folder / "untuned.csv", "--gpu", "gfx942:304", "--aiter", package]
+    common = [
+        "run",
+        "-o",
+        bench.out,
+        "--shapes",
+        bench.folder / "untuned.csv",
+        "--gpu",
+        "gfx942:304",
+        "--aiter",
+        package,
+    ]
     verifier = ["--verifier", HERE / "fake_verifier.py"]
     answer = bench.tune(*common, *verifier)
     assert answer.code == 9
