@@ -77,6 +77,7 @@ def test_list_and_diff_and_dry_run_write_nothing(package: Path, tmp_path: Path) 
     diff = call(target="one", source=package, diff=True)[1]
     assert diff.startswith(f"--- a/{path}\n+++ b/{path}\n@@ ")
     assert call(target="one", source=package, dry_run=True, output=tmp_path / "gen")[0] == 0
+    assert call(target="one", source=package, diff=True, output=tmp_path / "gen")[1] == diff
     assert snapshot(tmp_path) == before
 
 

@@ -172,7 +172,8 @@ def _read_file(file: Path) -> bytes:
 
 def _finish(options: Options, made: Run) -> Run:
     """Write or compare, where the options ask for it."""
-    if options.output is None or options.dry_run or options.list_sites:
+    only_shown = options.dry_run or options.list_sites or (options.diff and not options.check)
+    if options.output is None or only_shown:
         return made
     refuse_package(options.output)
     if options.check:
