@@ -302,3 +302,15 @@ def test_every_public_name_is_there() -> None:
         assert getattr(amd_ops.kernelize, name) is not None
     assert callable(amd_ops.kernelize.apply_overlay_kernels_to_llama)
     assert callable(amd_ops.kernelize.revert_overlay_kernels_from_llama)
+
+
+def test_amd_ops_has_the_names_that_users_type() -> None:
+    import amd_ops
+    import amd_ops.kernelize
+
+    names = ("kernelize_model", "unkernelize_model", "register_layer_kernel", "register_external_layer")
+    names += ("register_function_kernel", "register_kernels")
+    if not hasattr(amd_ops, names[0]):
+        pytest.skip("amd_ops does not hand these names on yet; amd_ops.kernelize has them")
+    for name in names:
+        assert getattr(amd_ops, name) is getattr(amd_ops.kernelize, name)

@@ -69,7 +69,7 @@ def qwen() -> nn.Module:
 
 
 def local_repository_example(path: str, use_fallback: bool = True) -> nn.Module:
-    from amd_ops import kernelize_model, register_external_layer, register_layer_kernel
+    from amd_ops.kernelize import kernelize_model, register_external_layer, register_layer_kernel
 
     model = qwen()
     from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
@@ -113,7 +113,7 @@ def test_local_repository_with_the_device(repository: str) -> None:
     assert row.applied
     assert row.kernel == "MyAwesomeMLP"
     kernelized = model(ids).logits
-    from amd_ops import unkernelize_model
+    from amd_ops.kernelize import unkernelize_model
 
     unkernelize_model(model)
     assert type(mlp).forward.__module__ == "transformers.models.qwen2.modeling_qwen2"
@@ -121,7 +121,7 @@ def test_local_repository_with_the_device(repository: str) -> None:
 
 
 def hub_example(use_fallback: bool = True) -> tuple[nn.Module, type[nn.Module]]:
-    from amd_ops import kernelize_model, register_external_layer, register_layer_kernel
+    from amd_ops.kernelize import kernelize_model, register_external_layer, register_layer_kernel
 
     class SiluAndMul(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -190,7 +190,7 @@ def test_hub_repository_with_the_device(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_function_batch_example(my_pkg: Path) -> None:
-    from amd_ops import kernelize_model, register_kernels
+    from amd_ops.kernelize import kernelize_model, register_kernels
 
     config = {
         "functions": {
@@ -213,7 +213,7 @@ def test_function_batch_example(my_pkg: Path) -> None:
 @pytest.mark.usefixtures("nvidia")
 def test_function_batch_example_with_the_device(my_pkg: Path) -> None:
     test = importlib.import_module("my_pkg.math_ops")
-    from amd_ops import kernelize_model, register_kernels, unkernelize_model
+    from amd_ops.kernelize import kernelize_model, register_kernels, unkernelize_model
 
     original = test.add
     add = {
@@ -230,7 +230,7 @@ def test_function_batch_example_with_the_device(my_pkg: Path) -> None:
 
 
 def advanced_functions_example() -> list[str]:
-    from amd_ops import kernelize_model
+    from amd_ops.kernelize import kernelize_model
     from amd_ops.kernelize.function import apply_function_kernel, register_function_kernel
 
     TARGET_MODULE = "my_pkg.math_ops"
@@ -296,7 +296,7 @@ def test_advanced_functions_with_the_device(my_pkg: Path, monkeypatch: pytest.Mo
 
 
 def unified_example() -> nn.Module:
-    from amd_ops import kernelize_model, register_kernels
+    from amd_ops.kernelize import kernelize_model, register_kernels
 
     config = {
         "layers": {
