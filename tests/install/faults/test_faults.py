@@ -106,7 +106,7 @@ def test_kill_then_kill_the_recovery(scenario: Scenario, disk: Path) -> None:
             if code != harness.KILLED:
                 break
         shutil.rmtree(stopped.root)
-    assert len(results) > 200
+    assert len(results) > 100, "far fewer pairs than calls make possible"
     assert _bad(results) == []
 
 
