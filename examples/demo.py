@@ -28,7 +28,8 @@ ON = {"USE_FUSED_PROJECTIONS": "1", "USE_OPTIMIZED_OPS": "1", "USE_AITER_ATTENTI
 VARIANTS: dict[str, dict[str, str]] = {"stock": {}, "off": {}, "on": ON}
 REPEATS = 3
 PARITY_TOKENS = 24
-TIMED_TOKENS = 48
+WARM_TOKENS = 4
+TIMED_TOKENS = 40
 
 
 @dataclass
@@ -52,20 +53,21 @@ def main() -> int:
     package = Path(find_spec("transformers").origin).parent  # type: ignore[union-attr, arg-type]
     _clean_output()
     title("1. Two seeded models, built from their configuration (bf16, grouped-query attention, head size 128)")
-    for architecture in ARCHITECTURES:
-        build(architecture)
+    build()
     before = digest(package)
     print(f"  transformers tree: {package}\n  {len(before)} files and folders, digest {summary(before)}")
     copy_stock(package)
 
     title("2. Stock, before anything is installed")
-    for architecture in ARCHITECTURES:
-        found = run(architecture, "stock before", {}, dtypes=("bfloat16", "float32"), timed=0)
-        demo.check(found["overlay"] is None, f"{architecture}: ran {relative(found['file'], package)}, no overlay")
-    print(f"  torch {found['torch']}, transformers {found['transformers']}, device {found['device']}")
+    found = run("before", {}, dtypes=("bfloat16", "float32"), timed=0)
+    for architecture, one in found["models"].items():
+        demo.check(one["overlay"] is None, f"{architecture}: ran {relative(one['file'], package)}, no overlay")
+    print(
+        f"  torch {found['torch']}, transformers {found['transformers']}, {found['device']}, {found['threads']} thread(s)"
+    )
     try:
         install(demo)
-        compare(demo, package)
+        compare(demo)
         speed(demo)
     finally:
         revert(demo, package, before)
@@ -90,16 +92,19 @@ def _clean_output() -> None:
     OUT.mkdir()
 
 
-def build(architecture: str) -> None:
-    """Build and save a model in a process of its own, so that this one never imports transformers."""
-    folder = OUT / "models" / architecture
-    code = f"import pathlib, tiny_models; tiny_models.save_demo({architecture!r}, pathlib.Path({str(folder)!r}))"
+def build() -> None:
+    """Build and save the models in a process of its own, so that this one never imports transformers."""
+    folder = OUT / "models"
+    code = (
+        f"import pathlib, tiny_models as t; [t.save_demo(a, pathlib.Path({str(folder)!r}, a)) for a in {ARCHITECTURES}]"
+    )
     child([sys.executable, "-c", code], {"PYTHONPATH": str(HERE)})
-    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    config = json.loads((folder / "config.json").read_text())
-    layers = f"{config['num_hidden_layers']} layers, hidden {config['hidden_size']}"
-    heads = f"{config['num_attention_heads']} heads, {config['num_key_value_heads']} key/value heads"
-    print(f"  {architecture}: {layers}, {heads}, {size / 1e6:.0f} MB")
+    for architecture in ARCHITECTURES:
+        size = sum(path.stat().st_size for path in (folder / architecture).glob("*.safetensors"))
+        config = json.loads((folder / architecture / "config.json").read_text())
+        layers = f"{config['num_hidden_layers']} layers, hidden {config['hidden_size']}"
+        heads = f"{config['num_attention_heads']} heads, {config['num_key_value_heads']} key/value heads"
+        print(f"  {architecture}: {layers}, {heads}, {size / 1e6:.0f} MB")
 
 
 def digest(package: Path) -> dict[str, tuple[Any, ...]]:
@@ -141,6 +146,8 @@ def child(command: list[str], environment: dict[str, str]) -> subprocess.Complet
     )
     kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     path = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")])
+    # One thread: on shared cores, threads that wait for each other make every time a matter of chance.
+    kept.setdefault("OMP_NUM_THREADS", "1")
     kept.update({"VIRTUAL_ENV": sys.prefix, "PATH": path, "HF_HUB_OFFLINE": "1", **environment})
     done = subprocess.run(command, env=kept, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -160,28 +167,25 @@ def overlay(*arguments: str) -> str:
     return text
 
 
-def run(
-    architecture: str, label: str, toggles: dict[str, str], *, dtypes: tuple[str, ...], timed: int
-) -> dict[str, Any]:
-    """Run one fresh process and return what it found; its tensors lie in ``OUT/<architecture>-<label>.safetensors``."""
-    stock = OUT / "stock" / f"models/{architecture}/modeling_{architecture}.py"
-    name = f"transformers.models.{architecture}.modeling_{architecture}"
+def run(label: str, toggles: dict[str, str], *, dtypes: tuple[str, ...], timed: int) -> dict[str, Any]:
+    """Run both models in one fresh process and return what it found; its tensors lie in ``OUT/<label>``."""
+    texts = {
+        f"transformers.models.{name}.modeling_{name}": str(OUT / "stock" / f"models/{name}/modeling_{name}.py")
+        for name in ARCHITECTURES
+    }
+    (OUT / label).mkdir(exist_ok=True)
     job = {
-        "model": str(OUT / "models" / architecture),
-        "stock": {name: str(stock)} if label == "stock" else {},
+        "models": {name: str(OUT / "models" / name) for name in ARCHITECTURES},
+        "stock": texts if label == "stock" else {},
         "dtypes": dtypes,
-        "parity_tokens": PARITY_TOKENS,
+        "parity_tokens": PARITY_TOKENS if "float32" in dtypes else WARM_TOKENS,
         "timed_tokens": timed,
-        "outputs": str(outputs(architecture, label)),
+        "outputs": str(OUT / label),
         "result": str(OUT / "result.json"),
     }
     (OUT / "job.json").write_text(json.dumps(job))
     child([sys.executable, str(HERE / "demo_run.py"), str(OUT / "job.json")], toggles)
     return dict(json.loads((OUT / "result.json").read_text()))
-
-
-def outputs(architecture: str, label: str) -> Path:
-    return OUT / f"{architecture}-{label.replace(' ', '-')}.safetensors"
 
 
 def install(demo: Demo) -> None:
@@ -190,36 +194,28 @@ def install(demo: Demo) -> None:
     demo.check("APPLIED" in overlay("status"), "status says APPLIED")
 
 
-def compare(demo: Demo, package: Path) -> None:
+def compare(demo: Demo) -> None:
     """Run every variant once in both dtypes and compare with stock as it was before the installation."""
-    title(
-        "4. The same model? (against stock before the installation; 'on' is "
-        + " ".join(f"{k}={v}" for k, v in ON.items())
-        + ")"
-    )
-    reports = {}
+    toggles = " ".join(f"{name}={value}" for name, value in ON.items())
+    title(f"4. The same model? (against stock before the installation; 'on' is {toggles})")
+    report = ""
     rows = []
-    for architecture in ARCHITECTURES:
-        for variant, toggles in VARIANTS.items():
-            found = run(architecture, variant, toggles, dtypes=("bfloat16", "float32"), timed=TIMED_TOKENS)
-            demo.tokens_per_s[architecture, variant] = [found["tokens_per_s"]]  # bf16 comes first in the process
-            served = found["overlay"] is None if variant == "stock" else found["overlay"] is not None
-            if not served:
-                demo.check(False, f"{architecture} {variant}: ran {found['file']} with overlay {found['overlay']}")
-            if variant == "on":
-                reports[architecture] = found["report"]
-                demo.check(bool(found["calls"]), f"{architecture}: with toggles on, ops of amd_ops were called")
-            if variant == "off":
-                demo.check(not found["calls"], f"{architecture}: with toggles off, no op of amd_ops was called")
+    for variant in VARIANTS:
+        found = run(variant, VARIANTS[variant], dtypes=("bfloat16", "float32"), timed=TIMED_TOKENS)
+        for architecture, one in found["models"].items():
+            demo.tokens_per_s[architecture, variant] = [one["tokens_per_s"]]
+            which = "the stock text" if one["overlay"] is None else f"the overlay of {one['overlay'][:19]}"
+            demo.check((one["overlay"] is None) == (variant == "stock"), f"{architecture} {variant}: ran {which}")
             for dtype in ("bfloat16", "float32"):
                 rows.append((architecture, variant, dtype, *judged(demo, architecture, variant, dtype)))
+        calls = sum(op["calls"] for op in found["calls"])
+        demo.check((calls > 0) == (variant == "on"), f"{variant}: {calls} calls of amd_ops")
+        report = found["report"]
     print(f"\n  {'model':<7} {'run':<6} {'dtype':<9} {'same bits':<10} {'max rel':>9} {'allowed':>8}  greedy tokens")
-    for row in rows:
+    for row in sorted(rows, key=lambda row: (row[0], list(VARIANTS).index(row[1]))):
         print(f"  {row[0]:<7} {row[1]:<6} {row[2]:<9} {row[3]:<10} {row[4]:>9} {row[5]:>8}  {row[6]}")
-    title("5. Which tier ran each op with toggles on, and why a higher one did not")
-    for architecture, text in reports.items():
-        print(f"  {architecture}")
-        print("\n".join(f"    {line}" for line in text.splitlines()))
+    title("5. Which tier ran each op with toggles on (both models), and why a higher one did not")
+    print("\n".join(f"  {line}" for line in report.splitlines()))
 
 
 def judged(demo: Demo, architecture: str, variant: str, dtype: str) -> tuple[str, str, str, str]:
@@ -227,7 +223,7 @@ def judged(demo: Demo, architecture: str, variant: str, dtype: str) -> tuple[str
     from rocm_overlay.verify.compare import judge
     from safetensors.torch import load_file
 
-    both = [load_file(outputs(architecture, label)) for label in ("stock before", variant)]
+    both = [load_file(OUT / label / f"{architecture}.safetensors") for label in ("before", variant)]
     cut = [{name.partition(".")[2]: value for name, value in side.items() if name.startswith(dtype)} for side in both]
     verdict = judge(*cut, tier="torch", dtype=dtype, bitwise=variant != "on")
     if not verdict.ok:
@@ -247,10 +243,10 @@ def speed(demo: Demo) -> None:
     title(f"6. Tokens per second, bf16, batch 1, {TIMED_TOKENS} tokens, {REPEATS} interleaved fresh processes each")
     order = list(VARIANTS)
     for repeat in range(1, REPEATS):
-        for architecture in ARCHITECTURES:
-            for variant in order[repeat % len(order) :] + order[: repeat % len(order)]:
-                found = run(architecture, variant, VARIANTS[variant], dtypes=("bfloat16",), timed=TIMED_TOKENS)
-                demo.tokens_per_s[architecture, variant].append(found["tokens_per_s"])
+        for variant in order[repeat % len(order) :] + order[: repeat % len(order)]:
+            found = run(variant, VARIANTS[variant], dtypes=("bfloat16",), timed=TIMED_TOKENS)
+            for architecture, one in found["models"].items():
+                demo.tokens_per_s[architecture, variant].append(one["tokens_per_s"])
     print(f"  {'model':<7} {'run':<6} {'median':>8} {'min':>8} {'max':>8}   against stock")
     for architecture in ARCHITECTURES:
         stock = demo.tokens_per_s[architecture, "stock"]

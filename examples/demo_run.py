@@ -1,4 +1,4 @@
-"""One fresh process of the demo: load a saved model, generate, and write what came out.
+"""One fresh process of the demo: load the saved models, generate, and write what came out.
 
 Toggles come from the environment, exactly as in a user's script. With ``stock`` in the job, the stock texts that were
 copied before the installation are served under the stock module names; otherwise whatever is installed runs.
@@ -29,13 +29,33 @@ def main(job: dict[str, Any]) -> None:
 def _run(job: dict[str, Any]) -> dict[str, Any]:
     import torch
     import transformers
-    from safetensors.torch import save_file
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    found: dict[str, Any] = {"torch": torch.__version__, "transformers": transformers.__version__, "device": device}
+    models = {name: _run_model(job, name, device) for name in job["models"]}
+    # Only what an overlaid file has imported itself: a stock run must not load amd_ops.
+    amd_ops = sys.modules.get("amd_ops")
+    return {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "models": models,
+        "report": str(amd_ops.report()) if amd_ops else None,
+        "calls": amd_ops.report().as_dict()["ops"] if amd_ops else [],
+    }
+
+
+def _run_model(job: dict[str, Any], name: str, device: str) -> dict[str, Any]:
+    """Run one model in every dtype of the job, the timed one (bf16) first."""
+    import torch
+    import transformers
+    from safetensors.torch import save_file
+
+    found: dict[str, Any] = {}
     tensors = {}
     for dtype in job["dtypes"]:
-        model = transformers.AutoModelForCausalLM.from_pretrained(job["model"], dtype=getattr(torch, dtype))
+        folder = job["models"][name]
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
         model = model.to(device).eval()
         model.generation_config.eos_token_id = None  # every run generates the same number of tokens
         generator = torch.Generator().manual_seed(1)
@@ -48,12 +68,7 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
             found["tokens_per_s"] = _tokens_per_second(torch, model, ids, job["timed_tokens"])
         module = sys.modules[type(model).__module__]
         found["file"], found["overlay"] = module.__file__, getattr(module, "__amd_overlay__", None)
-        del model
-    save_file({name: value.contiguous() for name, value in tensors.items()}, job["outputs"])
-    # Only what an overlaid file has imported itself: a stock run must not load amd_ops.
-    amd_ops = sys.modules.get("amd_ops")
-    found["report"] = str(amd_ops.report()) if amd_ops else None
-    found["calls"] = amd_ops.report().as_dict()["ops"] if amd_ops else []
+    save_file({key: value.contiguous() for key, value in tensors.items()}, Path(job["outputs"]) / f"{name}.safetensors")
     return found
 
 
