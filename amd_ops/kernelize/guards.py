@@ -77,9 +77,9 @@ def expression(guard: Guard | None, backward: bool, space: dict[str, Any], tag: 
         if guard.min_rows is not None or guard.max_rows is not None:
             low = f"{guard.min_rows} <= " if guard.min_rows is not None else ""
             high = f" <= {guard.max_rows}" if guard.max_rows is not None else ""
-            terms.append(f"_t.dim() and {low}_t.numel() // (_t.shape[-1] or 1){high}")
+            terms.append(f"(_s := _t.shape) and {low}_t.numel() // (_s[-1] or 1){high}")
         if guard.last_dim_multiple is not None:
-            terms.append(f"_t.dim() and _t.shape[-1] % {guard.last_dim_multiple} == 0")
+            terms.append(f"(_s := _t.shape) and _s[-1] % {guard.last_dim_multiple} == 0")
         if guard.check is not None:
             space[f"_check{tag}"] = guard.check
             terms.append(f"_check{tag}(_t) is None")

@@ -348,6 +348,18 @@ def test_the_custom_model_computes_the_same(example: ModuleType, dtype: torch.dt
     assert [type(m) for m in fast.modules()] == [type(m) for m in stock.modules()]
 
 
+def test_a_proven_model_compiles_without_a_graph_break(example: ModuleType) -> None:
+    torch.manual_seed(0)
+    stock = example.CustomModel().eval()
+    block = kernelize_model(copy.deepcopy(stock)).blocks[0]
+    x = torch.randn(1, 3, 64)
+    with torch.no_grad():
+        for layer, original in ((block.before, stock.blocks[0].before), (block.feed, stock.blocks[0].feed)):
+            layer(x)
+            compiled = torch.compile(layer, backend="eager", fullgraph=True)
+            assert torch.allclose(compiled(x), original(x), atol=1e-5)
+
+
 def test_training_goes_through_and_gradients_agree(example: ModuleType) -> None:
     torch.manual_seed(0)
     stock = example.CustomModel().train()
