@@ -44,7 +44,13 @@ def _gated(activate: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 
 def _in_fp32(activate: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """The reference computes in fp32 and rounds the activation once, like torch's own kernels."""
-    return _gated(lambda gate: activate(gate.float()).to(gate.dtype))
+
+    def rounded(gate: Tensor) -> Tensor:
+        if not gate.is_floating_point():
+            raise ValueError("not floating point")
+        return activate(gate.float()).to(gate.dtype)
+
+    return _gated(rounded)
 
 
 def _torch_gelu_tanh(x: Tensor) -> Tensor:

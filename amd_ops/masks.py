@@ -98,6 +98,10 @@ def analyse(mask: Tensor, batch: int, rows: int, columns: int) -> Plan:
     if not causal and not windowed:
         return Plan("the mask is not padding with causality and at most a window")
     queries = [(max(0, start - offset), min(rows, stop - offset)) for start, stop in zip(starts, stops, strict=True)]
+    if offset != 0 and any(stop - offset < rows for stop in stops):
+        # Queries past the last key of their row: right padding behind a cache, or a window that is not causal.
+        # Unsure: refuse.
+        return Plan("the mask shows queries beyond the keys behind a cache")
     spans = list(zip(starts, stops, strict=True))
     return _plan(queries, spans, True, None if causal else window, rows, mask.device)
 

@@ -26,6 +26,8 @@ _compiling = torch.compiler.is_dynamo_compiling
 
 def eager_rms_norm(x: Tensor, weight: Tensor, eps: float, form: str) -> Tensor:
     """Plain formulas, in the order of operations of the stock modules: the reference."""
+    if weight.shape != x.shape[-1:] or not x.is_floating_point():
+        raise ValueError("unusable arguments")  # broadcasting would hide them; the public function names them
     x32 = x.to(torch.float32)
     scale = torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + eps)
     if form == "llama":
@@ -46,7 +48,7 @@ def torch_rms_norm(x: Tensor, weight: Tensor, eps: float, form: str) -> Tensor:
     """
     shape = weight.shape
     if form == "llama":
-        if x.dtype is torch.float32:
+        if x.dtype is torch.float32 and weight.dtype is torch.float32:
             return F.rms_norm(x, shape, weight, eps)
         return weight * F.rms_norm(x, shape, None, eps).to(x.dtype)  # autocast makes rms_norm return fp32
     if form == "gemma":

@@ -17,6 +17,14 @@ from .dispatch import Op, Tier, always
 _compiling = torch.compiler.is_dynamo_compiling
 
 
+def _fit(q: Tensor, k: Tensor, cos: Tensor, unsqueeze_dim: int) -> None:
+    """Refuse what broadcasting would accept and answer wrongly; the public function then names the argument."""
+    if q.dim() != 4 or k.dim() != 4 or cos.dim() != 3 or unsqueeze_dim not in (1, 2):
+        raise ValueError("wrong number of dimensions")
+    if cos.size(1) != q.size(3 - unsqueeze_dim) or cos.size(0) not in (1, q.size(0)) or q.size(3) != k.size(3):
+        raise ValueError("shapes do not fit")
+
+
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.chunk(2, -1)
     return (x * cos) + (torch.cat((-second, first), dim=-1) * sin)
@@ -24,6 +32,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def torch_rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int) -> tuple[Tensor, Tensor]:
     """The stock order of operations: results are bit-equal to the stock function in every dtype."""
+    _fit(q, k, cos, unsqueeze_dim)
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
     width = cos.shape[-1]
     if width == q.shape[-1]:
@@ -36,6 +45,7 @@ def torch_rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: in
 
 def eager_rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int) -> tuple[Tensor, Tensor]:
     """The textbook rotation of (first half, second half) pairs: the reference."""
+    _fit(q, k, cos, unsqueeze_dim)
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
     return _rotate_halves(q, cos, sin), _rotate_halves(k, cos, sin)
 

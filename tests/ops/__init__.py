@@ -1,0 +1,1 @@
+"""Tests of amd_ops on the tiers that a CPU runs."""
