@@ -10,6 +10,7 @@ import inspect
 import linecache
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -87,38 +88,50 @@ def dotted(node: ast.AST) -> str:
     return ""
 
 
-def single_expression(node: ast.FunctionDef) -> ast.expr | None:
-    """Return what a straight-line function returns, with every local that is used once put in its place.
+@dataclass
+class _Local:
+    """One assignment of a local: its value, and how often it was read before the next one."""
 
-    None when the function has other statements than simple assignments and one return, assigns a name twice, or uses
-    a local more than once (inlining it would compute it twice).
+    value: ast.expr
+    reads: int = 0
+
+
+def single_expression(node: ast.FunctionDef) -> ast.expr | None:
+    """Return what a straight-line function returns, with every assigned value put where it is read.
+
+    None when the function has other statements than simple assignments and one return, assigns a parameter, or reads an
+    assigned value more or less than once (putting it there would compute it twice, or lose it).
     """
-    known: dict[str, ast.expr] = {}
-    uses: dict[str, int] = {}
-    for item in ast.walk(node):
-        if isinstance(item, ast.Name) and isinstance(item.ctx, ast.Load):
-            uses[item.id] = uses.get(item.id, 0) + 1
+    known: dict[str, _Local] = {}
     parameters = {a.arg for a in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]}
     for statement in body(node):
         if isinstance(statement, ast.Return) and statement.value is not None:
-            return _inline(statement.value, known) if statement is node.body[-1] else None
+            result = _inline(statement.value, known)
+            once = all(local.reads == 1 for local in known.values())
+            return result if once and statement is node.body[-1] else None
         if not isinstance(statement, ast.Assign) or len(statement.targets) != 1:
             return None
         target, value = statement.targets[0], statement.value
         pairs: list[tuple[ast.expr, ast.expr]] = [(target, value)]
         if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple) and len(target.elts) == len(value.elts):
             pairs = list(zip(target.elts, value.elts, strict=True))
-        for name, expression in pairs:
-            if not isinstance(name, ast.Name) or name.id in known or name.id in parameters or uses.get(name.id) != 1:
+        assigned = [(name, _inline(expression, known)) for name, expression in pairs]
+        for name, expression in assigned:
+            if not isinstance(name, ast.Name) or name.id in parameters:
                 return None
-            known[name.id] = _inline(expression, known)
+            if name.id in known and known[name.id].reads != 1:
+                return None
+            known[name.id] = _Local(expression)
     return None
 
 
-def _inline(expression: ast.expr, known: Mapping[str, ast.expr]) -> ast.expr:
+def _inline(expression: ast.expr, known: Mapping[str, _Local]) -> ast.expr:
     class Inline(ast.NodeTransformer):
         def visit_Name(self, node: ast.Name) -> ast.expr:
-            return known.get(node.id, node) if isinstance(node.ctx, ast.Load) else node
+            if node.id not in known:
+                return node
+            known[node.id].reads += 1
+            return known[node.id].value
 
     changed: ast.expr = Inline().visit(copy.deepcopy(expression))
     return changed

@@ -54,7 +54,11 @@ def rewritten(cls: type[nn.Module], computes: frozenset[str]) -> Found | None:
     home = sys.modules.get(cls.__module__)
     if hasattr(home, "__amd_overlay__"):
         # An overlaid file calls us by itself, as its toggles say.
-        return None
+        return (
+            Found((), "overlay", None, ("the installed file is an overlay: its toggles decide",))
+            if _named(cls)
+            else None
+        )
     known = _found.setdefault(cls, {})
     if computes not in known:
         known[computes] = _look(cls, computes)
@@ -66,8 +70,7 @@ def _look(cls: type[nn.Module], computes: frozenset[str]) -> Found | None:
         node = source.parse(cls.forward)
     except source.Unreadable as error:
         # Only a class that its name puts among ours is worth the reason; the name alone never gets it replaced.
-        named = any(word in cls.__name__.lower() for word in ("rmsnorm", "mlp", "attention"))
-        return Found((), "source", None, (str(error),)) if named else None
+        return Found((), "source", None, (str(error),)) if _named(cls) else None
     if not node.args.args or not source.body(node):
         return None
     if not node.decorator_list:
@@ -77,6 +80,10 @@ def _look(cls: type[nn.Module], computes: frozenset[str]) -> Found | None:
                 if found is not None:
                     return found
     return _edits(cls, node, computes & {"qkv", "rope", "attention"})
+
+
+def _named(cls: type[nn.Module]) -> bool:
+    return any(word in cls.__name__.lower() for word in ("rmsnorm", "mlp", "attention"))
 
 
 def _norm(cls: type[nn.Module], node: ast.FunctionDef) -> Found | None:

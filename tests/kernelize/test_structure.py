@@ -181,6 +181,19 @@ class ManyLines(OneLine):
         return self.c(hidden)
 
 
+class SameName(OneLine):
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.act(self.a(x)) * self.b(x)
+        hidden = self.c(hidden)
+        return hidden
+
+
+class ReadTwice(OneLine):
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.act(self.a(x))
+        return self.c(gate * self.b(x)) + 0 * gate.sum()
+
+
 class Doubled(OneLine):
     def forward(self, x: Tensor) -> Tensor:
         return self.c(self.act(self.a(x)) * self.b(x)) * 2
@@ -191,7 +204,10 @@ class OtherInput(OneLine):
         return self.c(self.act(self.a(x)) * self.b(x + 1))
 
 
-@pytest.mark.parametrize(("cls", "found"), [(OneLine, True), (ManyLines, True), (Doubled, False), (OtherInput, False)])
+@pytest.mark.parametrize(
+    ("cls", "found"),
+    [(OneLine, True), (ManyLines, True), (SameName, True), (ReadTwice, False), (Doubled, False), (OtherInput, False)],
+)
 def test_gated_mlps(cls: type[nn.Module], found: bool) -> None:
     layer = cls().eval()
     x = torch.randn(3, 8)
@@ -438,3 +454,6 @@ def test_an_overlaid_file_is_left_to_its_toggles(monkeypatch: pytest.MonkeyPatch
     assert structure.rewritten(LlamaForm, ALL) is not None
     monkeypatch.setattr(sys.modules[LlamaForm.__module__], "__amd_overlay__", "sha256:0", raising=False)
     assert structure.rewritten(LlamaForm, ALL) is None
+    assert "the installed file is an overlay: its toggles decide" in str(
+        kernelize_report(kernelize_model(NameOnlyRMSNorm()))
+    )
