@@ -8,7 +8,8 @@ import os
 import sys
 from pathlib import Path
 
-row = next(csv.DictReader(Path(sys.argv[1]).open(newline="")))
+with Path(sys.argv[1]).open(newline="") as stream:
+    row = next(csv.DictReader(stream))
 plan = json.loads(Path(os.environ["FAKE_PLAN"]).read_text())
 todo = plan.get(f"{row['M']}x{row['N']}x{row['K']}", {})
 if todo.get("verify") == "crash":

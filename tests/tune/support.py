@@ -12,13 +12,29 @@ from typing import Any
 
 import pytest
 import typer.main
-
 from rocm_overlay.tune.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
-COLUMNS = (
-    "gfx,cu_num,M,N,K,bias,dtype,outdtype,scaleAB,bpreshuffle,libtype,solidx,splitK,us,kernelName,err_ratio,tflops,bw"
-).split(",")
+COLUMNS = [
+    "gfx",
+    "cu_num",
+    "M",
+    "N",
+    "K",
+    "bias",
+    "dtype",
+    "outdtype",
+    "scaleAB",
+    "bpreshuffle",
+    "libtype",
+    "solidx",
+    "splitK",
+    "us",
+    "kernelName",
+    "err_ratio",
+    "tflops",
+    "bw",
+]
 BF16 = "torch.bfloat16"
 ASM = "_ZN5aiter39bf16gemm_fp32bf16_tn_64x64_splitk_cleanE"
 

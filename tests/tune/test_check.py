@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import pytest
-
 from rocm_overlay.tune.installed import Kernels, find_aiter, rules_of
 from rocm_overlay.tune.schema import rules_for
 from rocm_overlay.tune.table import read_table

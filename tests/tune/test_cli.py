@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from rocm_overlay.tune import detect, inputs
 from rocm_overlay.tune.device import Device
 from rocm_overlay.tune.errors import TuneError
@@ -17,8 +16,18 @@ from .conftest import make_aiter
 from .support import ROOT, Cli, cells, child_environment, write_table
 
 COMMANDS = [
-    "shapes", "merge", "check", "report", "estimate", "diff", "prune", "env", "run", "import-tunableop", "export-tunableop",
-]  # fmt: skip
+    "shapes",
+    "merge",
+    "check",
+    "report",
+    "estimate",
+    "diff",
+    "prune",
+    "env",
+    "run",
+    "import-tunableop",
+    "export-tunableop",
+]
 
 
 def test_the_commands_are_all_there_and_take_json(tune: Cli) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from rocm_overlay.tune.table import read_table
 
 from .loaders import Loader

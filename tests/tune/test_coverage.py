@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import csv
+import functools
 import re
 import sys
 from pathlib import Path
 
 import pytest
-
 from rocm_overlay.tune.coverage import parse_mix
 from rocm_overlay.tune.device import Device
 from rocm_overlay.tune.errors import TuneError
 from rocm_overlay.tune.heatmap import COLOURS, page
-from rocm_overlay.tune.lookup import TableIndex
 from rocm_overlay.tune.inputs import model_config
+from rocm_overlay.tune.lookup import TableIndex
 from rocm_overlay.tune.report import Report, make_report
 from rocm_overlay.tune.shapes import LADDERS
 from rocm_overlay.tune.table import read_table
@@ -53,16 +53,21 @@ SIZES = {
 }
 
 
-def brute_force(tables: list[Path], gfx: str, cu: str, model: str, fused: bool) -> tuple[int, int, int]:
-    """Return (lookups, exact, found) counted from the CSV text alone, sharing no code with the tool."""
+@functools.cache
+def rows_present(tables: tuple[Path, ...], gfx: str, cu: str) -> set[tuple[int, int, int, str, str, str]]:
     present = set()
     for table in tables:
         with table.open(newline="") as stream:
             for row in csv.DictReader(stream):
                 if (row["gfx"], row["cu_num"], row["scaleAB"], row["bpreshuffle"]) == (gfx, cu, "False", "False"):
-                    present.add(
-                        (int(row["M"]), int(row["N"]), int(row["K"]), row["bias"], row["dtype"], row["outdtype"])
-                    )
+                    shape = (int(row["M"]), int(row["N"]), int(row["K"]))
+                    present.add((*shape, row["bias"], row["dtype"], row["outdtype"]))
+    return present
+
+
+def brute_force(tables: list[Path], gfx: str, cu: str, model: str, fused: bool) -> tuple[int, int, int]:
+    """Return (lookups, exact, found) counted from the CSV text alone, sharing no code with the tool."""
+    present = rows_present(tuple(tables), gfx, cu)
     hidden, inter, heads, kv, dim, vocab, bias = SIZES[model]
     last = [(hidden, heads * dim, "False"), (hidden, inter, "False"), (vocab, hidden, "False")]
     if fused:
@@ -108,13 +113,7 @@ def test_padding_adds_hits_between_the_powers_of_two(tune: Cli, real_tables: lis
 
 
 def _present(tables: list[Path]) -> set[tuple[int, int, int]]:
-    found = set()
-    for table in tables:
-        for row in csv.DictReader(table.open(newline="")):
-            plain = (row["gfx"], row["cu_num"], row["bias"], row["outdtype"]) == ("gfx950", "256", "False", BF16)
-            if plain:
-                found.add((int(row["M"]), int(row["N"]), int(row["K"])))
-    return found
+    return {row[:3] for row in rows_present(tuple(tables), "gfx950", "256") if row[3:] == ("False", BF16, BF16)}
 
 
 def _count_exact(tables: list[Path], report: dict[str, list[dict[str, int]]]) -> int:

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from rocm_overlay.tune.library import DEVICES, META, UNTUNED, configs, differences, main, shapes_of
 from rocm_overlay.tune.models import read_model
 from rocm_overlay.tune.places import TUNED, bundle

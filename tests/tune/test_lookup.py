@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from rocm_overlay.tune.device import Device
 from rocm_overlay.tune.lookup import TableIndex, default_libtype, padded_m
 from rocm_overlay.tune.table import read_table

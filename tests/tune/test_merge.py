@@ -11,13 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
-
 from rocm_overlay.tune.device import Device, parse_device
 from rocm_overlay.tune.merge import Source, merge_files, write_merged
 from rocm_overlay.tune.schema import rules_for
 
 from .loaders import TAGS, Loader
-from .support import BF16, COLUMNS, Cli, cells, contents, write_table
+from .support import ASM, BF16, COLUMNS, Cli, cells, contents, write_table
 
 MI300 = Device("gfx942", 304)
 
@@ -246,12 +245,12 @@ def test_kernel_names_with_commas_survive(tmp_path: Path) -> None:
 
 def test_a_hundred_thousand_rows_in_two_seconds(tmp_path: Path) -> None:
     big = tmp_path / "big.csv"
+    kind = f"False,{BF16},{BF16},False,False"
     with big.open("w") as stream:
         stream.write(",".join(COLUMNS) + "\n")
         for i in range(100_000):
-            us = 5 + i % 977 / 100
-            row = cells(M=i % 500 + 1, N=(i // 500) * 64 + 64, us=us, solidx=i % 40, tflops=round(i % 700 / 7, 2))
-            stream.write(",".join(row[name] for name in COLUMNS) + "\n")
+            shape, us = f"{i % 500 + 1},{(i // 500) * 64 + 64},4096", 5 + i % 977 / 100
+            stream.write(f"gfx942,304,{shape},{kind},asm,{i % 40},1,{us},{ASM},0.01,{i % 700 / 7:.2f},2700.0\n")
     sources = [Source(big, "user")]
     seconds = []
     for _ in range(3):
@@ -259,6 +258,8 @@ def test_a_hundred_thousand_rows_in_two_seconds(tmp_path: Path) -> None:
         merged = merge_files(sources, MI300, rules_for("0.1.20.post1"))
         write_merged(merged, tmp_path / "out.csv", sources)
         seconds.append(time.process_time() - started)
+        if seconds[-1] <= 2.0:
+            break
     assert len(merged.rows) == 100_000
     # Processor time, best of three: the machine may be shared.
     assert min(seconds) <= 2.0, seconds

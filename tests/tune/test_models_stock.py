@@ -1,4 +1,4 @@
-"""Every bundled config against the stock transformers model it describes: the same Linears, the same number of weights."""
+"""Every bundled config against the stock transformers model it describes: the same Linears, the same weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from rocm_overlay.tune.library import configs
 from rocm_overlay.tune.models import read_model
 from rocm_overlay.tune.places import bundle

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from rocm_overlay.tune.run.ab import Comparison
 
 from .loaders import Loader

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from rocm_overlay.tune.models import read_model
 from rocm_overlay.tune.shapes import parse_ladder, read_untuned
 
@@ -65,11 +64,17 @@ MODELS: dict[str, tuple[dict[str, object], Expected]] = {
         {**QWEN25, "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064},
         {
             1: (
-                [(3584, 3584, True), (512, 3584, True), *plain((3584, 3584), (18944, 3584), (3584, 18944), (152064, 3584))],
+                [
+                    (3584, 3584, True), (512, 3584, True),
+                    *plain((3584, 3584), (18944, 3584), (3584, 18944), (152064, 3584)),
+                ],
                 [(4608, 3584, True), *plain((3584, 3584), (37888, 3584), (3584, 18944), (152064, 3584))],
             ),
             2: (
-                [(1792, 3584, True), (256, 3584, True), *plain((3584, 1792), (9472, 3584), (3584, 9472), (76032, 3584))],
+                [
+                    (1792, 3584, True), (256, 3584, True),
+                    *plain((3584, 1792), (9472, 3584), (3584, 9472), (76032, 3584)),
+                ],
                 [(2304, 3584, True), *plain((3584, 1792), (18944, 3584), (3584, 9472), (76032, 3584))],
             ),
             8: None,
