@@ -149,7 +149,8 @@ def edit_attention(node: ast.FunctionDef) -> Edit | None:
         ):
             call.func = ast.parse(f"_amd_route({owner}, attention_interface)", mode="eval").body
             return Edit("attention", "interface")
-        if name in _SDPA and len(call.args) <= 4 and {k.arg for k in call.keywords} <= _SDPA_ARGUMENTS:
+        plain = 3 <= len(call.args) <= 6 and not any(isinstance(a, ast.Starred) for a in call.args)
+        if name in _SDPA and plain and {k.arg for k in call.keywords} <= _SDPA_ARGUMENTS:
             original = call.func
             call.func = ast.Name("_amd_sdpa", ast.Load())
             return Edit("attention", source.dotted(original))

@@ -278,6 +278,34 @@ def test_projections(cls: type[nn.Module], found: bool) -> None:
         assert torch.allclose(layer(*arguments), expected, atol=1e-5)
 
 
+class Sdpa(nn.Module):
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, mask, 0.0, causal, scale=0.3, enable_gqa=True)
+
+
+class SdpaByName(nn.Module):
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(query=q, key=k, value=v)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 5])
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_calls_keep_torchs_alignment(rows: int, causal: bool) -> None:
+    """torch counts causality from the first key; with a cache (fewer queries than keys) ours may not be used."""
+    layer, stock = kernelize_model(Sdpa()), Sdpa()
+    q, k, v = torch.randn(2, 4, rows, 8), torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 8)
+    for _ in range(2):
+        assert torch.allclose(layer(q, k, v, causal=causal), stock(q, k, v, causal=causal), atol=1e-6)
+    mask = torch.rand(2, 1, rows, 5) > 0.3
+    mask[..., 0] = True
+    for _ in range(2):
+        assert torch.allclose(layer(q, k, v, mask), stock(q, k, v, mask), atol=1e-6)
+
+
+def test_attention_calls_by_name_are_left_alone() -> None:
+    assert rewritten(SdpaByName, ALL) is None
+
+
 def test_a_disagreement_is_kept_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """A replacement that computes something else is found out at its first use and never used."""
     real = ready.op
