@@ -15,19 +15,8 @@ from rocm_overlay.tune.errors import TuneError
 from .conftest import make_aiter
 from .support import ROOT, Cli, cells, child_environment, write_table
 
-COMMANDS = [
-    "shapes",
-    "merge",
-    "check",
-    "report",
-    "estimate",
-    "diff",
-    "prune",
-    "env",
-    "run",
-    "import-tunableop",
-    "export-tunableop",
-]
+COMMANDS = ["shapes", "merge", "check", "report", "estimate", "diff", "prune", "env", "run"]
+COMMANDS += ["import-tunableop", "export-tunableop"]
 
 
 def test_the_commands_are_all_there_and_take_json(tune: Cli) -> None:

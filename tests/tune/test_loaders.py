@@ -1,8 +1,9 @@
-"""The doubles of aiter's loader: the traps they must show, and where pandas is installed, the same answers as pandas."""
+"""The doubles of aiter's loader: the traps they must show, and the answers of pandas where it is installed."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ def test_the_traps_of_hand_made_tables(tmp_path: Path) -> None:
     unknown = new.load(write_table(tmp_path / "unknown.csv", cells(libtype="warp9")))
     with pytest.raises(KeyError, match="warp9"):
         new.find(unknown, 16, 4096, 4096)
+    (tmp_path / "long.csv").write_text("a,b\n1,2,3\n")
     with pytest.raises(ParserError):
-        (tmp_path / "long.csv").write_text("a,b\n1,2,3\n")
         new.load(tmp_path / "long.csv")
     with pytest.raises(AssertionError, match="Column mismatch"):
         old.merge([tmp_path / "legacy.csv", tmp_path / "twice.csv"])
@@ -73,15 +74,16 @@ def test_the_double_reads_as_pandas_does(tmp_path: Path, tag: str, rows: list[di
     assert {key: _plain(row) for key, row in loader.load(path).items()} == expected
 
 
+def _outcome(load: Callable[[Path], object], table: Path) -> object:
+    """Return what a loader returns, or the text of its refusal: gfx950/256 beside gfx1250/256 breaks the oldest one."""
+    try:
+        return load(table)
+    except ValueError as error:
+        return str(error)
+
+
 @pytest.mark.parametrize("tag", TAGS)
 def test_and_the_real_tables(real_tables: list[Path], tag: str) -> None:
     loader = Loader(tag, "gfx950", 256)
     for table in real_tables:
-        try:
-            expected: Any = _pandas_load(table, loader.key)
-        except ValueError as error:
-            with pytest.raises(ValueError, match="unique"):
-                loader.load(table)
-            assert "unique" in str(error)
-            continue
-        assert loader.load(table) == expected
+        assert _outcome(loader.load, table) == _outcome(lambda path: _pandas_load(path, loader.key), table)

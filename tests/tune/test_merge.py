@@ -218,6 +218,13 @@ def test_an_input_is_never_the_output(tmp_path: Path, tune: Cli, how: str) -> No
     assert table.read_bytes() == before
 
 
+def test_the_file_beside_the_output_is_no_input_either(tmp_path: Path, tune: Cli) -> None:
+    table = write_table(tmp_path / "o.csv.meta.json", cells())
+    before = table.read_bytes()
+    assert tune("merge", table, "-o", tmp_path / "o.csv", "--gpu", "gfx942:304").code == 2
+    assert table.read_bytes() == before
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, tune: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     table = write_table(tmp_path / "t.csv", cells())
     out = tmp_path / "out.csv"
@@ -253,7 +260,7 @@ def test_a_hundred_thousand_rows_in_two_seconds(tmp_path: Path) -> None:
             stream.write(f"gfx942,304,{shape},{kind},asm,{i % 40},1,{us},{ASM},0.01,{i % 700 / 7:.2f},2700.0\n")
     sources = [Source(big, "user")]
     seconds = []
-    for _ in range(3):
+    for _ in range(5):
         started = time.process_time()
         merged = merge_files(sources, MI300, rules_for("0.1.20.post1"))
         write_merged(merged, tmp_path / "out.csv", sources)
@@ -261,6 +268,6 @@ def test_a_hundred_thousand_rows_in_two_seconds(tmp_path: Path) -> None:
         if seconds[-1] <= 2.0:
             break
     assert len(merged.rows) == 100_000
-    # Processor time, best of three: the machine may be shared.
+    # Processor time, best of five: the machine may be shared.
     assert min(seconds) <= 2.0, seconds
     assert (tmp_path / "out.csv").read_bytes().count(b"\n") == 100_001

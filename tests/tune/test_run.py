@@ -166,10 +166,18 @@ def test_another_setting_is_another_session(bench: Bench) -> None:
     assert "a session with another margin" in answer.err
     assert bench.out.read_bytes() == before
     assert bench.run("--margin", "10", "--restart").code == 0
+    kept = bench.folder / "tuned.csv.session" / "notes.txt"
+    kept.write_text("mine")
+    assert bench.run("--margin", "5", "--restart").code == 0
+    assert kept.exists(), "only what a session makes is removed"
     (bench.folder / "mine").mkdir()
     (bench.folder / "mine" / "thesis.tex").write_text("x")
     assert bench.run("--work", bench.folder / "mine", "--restart").code == 2
     assert (bench.folder / "mine" / "thesis.tex").exists()
+    other = bench.folder / "mine" / "session.jsonl"
+    other.write_text("not ours")
+    answer = bench.run("--work", bench.folder / "mine")
+    assert (answer.code, other.read_text()) == (2, "not ours")
 
 
 def test_a_hanging_shape_is_cut_off_with_its_workers(bench: Bench) -> None:

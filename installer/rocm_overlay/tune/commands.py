@@ -374,7 +374,8 @@ def env(gpu: str | None, user: Sequence[Path], aiter: Path | None, version: str 
 
 
 def import_tunableop(file: Path, output: Path, gpu: str | None, as_json: bool) -> int:
-    guard_output(output, [file])
+    for written in (output, meta_path(output)):
+        guard_output(written, [file])
     device = target_device(gpu)
     results = tunableop.read_results(file, device)
     note = "hipBLASLt indices are valid for the hipBLASLt build that the validators name, and for no other"

@@ -164,7 +164,8 @@ def meta_path(target: Path) -> Path:
 
 def write_merged(merged: Merged, target: Path, sources: Sequence[Source]) -> None:
     """Write the table and its provenance beside it, private, each in one step; the table, which is used, last."""
-    guard_output(target, [source.path for source in sources])
+    for written in (target, meta_path(target)):
+        guard_output(written, [source.path for source in sources])
     data = merged.data()
     write_atomic(meta_path(target), json_bytes(merged.as_json()))
     write_atomic(target, data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -107,12 +108,21 @@ def _work_folder(path: Path, restart: bool) -> Path:
             if not journal.is_file():
                 message = f"{path} is not a session: it has no session.jsonl"
                 raise TuneError("not-a-session", message, "name the session's folder with --work", paths=(str(path),))
-            shutil.rmtree(path)
+            _forget(path)
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         message = f"cannot use {path}: {error.strerror or error}"
         raise TuneError("cannot-write", message, "choose another --work folder", EXIT_CANNOT_WRITE) from error
     return path
+
+
+def _forget(folder: Path) -> None:
+    """Remove what a session makes, and nothing else: the folder may be one the user keeps other things in."""
+    for name in ("session.jsonl", "kept.csv", "ab.csv", "ab.csv.meta.json"):
+        (folder / name).unlink(missing_ok=True)
+    for place in folder.iterdir():
+        if place.is_dir() and not place.is_symlink() and re.fullmatch(r"\d+x\d+x\d+-[0-9a-f]{8}", place.name):
+            shutil.rmtree(place)
 
 
 def run(

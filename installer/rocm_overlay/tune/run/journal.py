@@ -54,6 +54,9 @@ class Journal:
     def open(self) -> None:
         """Read what an earlier run finished, or start the file; raise TuneError when the settings differ."""
         lines = self._lines()
+        if not lines and self.path.exists() and self.path.stat().st_size:
+            message = f"{self.path} is not a session"
+            raise TuneError("not-a-session", message, "choose another --work folder", paths=(str(self.path),))
         if not lines:
             self._replace([{"schema": SCHEMA, **self.settings}])
             return
