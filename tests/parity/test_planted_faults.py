@@ -63,7 +63,7 @@ def bias_dropped_from_linear(module: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def attention_with(**changes: Any) -> Fault:
-    """A route that calls our op with some arguments changed: ``window``, ``softcap``, ``mask``, ``heads``, ``causal``."""
+    """A route that calls our op with something changed: ``softcap``, ``mask``, ``heads`` or ``causal``."""
 
     def route(module: Any, stock: Any) -> Any:
         def interface(module: Any, q: Any, k: Any, v: Any, mask: Any, scaling: Any = None, **kwargs: Any) -> Any:
@@ -97,7 +97,11 @@ def attention_with(**changes: Any) -> Fault:
 
 REAL: dict[str, Any] = {name: getattr(amd_ops, name) for name in ("rms_norm", "apply_rope", "qkv_proj")}
 
-# (what is wrong, the name that overlaid files call, the fault, an architecture that has the feature, cases, eager?)
+LEFT = attention_with(causal="top-left")
+NO_MASK = attention_with(mask="dropped")
+LONG_WINDOW = attention_with(mask="window one longer")
+
+# What is wrong, the name that overlaid files call, the fault, an architecture that has the feature, cases.
 FAULTS: list[tuple[str, str, Fault, str, tuple[str, ...]]] = [
     ("norm weight ignored", "rms_norm", norm_without_weight, "llama", ("prefill", "greedy")),
     ("1 + w missing", "rms_norm", norm_in_the_other_form, "gemma", ("prefill", "greedy")),
@@ -109,12 +113,12 @@ FAULTS: list[tuple[str, str, Fault, str, tuple[str, ...]]] = [
     ("activation swapped", "gated_mlp", gelu_for_silu, "qwen3", ("prefill",)),
     ("exact for tanh gelu", "gated_mlp", exact_gelu_for_tanh_gelu, "gemma", ("prefill",)),
     ("output bias dropped", "apply_linear", bias_dropped_from_linear, "qwen3", ("prefill",)),
-    ("causality from the first key", "route_attention", attention_with(causal="top-left"), "llama", ("decode", "chunked")),
-    ("padding dropped", "route_attention", attention_with(mask="dropped"), "llama", ("padded", "greedy-left-padded")),
-    ("packing dropped", "route_attention", attention_with(mask="dropped"), "llama", ("packed",)),
-    ("static cache read beyond", "route_attention", attention_with(mask="dropped"), "llama", ("static-cache",)),
-    ("window dropped", "route_attention", attention_with(mask="dropped"), "mistral", ("prefill",)),
-    ("window one too long", "route_attention", attention_with(mask="window one longer"), "phi3", ("prefill", "chunked")),
+    ("causality from the first key", "route_attention", LEFT, "llama", ("decode", "chunked")),
+    ("padding dropped", "route_attention", NO_MASK, "llama", ("padded", "greedy-left-padded")),
+    ("packing dropped", "route_attention", NO_MASK, "llama", ("packed",)),
+    ("static cache read beyond", "route_attention", NO_MASK, "llama", ("static-cache",)),
+    ("window dropped", "route_attention", NO_MASK, "mistral", ("prefill",)),
+    ("window one too long", "route_attention", LONG_WINDOW, "phi3", ("prefill", "chunked")),
     ("kv heads dealt out wrongly", "route_attention", attention_with(heads="tiled"), "mixtral", ("prefill", "decode")),
     ("soft cap ignored", "route_attention", attention_with(softcap=None), "gemma2", ("prefill", "decode")),
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from dataclasses import replace
@@ -9,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rocm_overlay.verify import command, plan, target
+from rich.console import Console
+from rocm_overlay.verify import command, plan, report, target
+from rocm_overlay.verify.workers import Results, Setup, run_all
 
 from examples.tiny_models import save_tiny
 
+CASES = ("prefill", "padded", "greedy")
 STOCK_SOURCES = target.find_sources
 
 
@@ -24,7 +28,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def fewer_cases(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is under test here is the machinery; tests/parity runs every case."""
-    monkeypatch.setattr(plan, "CASES", ("prefill", "padded", "greedy"))
+    monkeypatch.setattr(plan, "CASES", CASES)
     monkeypatch.setattr(plan, "IMPLEMENTATIONS", ("sdpa",))
 
 
@@ -33,10 +37,10 @@ def verify(model: Path, capsys: pytest.CaptureFixture[str], **options: Any) -> t
     code = command.run(model, python=sys.executable, json_output=True, **options)
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 1, "standard output holds one JSON object and nothing else"
-    report = json.loads(out)
-    assert report["schema"] == "amd-overlay.verify/1"
-    assert report["exit_code"] == code
-    return code, report, err
+    found = json.loads(out)
+    assert found["schema"] == "amd-overlay.verify/1"
+    assert found["exit_code"] == code
+    return code, found, err
 
 
 def mutate(monkeypatch: pytest.MonkeyPatch, old: bytes, new: bytes) -> None:
@@ -50,89 +54,111 @@ def mutate(monkeypatch: pytest.MonkeyPatch, old: bytes, new: bytes) -> None:
     monkeypatch.setattr(target, "find_sources", find)
 
 
-def test_every_tier_and_toggle_is_within_tolerance(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, report, _ = verify(model, capsys)
-    assert code == 0, [run for run in report["runs"] if run["status"] not in ("ok", "declined")]
-    runs = {run["id"]: run for run in report["runs"]}
+@pytest.fixture(scope="module")
+def complete(model: Path) -> tuple[Setup, Results]:
+    """One verification with every tier and toggle; the caller's environment is full of toggles that must not matter."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "CASES", CASES)
+        patch.setattr(plan, "IMPLEMENTATIONS", ("sdpa",))
+        patch.setenv("USE_AITER_GEMM", "nonsense")
+        patch.setenv("AMD_OPS_TIERS", "eager")
+        setup, runs = command.prepare(model, sys.executable, None, (), "float32", 6)
+        steps: list[str] = []
+        files = setup.interpreter.package / "models" / "llama"
+        before = {path: path.stat().st_mtime_ns for path in files.rglob("*")}
+        results = run_all(setup, runs, steps.append)
+        assert {path: path.stat().st_mtime_ns for path in files.rglob("*")} == before, "the target was written to"
+    assert len(steps) == len(CASES) + sum(len(run.cases) for run in results.runs)
+    return setup, results
+
+
+def test_every_tier_and_toggle_is_within_tolerance(complete: tuple[Setup, Results]) -> None:
+    setup, results = complete
+    runs = {result.run.id: result for result in results.runs}
     assert len(runs) == 21
-    assert runs["off"]["status"] == "ok"
-    assert all(case["bitwise"] for case in runs["off"]["cases"])
+    assert runs["off"].status == "ok"
+    assert all(case["bitwise"] for case in runs["off"].cases)
     for tier in ("torch", "eager"):
         for label in (*plan.SINGLE, "all"):
-            run = runs[f"{label}/{tier}"]
-            assert run["status"] == "ok", run
-            assert [case["case"] for case in run["cases"]] == ["prefill", "padded", "greedy"]
-            assert run["ran"], "no op ran: nothing was verified"
-    declined = runs["all/aiter"]
-    assert declined["status"] == "declined"
-    assert any(item["op"] == "attention" and item["reason"] for item in declined["declined"])
-    assert {row["kind"] for row in report["tolerances"]} == {"*", "value", "grad"}
-    assert report["sources"][0]["installed"] == "stock"
+            result = runs[f"{label}/{tier}"]
+            assert result.status == "ok", result
+            assert [case["case"] for case in result.cases] == list(CASES)
+            assert any(tier in tiers for tiers in result.ran.values()) or label == "USE_FUSED_PROJECTIONS", result.ran
+    assert setup.sources[0].installed == "stock"
 
 
-def test_the_table_names_what_ran_and_what_did_not(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code = command.run(model, python=sys.executable, tiers="torch,aiter", toggles=["all"])
-    out = capsys.readouterr().out
-    assert code == 0
-    for text in (
-        "models/llama/modeling_llama.py",
-        "stock expressions",
-        "declined",
-        "3 of 3",
-        "2 of 3 runs within tolerance",
-    ):
-        assert text in out
+def test_a_tier_that_cannot_run_here_is_shown_with_the_reason(complete: tuple[Setup, Results]) -> None:
+    """No HIP device in the test suite: aiter must be declined, for a reason, and not be taken for a success."""
+    declined = {result.run.id: result for result in complete[1].runs}["all/aiter"]
+    assert declined.status == "declined"
+    assert any(item["op"] == "attention" and item["reason"] for item in declined.declined)
+    assert not any("aiter" in tiers for tiers in declined.ran.values())
+
+
+def test_the_json_report_is_complete(complete: tuple[Setup, Results]) -> None:
+    stream = io.StringIO()
+    report.write_json(*complete, 1.5, stream)
+    (line,) = stream.getvalue().splitlines()
+    found = json.loads(line)
+    assert found["schema"] == "amd-overlay.verify/1"
+    assert found["exit_code"] == 0
+    assert found["ok"] is True
+    assert len(found["runs"]) == 21
+    assert {row["kind"] for row in found["tolerances"]} == {"*", "value", "grad"}
+    assert found["interpreter"]["torch"]
+    assert found["sources"][0]["path"] == "models/llama/modeling_llama.py"
+    worst = found["runs"][1]["cases"][0]["worst"]
+    assert worst.keys() >= {"max_abs", "max_rel", "cosine", "bitwise", "first_token"}
+
+
+def test_the_table_names_what_ran_and_what_did_not(complete: tuple[Setup, Results]) -> None:
+    stream = io.StringIO()
+    report.write_table(*complete, 1.5, Console(file=stream, width=160))
+    for text in ("models/llama/modeling_llama.py", "stock expressions", "declined", "3 of 3", "attention", "equal"):
+        assert text in stream.getvalue()
+    good = sum(result.status == "ok" for result in complete[1].runs)
+    assert f"{good} of 21 runs within tolerance" in stream.getvalue()
 
 
 def test_a_fault_in_the_overlay_is_found_and_named(
     model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Off must be bit-equal: a scale that is off by one part in a million fails it."""
-    mutate(monkeypatch, b"self.scaling = self.head_dim**-0.5", b"self.scaling = self.head_dim**-0.5 * 1.000001")
-    code, report, _ = verify(model, capsys, tiers="torch", toggles=["off"])
-    assert code == 1
-    (off,) = report["runs"]
-    assert off["status"] == "deviates"
-    assert {case["case"] for case in off["cases"] if not case["ok"]} == {"prefill", "padded", "greedy"}
-    code = command.run(model, python=sys.executable, tiers="torch", toggles=["off"])
-    assert code == 1
-    assert "deviates: off: sdpa prefill: logits: max rel" in capsys.readouterr().out
-
-
-def test_the_first_differing_token_is_named(
-    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+    """The sign of the scale is wrong: every case deviates, and the first differing token is told."""
     mutate(monkeypatch, b"self.scaling = self.head_dim**-0.5", b"self.scaling = -self.head_dim**-0.5")
     assert command.run(model, python=sys.executable, tiers="torch", toggles=["off"]) == 1
-    assert "deviates: off: sdpa greedy: tokens: first differing token in row" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "deviates: off: sdpa prefill: logits: max rel" in out
+    assert "deviates: off: sdpa padded: logits_left: max rel" in out
+    assert "deviates: off: sdpa greedy: tokens: first differing token in row" in out
 
 
-def test_a_process_that_dies_is_reported_and_the_others_go_on(
+def test_off_must_be_equal_to_the_last_bit(
     model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Toggles on kill the process; the off run, which came before in the same one, keeps its result."""
-    mutate(
-        monkeypatch,
-        b"        if _amd and _amd.on.rms_norm:\n",
-        b"        if _amd and _amd.on.rms_norm:\n            __import__('os')._exit(41)\n",
-    )
-    code, report, _ = verify(model, capsys, tiers="torch,eager", toggles=["USE_OPTIMIZED_OPS"])
+    mutate(monkeypatch, b"self.scaling = self.head_dim**-0.5", b"self.scaling = self.head_dim**-0.5 * 1.000001")
+    code, found, _ = verify(model, capsys, tiers="torch", toggles=["off"])
     assert code == 1
-    assert [run["status"] for run in report["runs"]] == ["ok", "crashed", "crashed"]
-    assert "status 41" in report["runs"][1]["message"]
+    (off,) = found["runs"]
+    assert off["status"] == "deviates"
+    assert all(case["worst"]["max_rel"] < 1e-5 for case in off["cases"]), "a tolerance would have let this pass"
 
 
-def test_a_case_that_raises_is_a_deviation_with_the_reason(
+def test_a_process_that_dies_and_a_case_that_raises(
     model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mutate(
-        monkeypatch,
-        b"        if _amd and _amd.on.rms_norm:\n",
-        b"        if _amd and _amd.on.rms_norm:\n            raise ArithmeticError('planted')\n",
+    """Tier torch kills its process, tier eager raises: both are results, and off, which came before, keeps its own."""
+    guard = b"        if _amd and _amd.on.rms_norm:\n"
+    fault = (
+        b"            if 'torch' in _amd.settings().tiers:\n"
+        b"                __import__('os')._exit(41)\n"
+        b"            raise ArithmeticError('planted')\n"
     )
-    code, report, _ = verify(model, capsys, tiers="torch", toggles=["USE_OPTIMIZED_OPS"])
+    mutate(monkeypatch, guard, guard + fault)
+    code, found, _ = verify(model, capsys, tiers="torch,eager", toggles=["USE_OPTIMIZED_OPS"])
     assert code == 1
-    assert [case["error"] for case in report["runs"][1]["cases"]] == ["ArithmeticError: planted"] * 3
+    assert [run["status"] for run in found["runs"]] == ["ok", "crashed", "deviates"]
+    assert "status 41" in found["runs"][1]["message"]
+    assert [case["error"] for case in found["runs"][2]["cases"]] == ["ArithmeticError: planted"] * 3
 
 
 @pytest.mark.parametrize(
@@ -148,39 +174,22 @@ def test_a_case_that_raises_is_a_deviation_with_the_reason(
 def test_mistakes_of_the_user(
     options: dict[str, Any], code: int, id: str, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found, report, err = verify(model, capsys, **options)
-    assert found == code
-    assert report["error"]["id"] == id
-    assert report["error"]["remedy"]
-    assert report["error"]["message"] in err
+    exit_code, found, err = verify(model, capsys, **options)
+    assert exit_code == code
+    assert found["error"]["id"] == id
+    assert found["error"]["remedy"]
+    assert found["error"]["message"] in err
 
 
 def test_a_folder_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, report, _ = verify(tmp_path, capsys)
+    code, found, _ = verify(tmp_path, capsys)
     assert code == 2
-    assert report["error"]["paths"] == [str(tmp_path)]
+    assert found["error"]["paths"] == [str(tmp_path)]
 
 
 def test_a_model_whose_weights_are_missing(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_bytes((model / "config.json").read_bytes())
-    code, report, _ = verify(tmp_path, capsys)
+    code, found, _ = verify(tmp_path, capsys)
     assert code == 2
-    assert report["error"]["id"] == "model-unreadable"
-    assert "cannot load" in report["error"]["message"]
-
-
-def test_the_users_toggles_do_not_reach_the_workers(
-    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("USE_AITER_GEMM", "nonsense")
-    monkeypatch.setenv("AMD_OPS_TIERS", "eager")
-    code, report, _ = verify(model, capsys, tiers="torch", toggles=["USE_OPTIMIZED_OPS"])
-    assert code == 0
-    assert report["runs"][1]["ran"]["rms_norm"].keys() == {"torch"}
-
-
-def test_nothing_is_written_into_the_interpreters_transformers(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    package = target.probe(sys.executable).package
-    before = {path: path.stat().st_mtime_ns for path in (package / "models" / "llama").rglob("*")}
-    assert verify(model, capsys, tiers="torch", toggles=["off"])[0] == 0
-    assert {path: path.stat().st_mtime_ns for path in (package / "models" / "llama").rglob("*")} == before
+    assert found["error"]["id"] == "model-unreadable"
+    assert "cannot load" in found["error"]["message"]

@@ -36,7 +36,7 @@ def run(
     start = time.perf_counter()
     notes = Console(stderr=True)
     try:
-        setup, runs = _prepare(Path(model), python, tiers, toggles or (), dtype, max_new_tokens)
+        setup, runs = prepare(Path(model), python, tiers, toggles or (), dtype, max_new_tokens)
         steps = len(setup.cases) * len(setup.implementations) * (1 + len(runs))
         with _progress(notes, steps) as step:
             results = run_all(setup, runs, step)
@@ -54,7 +54,7 @@ def run(
     return report.exit_code(results)
 
 
-def _prepare(
+def prepare(
     model: Path, python: str | None, tiers: str | None, toggles: Sequence[str], dtype: str, max_new_tokens: int
 ) -> tuple[Setup, list[plan.Run]]:
     """Check everything that the user gave, cheapest first, before any model is loaded."""
