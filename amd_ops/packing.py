@@ -65,7 +65,7 @@ class Packed:
             return "not packed"
         if modules.linears_patched() or modules.watched_globally():
             return "nn.Linear is patched or watched globally"
-        children = owner.__dict__["_modules"]
+        children, bare = owner.__dict__["_modules"], self.bias is None
         for name, linear, own in zip(names, self.linears, self.rows, strict=True):
             if children.get(name) is not linear:
                 return "a Linear was replaced"
@@ -80,6 +80,8 @@ class Packed:
             ):
                 return modules.why_not_plain(linear)
             parameters = state["_parameters"]
+            if bare and parameters["bias"] is not None:
+                return "a bias was added"
             for key, parameter, rows in own:
                 if parameters[key] is not parameter or not parameter.is_set_to(rows):
                     return "a parameter moved or was replaced"
@@ -95,8 +97,9 @@ class Packed:
 
 
 def pack(state: Packed, owner: nn.Module, names: tuple[str, ...]) -> str:
-    """Pack ``owner``'s Linears ``names`` into ``state``; return "" or the reason why they stay apart (nothing changed
-    then).
+    """Pack ``owner``'s Linears ``names`` into ``state``; return "" or the reason why they stay as they are.
+
+    A state that went stale because some of the Linears changed gives the others storage of their own first.
     """
     with _lock:
         linears = tuple(owner.__dict__["_modules"].get(name) for name in names)
@@ -106,6 +109,11 @@ def pack(state: Packed, owner: nn.Module, names: tuple[str, ...]) -> str:
         weights = [linear.__dict__["_parameters"]["weight"] for linear in linears]
         biases = [linear.__dict__["_parameters"]["bias"] for linear in linears]
         biases = [] if biases[0] is None else biases
+        if not _adjacent(weights):
+            unpack(state)
+        reason = _storage_reason(weights) or _storage_reason(biases)
+        if reason:
+            return reason
         with torch.inference_mode(False), torch.no_grad():
             state.weight = _together(weights)
             state.bias = _together(biases) if biases else None
@@ -129,7 +137,7 @@ def unpack(state: Packed) -> None:
 
 
 def why_not(linears: tuple[nn.Module | None, ...]) -> str:
-    """Return "" when these Linears may be packed, else the reason."""
+    """Return "" when these Linears are of a kind that may be packed, else the reason."""
     if any(linear is None for linear in linears):
         return "one of the Linears is missing"
     for linear in linears:
@@ -154,7 +162,7 @@ def why_not(linears: tuple[nn.Module | None, ...]) -> str:
             return "a parameter is on meta, not floating point, or made under inference mode"
     if capturing():
         return "a stream is being captured"
-    return _storage_reason(weights) or _storage_reason(biases)
+    return ""
 
 
 def _storage_reason(parameters: list[nn.Parameter]) -> str:

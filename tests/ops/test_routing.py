@@ -1,0 +1,261 @@
+"""route_attention against transformers' own attention functions."""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import amd_ops
+from amd_ops import routing
+
+pytest.importorskip("transformers")
+
+from transformers.integrations.sdpa_attention import sdpa_attention_forward as sdpa
+from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward as capped_eager
+from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward as sink_eager
+from transformers.models.llama.modeling_llama import eager_attention_forward as eager
+
+
+class Attention(nn.Module):
+    """What the interface functions read of an attention module."""
+
+    def __init__(self, groups: int = 2, layer: int | None = 0) -> None:
+        super().__init__()
+        self.num_key_value_groups = groups
+        self.layer_idx = layer
+        self.is_causal = True
+        self.head_dim = 8
+        self.config = types.SimpleNamespace(_attn_implementation="sdpa", output_attentions=False)
+
+
+def inputs(rows: int, columns: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    q = torch.randn(2, rows, 4, 8).to(dtype).transpose(1, 2)
+    return q, torch.randn(2, 2, columns, 8).to(dtype), torch.randn(2, 2, columns, 8).to(dtype)
+
+
+def causal(rows: int, columns: int, pads: tuple[int, int] = (0, 0), window: int | None = None) -> Tensor:
+    key, own = torch.arange(columns), torch.arange(rows)[:, None] + columns - rows
+    seen = (key <= own) & (key >= torch.tensor(pads)[:, None, None])
+    return (seen if window is None else seen & (key > own - window))[:, None]
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+def routed(stock: Any, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    return amd_ops.route_attention(module, stock)(module, *args, **kwargs)
+
+
+def reasons() -> dict[str, int]:
+    for row in amd_ops.report().as_dict()["ops"]:
+        if row["op"] == "route_attention":
+            return {d["reason"]: d["calls"] for d in row["tiers"][0]["declined"]}
+    return {}
+
+
+SDPA_CASES = {
+    "prefill": (6, 6, None),
+    "decode": (1, 7, None),
+    "chunk": (3, 7, causal(3, 7)),
+    "left padded": (6, 6, causal(6, 6, (0, 3))),
+    "padded decode": (1, 7, causal(1, 7, (0, 3))),
+    "window": (6, 6, causal(6, 6, window=2)),
+    "mask longer than the keys": (3, 7, torch.cat((causal(3, 7), torch.zeros(2, 1, 3, 4, dtype=torch.bool)), -1)),
+    "additive": (6, 6, torch.randn(2, 1, 6, 6)),
+}
+
+
+@pytest.mark.parametrize("case", SDPA_CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scaling", [None, 0.2])
+def test_sdpa_is_reproduced_bit_for_bit(case: str, dtype: torch.dtype, scaling: float | None) -> None:
+    rows, columns, mask = SDPA_CASES[case]
+    if mask is not None and mask.dtype != torch.bool:
+        mask = mask.to(dtype)
+    q, k, v = inputs(rows, columns, dtype)
+    module = Attention()
+    got, weights = routed(
+        sdpa, module, q, k, v, mask, dropout=0.0, scaling=scaling, sliding_window=2, position_ids=None
+    )
+    want, _ = sdpa(module, q, k, v, mask, dropout=0.0, scaling=scaling)
+    assert weights is None
+    assert got.is_contiguous()
+    assert torch.equal(got, want)
+    assert reasons() == {}
+    assert amd_ops.report().calls("attention", "torch") == 1
+
+
+@pytest.mark.parametrize("case", SDPA_CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_eager_is_reproduced(case: str, dtype: torch.dtype, softcap: float | None) -> None:
+    rows, columns, mask = SDPA_CASES[case]
+    if mask is not None:
+        mask = additive(mask, dtype) if mask.dtype == torch.bool else mask.to(dtype)
+    q, k, v = inputs(rows, columns, dtype)
+    stock = eager if softcap is None else capped_eager
+    options = {"scaling": 0.3, "dropout": 0.0, "softcap": softcap}
+    module = Attention().eval()
+    want, _ = stock(module, q, k, v, mask, **options)
+    got, weights = routed(stock, module, q, k, v, mask, **options)
+    assert weights is None
+    assert got.is_contiguous()
+    tolerance = 1e-5 if dtype is torch.float32 else 1.6e-2
+    torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
+    with amd_ops.override(force_eager_attention=1):
+        assert torch.equal(routed(stock, module, q, k, v, mask, **options)[0], want), "tier eager is the stock formula"
+    assert reasons() == {}
+
+
+def test_llama_eager_ignores_a_soft_cap_as_stock_does() -> None:
+    q, k, v = inputs(6, 6)
+    module = Attention().eval()
+    want, _ = eager(module, q, k, v, None, scaling=0.3, softcap=0.01)
+    got, _ = routed(eager, module, q, k, v, None, scaling=0.3, softcap=0.01)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_eager_without_a_mask_is_not_causal() -> None:
+    q, k, v = inputs(4, 4)
+    module = Attention().eval()
+    got, _ = routed(eager, module, q, k, v, None, scaling=0.3)
+    torch.testing.assert_close(got, eager(module, q, k, v, None, scaling=0.3)[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(4, 16), (5, 3)])
+def test_sdpa_without_a_mask_counts_from_the_first_key(rows: int, columns: int) -> None:
+    """transformers 5 fills an empty static cache so: the queries are the first ones, the other slots are not
+    written.
+    """
+    q, k, v = inputs(rows, columns)
+    k[:, :, rows:], v[:, :, rows:] = 1e4, 1e4
+    module = Attention()
+    got, _ = routed(sdpa, module, q, k, v, None, scaling=0.3)
+    assert torch.equal(got, sdpa(module, q, k, v, None, scaling=0.3)[0])
+    assert any("counted from the first key" in reason for reason in reasons())
+
+
+def test_a_module_that_is_not_causal() -> None:
+    q, k, v = inputs(4, 4)
+    module = Attention()
+    module.is_causal = False
+    assert torch.equal(routed(sdpa, module, q, k, v, None, scaling=0.3)[0], sdpa(module, q, k, v, None, scaling=0.3)[0])
+    module.is_causal = True
+    got = routed(sdpa, module, q, k, v, None, scaling=0.3, is_causal=False)[0]
+    assert torch.equal(got, sdpa(module, q, k, v, None, scaling=0.3, is_causal=False)[0])
+    assert reasons() == {}
+
+
+@pytest.mark.parametrize(
+    ("stock", "options", "reason"),
+    [
+        (sdpa, {"softcap": 3.0}, "stock sdpa ignores"),
+        (sdpa, {"dropout": 0.1}, "dropout is on"),
+        (eager, {"dropout": 0.1}, "dropout is on"),
+        (eager, {"output_attentions": True}, "attention weights"),
+        (sdpa, {"output_attentions": True}, "attention weights"),
+        (sdpa, {"s_aux": torch.zeros(4)}, "sinks"),
+        (capped_eager, {"scaling": None}, "no scaling"),
+    ],
+)
+def test_what_is_left_to_stock(stock: Any, options: dict, reason: str) -> None:
+    q, k, v = inputs(4, 4)
+    module = Attention().eval()
+    options = {"scaling": 0.3, **options}
+    torch.manual_seed(5)
+    want = stock(module, q, k, v, None, **options)
+    torch.manual_seed(5)
+    got = routed(stock, module, q, k, v, None, **options)
+    assert torch.equal(got[0], want[0])
+    assert (got[1] is None) == (want[1] is None)
+    assert any(reason in found for found in reasons())
+
+
+def test_a_mask_and_is_causal_together_are_left_to_stock() -> None:
+    """Some torch versions refuse the pair, others combine it from the first key: whatever stock does."""
+    q, k, v = inputs(4, 4)
+    outcomes = []
+    for function in (sdpa, amd_ops.route_attention(Attention(), sdpa)):
+        try:
+            outcomes.append(function(Attention(), q, k, v, causal(4, 4), scaling=0.3, is_causal=True)[0])
+        except RuntimeError as error:
+            outcomes.append(str(error))
+    same = torch.equal(*outcomes) if isinstance(outcomes[0], Tensor) else outcomes[0] == outcomes[1]
+    assert same
+    assert "sdpa was given a mask and is_causal together" in reasons()
+
+
+def watched(how: str) -> Attention:
+    module = Attention().eval()
+    if how == "config":
+        module.config.output_attentions = True
+    if how == "recorder":
+        module.forward = lambda *args: None  # type: ignore[method-assign]
+    if how == "hook":
+        module.register_forward_hook(lambda m, args, out: None)
+    return module
+
+
+@pytest.mark.parametrize("how", ["config", "recorder", "hook"])
+def test_eager_keeps_its_weights_for_whoever_watches(how: str) -> None:
+    q, k, v = inputs(4, 4)
+    module = watched(how)
+    got, weights = routed(eager, module, q, k, v, None, scaling=0.3)
+    assert weights is not None
+    assert torch.equal(got, eager(module, q, k, v, None, scaling=0.3)[0])
+
+
+def test_a_bool_mask_in_eager_is_left_to_stock() -> None:
+    """Stock adds True as 1.0 there: wrong, but the model's own arithmetic."""
+    q, k, v = inputs(4, 4)
+    module = Attention().eval()
+    got, _ = routed(eager, module, q, k, v, causal(4, 4), scaling=0.3)
+    assert torch.equal(got, eager(module, q, k, v, causal(4, 4), scaling=0.3)[0])
+    assert any("the eager mask is torch.bool" in reason for reason in reasons())
+
+
+def imitation(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+    return torch.zeros(1), None
+
+
+def test_other_implementations_are_called_as_they_are() -> None:
+    module = Attention()
+    module.config._attn_implementation = "flash_attention_2"
+    assert amd_ops.route_attention(module, imitation) is imitation
+    assert amd_ops.route_attention(module, sink_eager) is sink_eager, "an eager function with sinks is of no known form"
+    imitation.__name__ = "sdpa_attention_forward"
+    assert amd_ops.route_attention(module, imitation) is imitation, "the name alone is not enough"
+    (reason,) = reasons()
+    assert "'flash_attention_2'" in reason
+    assert reasons()[reason] == 3
+
+
+def test_the_route_is_made_once() -> None:
+    module = Attention()
+    assert amd_ops.route_attention(module, sdpa) is amd_ops.route_attention(Attention(), sdpa)
+
+
+def test_every_known_eager_form_is_recognised() -> None:
+    """The eight architectures that are overlaid first."""
+    import importlib
+
+    for name in ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "phi3", "mixtral"):
+        module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
+        kind = "eager with soft cap" if name == "gemma2" else "eager"
+        assert routing._kind(nn.Identity(), module.eager_attention_forward) == kind
+
+
+def test_gradients_flow_through_the_route() -> None:
+    grads = []
+    for function in (sdpa, amd_ops.route_attention(Attention(), sdpa)):
+        torch.manual_seed(2)
+        q, k, v = (x.detach().requires_grad_() for x in inputs(5, 5))
+        function(Attention(), q, k, v, None, scaling=0.3)[0].square().sum().backward()
+        grads.append((q.grad, k.grad, v.grad))
+    for got, want in zip(*grads, strict=True):
+        assert torch.equal(got, want)
