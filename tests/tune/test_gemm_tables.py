@@ -240,7 +240,7 @@ def test_modules_in_the_working_folder_are_not_run(
     assert ensure_merged_table(*GPU, place.environ).source == "merged"
 
 
-def test_eight_processes_at_once(place: Place) -> None:
+def test_ranks_that_start_at_once(place: Place) -> None:
     script = (
         "import sys; from amd_ops.gemm_tables import ensure_merged_table as e; import os;"
         "t = e('gfx942', 304, os.environ); print(t.path, t.rows, t.source)"
@@ -251,7 +251,7 @@ def test_eight_processes_at_once(place: Place) -> None:
     source = (ROOT / "amd_ops" / "gemm_tables.py").read_text().replace("from . import device\n", "")
     alone.write_text(source)  # without torch, which takes seconds in each process
     env["PYTHONPATH"] = os.pathsep.join([str(place.home), env["PYTHONPATH"]])
-    children = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for _ in range(8)]
+    children = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for _ in range(4)]
     said = {child.communicate()[0] for child in children}
     assert len(said) == 1
     path, rows, source_ = said.pop().split()
