@@ -58,15 +58,21 @@ def torch_rms_norm(x: Tensor, weight: Tensor, eps: float, form: str) -> Tensor:
     return eager_rms_norm(x, weight, eps, form)
 
 
+def _sum(x: Tensor, residual: Tensor) -> Tensor:
+    if x.shape != residual.shape or x.dtype is not residual.dtype:
+        raise ValueError("unusable arguments")  # as above
+    return residual + x
+
+
 def eager_add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float, form: str) -> tuple[Tensor, Tensor]:
     """residual + x, then the plain norm."""
-    total = residual + x
+    total = _sum(x, residual)
     return eager_rms_norm(total, weight, eps, form), total
 
 
 def torch_add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float, form: str) -> tuple[Tensor, Tensor]:
     """residual + x, then torch's norm. Never in place: hooks and recorders may hold the residual."""
-    total = residual + x
+    total = _sum(x, residual)
     return torch_rms_norm(total, weight, eps, form), total
 
 
@@ -123,7 +129,7 @@ def add_rms_norm(
     """
     if _compiling():
         return torch_add_rms_norm(x, residual, weight, eps, form)
-    if not eps >= 0.0 or x.shape != residual.shape:
+    if not eps >= 0.0:
         _diagnose("add_rms_norm", x, weight, eps, form, residual)
     _add_rms_norm.calls += 1
     try:

@@ -251,6 +251,8 @@ def _add_rms_norm(reference: Callable[..., Any], kind: str) -> Candidate:
             return options
         if residual.dtype is not x.dtype:
             return f"the residual is {residual.dtype}, the input {x.dtype}"
+        if residual.shape != x.shape:
+            return "the residual's shape is not the input's"
         return _norm_check(kind, x, weight) or unusable(kind, residual)
 
     def run(x: Tensor, residual: Tensor, weight: Tensor, eps: float, form: str) -> tuple[Tensor, Tensor]:
