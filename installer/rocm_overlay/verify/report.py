@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ..install.transaction.errors import OverlayError
 from . import tolerances
-from .workers import Results, RunResult, Setup
+from .workers import SITES, Results, RunResult, Setup
 
 SCHEMA = "amd-overlay.verify/1"
 _COLOURS = {"ok": "green", "deviates": "bold red", "crashed": "bold red", "declined": "yellow", "no-effect": "yellow"}
@@ -60,10 +60,9 @@ def write_table(setup: Setup, results: Results, seconds: float, console: Console
             _say(console, line)
     for item in results.not_compared:
         _say(console, f"not compared: {item['implementation']} {item['case']}: stock itself fails: {item['error']}")
-    good = sum(run.status == "ok" for run in results.runs)
-    _say(
-        console, f"{good} of {len(results.runs)} runs within tolerance, {results.compared} cases each, {seconds:.0f} s"
-    )
+    counts = {status: sum(run.status == status for run in results.runs) for status in _COLOURS}
+    told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    _say(console, f"{told}; {results.compared} cases each, {seconds:.0f} s")
 
 
 def _say(console: Console, text: str) -> None:
@@ -124,14 +123,19 @@ def _items(case: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _why(run: RunResult) -> str:
-    """Say which ops the run's tier ran, or why it ran none."""
+    """Say what the run's tier ran, and why it did not run the rest."""
     if run.run.tier == "off":
         return "stock expressions"
-    on_tier = [op for op, tiers in run.ran.items() if run.run.tier in tiers]
-    if on_tier:
-        return ", ".join(on_tier)
-    reasons = list(dict.fromkeys(f"{item['op']}: {item['reason']}" for item in run.declined))
-    return "; ".join(reasons) or "no op of these toggles has this tier"
+    ran = [op for op, tiers in run.ran.items() if run.run.tier in tiers or not tiers.keys().isdisjoint(SITES)]
+    ops_by_reason: dict[str, list[str]] = {}
+    for item in run.declined:
+        ops = ops_by_reason.setdefault(item["reason"], [])
+        if item["op"] not in ops:
+            ops.append(item["op"])
+    reasons = [f"{', '.join(ops)}: {reason}" for reason, ops in ops_by_reason.items()]
+    if run.status == "declined":
+        return "; ".join(reasons) or "no op of these toggles has this tier"
+    return "; ".join([", ".join(ran) or "nothing", *(f"not {reason}" for reason in reasons)])
 
 
 def _details(run: RunResult) -> Iterator[str]:

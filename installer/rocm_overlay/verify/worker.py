@@ -123,10 +123,13 @@ class _Session:
                 amd_ops.restore(self.model)
 
     def _compare(self, run: dict[str, Any], ops: Callable[[], list[Any]]) -> None:
-        """Compare every recorded case; a tier that ran no op after the first case has nothing more to show."""
+        """Compare every recorded case; where a tier ran no op in an implementation's first case, leave out the rest."""
         self.emit("run-started", run=run["id"])
         start = time.perf_counter()
+        idle: set[str] = set()
         for implementation, case in self._cases():
+            if implementation in idle:
+                continue
             reference = self.folder / implementation / f"{case.name}.safetensors"
             if not reference.is_file():
                 continue
@@ -138,7 +141,7 @@ class _Session:
                 **self._judge(run, case, reference),
             )
             if run["tier"] in self.job["optional_tiers"] and not _ran(ops(), run["tier"]):
-                break
+                idle.add(implementation)
         self.emit("run-done", run=run["id"], seconds=time.perf_counter() - start, ops=ops())
 
     def _judge(self, run: dict[str, Any], case: Any, reference: Path) -> dict[str, Any]:

@@ -18,6 +18,9 @@ from .target import Interpreter, Source
 
 # Tiers that need a GPU or a library: where they cannot run, that is told with the reason and is no failure.
 OPTIONAL_TIERS = ("triton", "aiter")
+# Names in the report for sites that choose between a faster form and the stock modules, whatever the tier.
+SITES = ("fused", "routed")
+STOCK = "stock"
 _LOG_LINES = 15
 
 Step = Callable[[str], None]
@@ -41,18 +44,21 @@ class RunResult:
 
     @property
     def ran(self) -> dict[str, dict[str, int]]:
-        """Calls by op and tier."""
-        found = {op["op"]: {row["tier"]: row["calls"] for row in op["tiers"] if row["calls"]} for op in self.ops}
+        """Calls by op and tier, without those that were left to the stock modules."""
+        found = {
+            op["op"]: {row["tier"]: row["calls"] for row in op["tiers"] if row["calls"] and row["tier"] != STOCK}
+            for op in self.ops
+        }
         return {op: tiers for op, tiers in found.items() if tiers}
 
     @property
     def declined(self) -> list[dict[str, Any]]:
-        """Why the run's own tier did not run an op, from `amd_ops.report()`."""
+        """Why the run's own tier did not run an op, or nothing of ours did, from `amd_ops.report()`."""
         return [
             {"op": op["op"], "reason": entry["reason"], "calls": entry["calls"]}
             for op in self.ops
             for row in op["tiers"]
-            if row["tier"] == self.run.tier
+            if row["tier"] in (self.run.tier, *SITES)
             for entry in row["declined"]
         ]
 
