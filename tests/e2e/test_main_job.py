@@ -61,7 +61,8 @@ def test_install_run_off_and_on_and_revert(environment: Environment) -> None:
 
     on = environment.run(RUN, **ON)
     assert on["tokens"] == stock["tokens"]
-    calls = {(row["op"], tier): n for row in on["report"]["ops"] for tier, n in row["calls"].items()}  # type: ignore[index]
+    rows = on["report"]["ops"]  # type: ignore[index]
+    calls = {(row["op"], tier["tier"]): tier["calls"] for row in rows for tier in row["tiers"]}
     assert all(calls[op, "torch"] > 0 for op in ("attention", "linear", "rms_norm", "silu_and_mul", "apply_rope"))
 
     reverted = overlay("revert", "--python", str(environment.python), "--json")
