@@ -49,10 +49,10 @@ demo: $(DEMO_VENV)/$(STAMP) ## install, run a real model with toggles off and on
 	$(DEMO_VENV)/bin/python examples/demo.py
 
 test: $(VENV)/$(STAMP) $(WHEELS)/$(STAMP) ## the test suite (at most 15 minutes on 2 cores)
-	$(VENV)/bin/python -m pytest -m "not full" $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile -m "not full" $(PYTEST_ARGS)
 
 test-full: $(VENV)/$(STAMP) $(WHEELS)/$(STAMP) ## the test suite with the long matrices
-	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/$(STAMP) ## ruff and mypy
 	$(VENV)/bin/ruff check .
