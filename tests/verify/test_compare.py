@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -84,7 +85,7 @@ def test_all_zero_reference() -> None:
 
 
 def test_gradients_have_a_row_of_their_own() -> None:
-    near = ONE * (1 + 5e-5)
+    near = ONE * (1 + 1.5e-5)
     assert not verdict(ONE, near).ok
     assert verdict(ONE, near, name="grad.weight").ok
     assert not verdict(ONE, ONE * 1.01, name="grad.weight").ok
@@ -167,3 +168,25 @@ def test_every_dtype_has_both_rows_with_a_reason() -> None:
             assert len(row.reason) > 20
     with pytest.raises(KeyError):
         tolerances.tolerance("torch", "int8", "value")
+
+
+def test_a_report_is_strict_json() -> None:
+    """JSON has no infinity: a shape that differs has no number at all."""
+    outcome = verdict(ONE, ONE[:1])
+    assert outcome.worst.max_rel == math.inf
+    text = json.dumps(outcome.as_json(), allow_nan=False)
+    assert json.loads(text)["worst"]["max_rel"] is None
+
+
+def test_a_near_tie_does_not_hide_the_worst_value() -> None:
+    scores = logits_for(0.1)
+    outcome = judge(
+        {"tokens": TOKENS, "logits": scores},
+        {"tokens": OTHER, "logits": scores * 1.01},
+        tier="torch",
+        dtype="bfloat16",
+        bitwise=False,
+    )
+    assert outcome.ok
+    assert outcome.worst.name == "logits"
+    assert outcome.worst.max_rel == pytest.approx(0.01, rel=0.01)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,8 +25,11 @@ class Difference:
     near_tie: bool = False  # the reference's own scores of both tokens are within the tolerance
 
     def as_json(self) -> dict[str, Any]:
-        """Return plain values for a report."""
-        return asdict(self)
+        """Return plain values for a report; a number that is not finite, which JSON lacks, is None."""
+        values = asdict(self)
+        for name in ("max_abs", "max_rel", "cosine"):
+            values[name] = values[name] if math.isfinite(values[name]) else None
+        return values
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -46,8 +50,7 @@ def difference(name: str, reference: torch.Tensor, found: torch.Tensor) -> Diffe
     bitwise = same_bits(reference, found)
     if not reference.is_floating_point():
         first = first_difference(reference, found)
-        unequal = 0.0 if first is None else 1.0
-        return Difference(name, bitwise, unequal, unequal, 1.0 - unequal, None, first)
+        return Difference(name, bitwise, 0.0, 0.0, 1.0, None, first)  # a distance between token ids means nothing
     a, b = reference.double().flatten(), found.double().flatten()
     if not bool(torch.equal(a.isnan(), b.isnan())):
         where = "the reference" if int(a.isnan().sum()) > int(b.isnan().sum()) else "the candidate"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from typing import Any, TextIO
 
@@ -41,13 +42,13 @@ def write_json(setup: Setup, results: Results, seconds: float, stream: TextIO) -
         "tolerances": tolerances.as_json(),
         "seconds": seconds,
     }
-    print(json.dumps(content), file=stream)
+    print(json.dumps(content, allow_nan=False), file=stream)
 
 
 def write_error_json(error: OverlayError, stream: TextIO) -> None:
     """Write the report of a verification that could not be made."""
     content = {"schema": SCHEMA, "ok": False, "exit_code": error.code, "error": error.to_json()}
-    print(json.dumps(content), file=stream)
+    print(json.dumps(content, allow_nan=False), file=stream)
 
 
 def write_table(setup: Setup, results: Results, seconds: float, console: Console) -> None:
@@ -97,17 +98,22 @@ def _row(run: RunResult) -> tuple[str, ...]:
     if run.status == "declined" or not measured:
         return run.run.tier, run.run.label, status, "", "", "", "", escape(_why(run))
     same = sum(case["bitwise"] for case in measured)
-    worst = max(measured, key=lambda case: case["worst"]["max_rel"])
+    worst = max(measured, key=lambda case: _number(case["worst"]["max_rel"]))
     return (
         run.run.tier,
         run.run.label,
         status,
         f"{same} of {len(measured)}",
-        f"{worst['worst']['max_rel']:.1e}",
+        f"{_number(worst['worst']['max_rel']):.1e}",
         f"{worst['allowed_rel']:.0e}" if worst["allowed_rel"] else "0",
         _tokens(measured),
         escape(_why(run)),
     )
+
+
+def _number(value: float | None) -> float:
+    """Undo what JSON needs: None stands for a number that is not finite."""
+    return math.inf if value is None else value
 
 
 def _tokens(cases: list[dict[str, Any]]) -> str:
@@ -156,6 +162,6 @@ def _deviation(item: dict[str, Any], case: dict[str, Any]) -> str:
         row, position = item["first_token"]
         return f"{item['name']}: first differing token in row {row} at position {position}"
     return (
-        f"{item['name']}: max rel {item['max_rel']:.2e} (allowed {case['allowed_rel']:.0e}), "
-        f"max abs {item['max_abs']:.2e}, cosine {item['cosine']:.8f}"
+        f"{item['name']}: max rel {_number(item['max_rel']):.2e} (allowed {case['allowed_rel']:.0e}), "
+        f"max abs {_number(item['max_abs']):.2e}, cosine {item['cosine']:.8f}"
     )

@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
     with os.fdopen(int(arguments[1]), "w", encoding="utf-8") as events:
 
         def emit(event: str, **values: Any) -> None:
-            print(json.dumps({"event": event, **values}), file=events, flush=True)
+            print(json.dumps({"event": event, **values}, allow_nan=False), file=events, flush=True)
 
         if job["amd_ops_path"]:
             sys.path.append(job["amd_ops_path"])
