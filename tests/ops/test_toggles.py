@@ -188,3 +188,16 @@ def test_override_refuses_before_anything_changes(bad: dict[str, object]) -> Non
 
 def test_settings_are_json() -> None:
     assert json.loads(json.dumps(amd_ops.settings().as_dict()))["tiers"] == ["aiter", "triton", "torch", "eager"]
+
+
+def test_a_request_for_shuffled_weights_is_told() -> None:
+    with pytest.warns(amd_ops.DeclinedWarning, match="not part of this release"), amd_ops.override(use_preshuffle=1):
+        assert "shuffled weights are not part" in str(amd_ops.report())
+    amd_ops.reset_counters()
+    with (
+        pytest.warns(amd_ops.DeclinedWarning),
+        pytest.raises(amd_ops.DeclinedError, match="preshuffle"),
+        amd_ops.override(use_preshuffle=1, strict=1),
+    ):
+        pytest.fail("entered")
+    assert not amd_ops.settings().use_preshuffle
