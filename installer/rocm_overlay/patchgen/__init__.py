@@ -9,3 +9,9 @@ if importlib.util.find_spec("libcst") is None:
         "generating overlays needs libcst, which is not installed: pip install 'transformers-rocm-overlay[gen]'",
         name="libcst",
     )
+
+from .config.generator import ModelingCodeGenerator
+from .config.patches import ConfigError
+from .config.spec import PatchConfig, create_patch_from_external
+
+__all__ = ["ConfigError", "ModelingCodeGenerator", "PatchConfig", "create_patch_from_external"]

@@ -14,6 +14,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TextIO
 
+from .config import command as config_command
+from .config.load import is_config
+from .config.patches import ConfigErrors
+from .config.spec import Mode
 from .engine import Result, generate
 from .errors import DriftError, OutputError, PatchgenError, SourceError, TargetError
 from .header import GENERATOR
@@ -55,6 +59,8 @@ class Options:
     from_installed: bool = False
     models: Sequence[str] = ()
     output: Path | None = None
+    config_name: str | None = None
+    mode: Mode | None = None
     list_sites: bool = False
     dry_run: bool = False
     diff: bool = False
@@ -88,6 +94,9 @@ def run(options: Options, *, out: TextIO | None = None, err: TextIO | None = Non
     out = out or sys.stdout
     err = err or sys.stderr
     try:
+        if _means_configs(options):
+            _check_config_options(options)
+            return config_command.run(options, out, err)
         _check_options(options)
         # Here and not above: the recipes import this package.
         from rocm_overlay.overlays.recipes import recipe_set
@@ -97,6 +106,8 @@ def run(options: Options, *, out: TextIO | None = None, err: TextIO | None = Non
         if made.errors:
             return _fail(made.errors, options, out, err)
         made = _finish(options, made)
+    except ConfigErrors as several:
+        return _fail(several.errors, options, out, err)
     except PatchgenError as error:
         return _fail((error,), options, out, err)
     if options.as_json:
@@ -106,6 +117,24 @@ def run(options: Options, *, out: TextIO | None = None, err: TextIO | None = Non
     return EXIT_DONE
 
 
+def _means_configs(options: Options) -> bool:
+    """A config is named, or none is named and --list or --check is to look for them below this folder."""
+    if options.target is not None:
+        return is_config(options.target) or options.config_name is not None
+    return not options.all_files and (options.list_sites or options.check) and not options.models
+
+
+def _check_config_options(options: Options) -> None:
+    if options.all_files or options.models:
+        raise UsageError("--all and --models are for modeling files", expected="a patch config alone")
+    if options.fix and not options.check:
+        raise UsageError("--fix goes with --check")
+    if options.check and options.dry_run:
+        raise UsageError("--check writes nothing already", remedy="leave out --dry-run")
+    if options.source is not None and options.from_installed:
+        raise UsageError("--source and --from-installed exclude each other")
+
+
 def _check_options(options: Options) -> None:
     if options.all_files == (options.target is not None):
         raise UsageError("name one MODULE_OR_FILE, or pass --all", expected="exactly one of them")
@@ -113,6 +142,8 @@ def _check_options(options: Options) -> None:
         raise UsageError("--source and --from-installed exclude each other")
     if options.models and not options.all_files:
         raise UsageError("--models chooses among --all")
+    if options.mode == "standalone" or options.config_name is not None:
+        raise UsageError("--mode standalone and -c go with a patch config", expected="a *_patch_gen_config.py file")
     if options.fix and not options.check:
         raise UsageError("--fix goes with --check")
     writes = not (options.dry_run or options.list_sites)

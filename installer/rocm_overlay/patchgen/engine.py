@@ -48,9 +48,7 @@ class Result:
         return self
 
 
-def generate(
-    data: bytes, path: str, recipes: RecipeSet, *, padding: int = 0, label: str | None = None
-) -> Result:
+def generate(data: bytes, path: str, recipes: RecipeSet, *, padding: int = 0, label: str | None = None) -> Result:
     """Apply recipes to one file.
 
     Args:

@@ -8,12 +8,32 @@ from functools import cache
 import libcst as cst
 
 # Fields of LibCST nodes that say how code looks, not what it is.
-_LAYOUT = frozenset({
-    "lpar", "rpar", "lbracket", "rbracket", "lbrace", "rbrace",
-    "comma", "semicolon", "dot", "colon", "first_colon", "second_colon", "equal",
-    "indent", "header", "footer", "leading_lines", "trailing_whitespace", "lines_after_decorators",
-    "leading_whitespace", "newline", "comment",
-})
+_LAYOUT = frozenset(
+    {
+        "lpar",
+        "rpar",
+        "lbracket",
+        "rbracket",
+        "lbrace",
+        "rbrace",
+        "comma",
+        "semicolon",
+        "dot",
+        "colon",
+        "first_colon",
+        "second_colon",
+        "equal",
+        "indent",
+        "header",
+        "footer",
+        "leading_lines",
+        "trailing_whitespace",
+        "lines_after_decorators",
+        "leading_whitespace",
+        "newline",
+        "comment",
+    }
+)
 
 
 @cache

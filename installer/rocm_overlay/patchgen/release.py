@@ -1,7 +1,7 @@
 """Maintainers' entry: make or check the committed overlays of a release line.
 
-    python -m rocm_overlay.patchgen.release --line 4.57 --wheels DIR [--models llama,qwen3] [--check]
-    python -m rocm_overlay.patchgen.release --line 4.57 --source 4.57.1=DIR --source 4.57.3=FILE.whl
+python -m rocm_overlay.patchgen.release --line 4.57 --wheels DIR [--models llama,qwen3] [--check]
+python -m rocm_overlay.patchgen.release --line 4.57 --source 4.57.1=DIR --source 4.57.3=FILE.whl
 """
 
 from __future__ import annotations
@@ -63,9 +63,7 @@ def _model_entries(model: str, trees: Mapping[str, Tree], recipes: RecipeSet) ->
             expected="a model of overlays/expected.py",
             nearest=nearest(model, expected.SITES),
         )
-    must = replace(
-        recipes, recipes=tuple(replace(one, must_fire=one.name in sites) for one in recipes.recipes)
-    )
+    must = replace(recipes, recipes=tuple(replace(one, must_fire=one.name in sites) for one in recipes.recipes))
     path = next(iter(trees.values())).path_of(model)
     texts: dict[str, tuple[bytes, list[str]]] = {}
     for release, tree in trees.items():

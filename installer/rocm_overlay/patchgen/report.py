@@ -30,9 +30,7 @@ def outcome_json(outcome: Outcome) -> Json:
         "recipe": outcome.recipe,
         "status": outcome.status.value,
         "sites": [{"qualname": qualname, "line": line} for qualname, line in outcome.sites],
-        "declined": [
-            {"qualname": one.qualname, "line": one.line, "reason": one.reason} for one in outcome.declined
-        ],
+        "declined": [{"qualname": one.qualname, "line": one.line, "reason": one.reason} for one in outcome.declined],
         "reason": outcome.reason,
     }
 

@@ -239,9 +239,7 @@ def _continuations(statement: cst.BaseStatement) -> Iterator[cst.CSTNode]:
             yield part
 
 
-def _functions(
-    statements: Sequence[cst.CSTNode], prefix: str, owner: cst.ClassDef | None
-) -> Iterator[Function]:
+def _functions(statements: Sequence[cst.CSTNode], prefix: str, owner: cst.ClassDef | None) -> Iterator[Function]:
     for statement in statements:
         if isinstance(statement, cst.FunctionDef):
             yield Function(prefix + statement.name.value, statement, owner, _body(statement))

@@ -156,5 +156,3 @@ def read_modeling(tree: Tree, path: str) -> bytes:
         return tree.read(path)
     except (OSError, KeyError) as error:
         raise TargetError(f"cannot read {tree.label(path)}", found=str(error)) from error
-
-

@@ -1,0 +1,1 @@
+"""PatchConfig: patches written as decorated Python, put into a copy of a stock module."""
