@@ -181,7 +181,10 @@ def verify(
 
 @app.command()
 def gen(
-    target: Annotated[str | None, typer.Argument(metavar="[MODULE_OR_FILE]", help="What to generate from.")] = None,
+    target: Annotated[
+        str | None,
+        typer.Argument(metavar="[MODULE_OR_FILE]", help="A model, a modeling file or a *_patch_gen_config.py."),
+    ] = None,
     all_files: Annotated[bool, typer.Option("--all", help="Every modeling file of a package.")] = False,
     from_installed: Annotated[bool, typer.Option("--from-installed", help="Read the installed transformers.")] = False,
     source: Annotated[
@@ -191,15 +194,25 @@ def gen(
         str | None, typer.Option("--models", metavar="A,B", help="With --all: only these models.")
     ] = None,
     folder: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="Folder to write to.")] = None,
-    list_sites: Annotated[bool, typer.Option("--list", help="List the sites; write nothing.")] = False,
+    config_name: Annotated[
+        str | None, typer.Option("-c", "--config-name", metavar="NAME", help="Variable of the patch config.")
+    ] = None,
+    mode: Annotated[
+        Literal["overlay", "standalone"] | None, typer.Option("--mode", help="How a patch config is written out.")
+    ] = None,
+    list_sites: Annotated[
+        bool, typer.Option("--list", help="List the sites, or without a target the patch configs; write nothing.")
+    ] = False,
     dry_run: DryRun = False,
-    diff_only: Annotated[bool, typer.Option("--diff", help="Print the diff; write nothing.")] = False,
+    diff_only: Annotated[
+        bool, typer.Option("--diff", help="Print the diff, write nothing; for a patch config, save it beside.")
+    ] = False,
     check: Annotated[bool, typer.Option("--check", help="Exit 1 when DIR is not what would be written.")] = False,
     fix: Annotated[bool, typer.Option("--fix", help="With --check: write what differs.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say why sites were declined.")] = False,
     json: Json = False,
 ) -> int:
-    """Generate overlays from stock modeling files and the recipes."""
+    """Generate overlays from stock modeling files and the recipes, or files from patch configs."""
     from rocm_overlay.install.transaction.errors import UsageError
 
     try:
@@ -219,6 +232,8 @@ def gen(
         from_installed=from_installed,
         models=_names(models) or (),
         output=folder,
+        config_name=config_name,
+        mode=mode,
         list_sites=list_sites,
         dry_run=dry_run,
         diff=diff_only,
