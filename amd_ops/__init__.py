@@ -12,6 +12,7 @@ from .activation import gelu_and_mul, gelu_tanh_and_mul, silu_and_mul
 from .attention import attention
 from .checks import ArgumentError
 from .dispatch import DeclinedError, DeclinedWarning, Verdict, reset_counters
+from .gemm_tables import extend_aiter_gemm_configs
 from .linear import apply_linear, linear
 from .norm import add_rms_norm, rms_norm
 from .overlays import overlay_info
@@ -20,6 +21,23 @@ from .reporting import explain, report
 from .rope import apply_rope
 from .routing import route_attention
 from .toggles import Settings, ToggleError, on, override, refresh, settings
+
+# Layer and function replacement is a room of its own: it is loaded when one of these names is first used.
+_KERNELIZE = (
+    "apply_function_kernel",
+    "apply_overlay_kernels",
+    "kernelize_model",
+    "kernelize_report",
+    "kernelized",
+    "register_external_layer",
+    "register_function_kernel",
+    "register_kernels",
+    "register_layer_kernel",
+    "restore_function_kernels",
+    "revert_overlay_kernels",
+    "unkernelize_model",
+    "use_kernels",
+)
 
 __all__ = [
     "ArgumentError",
@@ -34,6 +52,7 @@ __all__ = [
     "attention",
     "device",
     "explain",
+    "extend_aiter_gemm_configs",
     "gated_mlp",
     "gelu_and_mul",
     "gelu_tanh_and_mul",
@@ -52,5 +71,14 @@ __all__ = [
     "settings",
     "silu_and_mul",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name in _KERNELIZE:
+        from . import kernelize
+
+        return getattr(kernelize, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 refresh()

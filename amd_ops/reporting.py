@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from . import device, dispatch, toggles
+from .backends import aiter
 from .dispatch import Candidate, Op, Verdict
 
 REPORT_SCHEMA = "amd-ops.report/1"
@@ -49,6 +50,8 @@ class RunReport:
                 lines.append(f"{name:<20} {tier['tier']:<8} {tier['calls']:>9} {first:>11}  {reasons}".rstrip())
         if not self.content["ops"]:
             lines.append("(no op has been called)")
+        if self.content["gemm_table"]:
+            lines.append(f"GEMM table: {self.content['gemm_table']['reason']}")
         return "\n".join(lines)
 
 
@@ -77,11 +80,12 @@ def report() -> RunReport:
             rows.append(
                 {"op": op.name, "calls": op.calls, "tiers": [_tier_row(tally) for tally in op.tallies.values()]}
             )
-    found = device.current()
+    found, table = device.current(), aiter.gemm_table()
     content = {
         "schema": REPORT_SCHEMA,
         "device": None if found is None else {"type": found.type, "arch": found.arch, "cu_count": found.cu_count},
         "settings": toggles.settings().as_dict(),
+        "gemm_table": None if table is None else asdict(table),
         "ops": rows,
     }
     return RunReport(content)

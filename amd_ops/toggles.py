@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
-from . import device
+from . import device, gemm_tables
 
 TIERS = ("aiter", "triton", "torch", "eager")
 FAMILIES = ("USE_AITER_ATTENTION", "USE_AITER_GEMM", "USE_OPTIMIZED_OPS", "USE_FUSED_PROJECTIONS", "USE_PRESHUFFLE")
@@ -268,3 +268,6 @@ def _read_profile(path: str) -> dict[str, str]:
                 f"AMD_OPS is {path!r}, which sets {name!r}; accepted are {', '.join(accepted)}: correct the profile."
             )
     return {name: _as_text(value) for name, value in content["toggles"].items()}
+
+
+gemm_tables.use_environment(lambda: os.environ)

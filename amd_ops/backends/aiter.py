@@ -23,6 +23,7 @@ from torch import Tensor
 
 from .. import device, masks, toggles
 from ..dispatch import Candidate, Offer, Refusal
+from ..gemm_tables import GemmTable, ensure_merged_table
 from ..toggles import Settings
 from .probing import apart, disagreement, made_up, unusable
 
@@ -35,6 +36,7 @@ _ASM_ROWS = 128
 
 _candidates: dict[str, Candidate | str] = {}
 _import_error: str | None = None
+_gemm_table: GemmTable | None = None
 
 
 class Unusable(Exception):
@@ -80,6 +82,21 @@ def forget() -> None:
 
 
 toggles.when_refreshed(forget)
+
+
+def gemm_table() -> GemmTable | None:
+    """Return which tuning table aiter's GEMM reads, None while nothing has asked for that GEMM."""
+    return _gemm_table
+
+
+def _settle_gemm_table() -> None:
+    """Put the merged table in place. Once per process: aiter's loader reads the variable at its import and never
+    again.
+    """
+    global _gemm_table
+    found = device.current()
+    if _gemm_table is None and found is not None:
+        _gemm_table = ensure_merged_table(found.arch, found.cu_count)
 
 
 def _make(op: str, reference: Callable[..., Any], kind: str) -> Candidate | str:
@@ -281,6 +298,7 @@ def _linear(reference: Callable[..., Any], kind: str) -> Candidate:
     """``gemm_a16w16(A [M, K], B [N, K], bias)``. Probed with the real weight per row class: the kernel choice depends
     on all three.
     """
+    _settle_gemm_table()
     function, names = _function("gemm_a16w16", "aiter.tuned_gemm")
     _expect("gemm_a16w16", names, ("A", "B", "bias"))
 
