@@ -64,10 +64,11 @@ def gated_mlp(
     """down(act(gate(x)) * up(x)) for the named submodules; ``gate_up`` names one Linear that gives gate and up, in
     this order.
 
-    The activation is read from the module: SiLU, GELU and tanh-GELU get the fused op when USE_OPTIMIZED_OPS is on,
-    any other module is called on the gate half. Fused gate and up are counted under ``gated_mlp``.
+    The activation is read from the module ``act`` ("" means F.silu): SiLU, GELU and tanh-GELU get the fused op when
+    USE_OPTIMIZED_OPS is on, any other module is called on the gate half. Fused gate and up are counted under
+    ``gated_mlp``.
     """
-    activation = getattr(mlp, act)
+    activation = getattr(mlp, act) if act else F.silu
     if gate_up is not None:
         both = _single(mlp, gate_up, x)
     else:
@@ -78,14 +79,13 @@ def gated_mlp(
     return _single(mlp, down, _activated(activation, both))
 
 
-def _activated(activation: nn.Module, both: Tensor) -> Tensor:
+def _activated(activation: Callable[[Tensor], Tensor], both: Tensor) -> Tensor:
     fuse = not _compiling() and toggles.settings().use_optimized_ops
     kind = activation_kind(activation) if fuse else ""
     if kind:
         return GATED[kind](both)
     gate, up = both.chunk(2, dim=-1)
-    result: Tensor = activation(gate) * up
-    return result
+    return activation(gate) * up
 
 
 def activation_kind(activation: Any) -> str:
@@ -95,6 +95,8 @@ def activation_kind(activation: Any) -> str:
     transformers' classes are known by name, without importing them; those that choose a formula at construction are
     asked for it.
     """
+    if activation is F.silu:
+        return "silu"
     if not isinstance(activation, nn.Module) or activation._forward_hooks or activation._forward_pre_hooks:
         return ""
     if is_patched(activation) or watched_globally():

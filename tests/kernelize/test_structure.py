@@ -199,6 +199,11 @@ class Doubled(OneLine):
         return self.c(self.act(self.a(x)) * self.b(x)) * 2
 
 
+class CallsSilu(OneLine):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(F.silu(self.a(x)) * self.b(x))
+
+
 class OtherInput(OneLine):
     def forward(self, x: Tensor) -> Tensor:
         return self.c(self.act(self.a(x)) * self.b(x + 1))
@@ -206,7 +211,15 @@ class OtherInput(OneLine):
 
 @pytest.mark.parametrize(
     ("cls", "found"),
-    [(OneLine, True), (ManyLines, True), (SameName, True), (ReadTwice, False), (Doubled, False), (OtherInput, False)],
+    [
+        (OneLine, True),
+        (ManyLines, True),
+        (SameName, True),
+        (CallsSilu, True),
+        (ReadTwice, False),
+        (Doubled, False),
+        (OtherInput, False),
+    ],
 )
 def test_gated_mlps(cls: type[nn.Module], found: bool) -> None:
     layer = cls().eval()
@@ -217,6 +230,18 @@ def test_gated_mlps(cls: type[nn.Module], found: bool) -> None:
         assert (type(layer) is not cls) == found
         for _ in range(2):
             assert torch.allclose(layer(x), expected, atol=1e-5)
+
+
+def test_a_gated_mlp_that_calls_silu_itself_runs_fused() -> None:
+    layer = CallsSilu().eval()
+    x = torch.randn(3, 8)
+    expected = layer(x)
+    with torch.no_grad(), amd_ops.override(use_fused_projections=1, use_optimized_ops=1):
+        kernelize_model(layer)
+        layer(x)  # the first call proves the replacement
+        amd_ops.reset_counters()
+        assert torch.allclose(layer(x), expected, atol=1e-5)
+    assert (amd_ops.report().calls("gated_mlp", "fused"), amd_ops.report().calls("silu_and_mul")) == (1, 1)
 
 
 class Attention(nn.Module):
