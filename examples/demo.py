@@ -258,7 +258,7 @@ def speed(demo: Demo) -> None:
             ratio = statistics.median(own) / statistics.median(values["stock"])
             print(f"  {architecture:<7} {variant:<6} {numbers} {ratio:>9.2f}  {remark(variant, values)}".rstrip())
     if found["device"] == "cpu":
-        print("  This is a CPU: no AMD kernel ran, and these numbers say nothing about a GPU.")
+        print("  Seconds are CPU time of one thread. No AMD kernel ran: these numbers say nothing about a GPU.")
 
 
 def remark(variant: str, values: dict[str, list[float]]) -> str:
