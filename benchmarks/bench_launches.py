@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+COMMAND = "python benchmarks/bench_launches.py --json FILE"
 MODELS = ("llama", "qwen3", "gemma2", "phi3", "mixtral")
 TOGGLES = {"USE_FUSED_PROJECTIONS": "1", "USE_OPTIMIZED_OPS": "1", "USE_AITER_ATTENTION": "1", "USE_AITER_GEMM": "1"}
 VIEWS = frozenset(
@@ -45,7 +46,14 @@ def main() -> None:
             stock, ours = row["stock"][phase], row["overlaid"][phase]
             print(f"{row['model']:10} {phase:8} {stock['once']:6g} {ours['once']:9g} {ours['once'] / stock['once']:6.2f}   {ours['raw']:g}")
     if arguments.json:
-        arguments.json.write_text(json.dumps({"schema": "amd-overlay.bench-launches/1", "rows": rows}, indent=1) + "\n")
+        content = {"schema": "amd-overlay.bench-launches/1", "command": COMMAND, "versions": _versions(), "rows": rows}
+        arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("torch", "transformers")}
 
 
 def _row(model: str) -> dict[str, Any]:
