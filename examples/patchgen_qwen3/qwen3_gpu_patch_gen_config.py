@@ -1,18 +1,17 @@
-"""Patches for Qwen3: fused RMSNorm, fused SwiGLU and fused RoPE through amd_ops, and a marked attention forward.
+"""Patches for Qwen3: RMSNorm, RoPE and SwiGLU through amd_ops, and decoder layers that know their number.
 
-Generate (torch and transformers need not be importable; only their source is read):
+Generate (torch is not needed and transformers is only read: code under a patch decorator is text):
 
     overlay gen examples/patchgen_qwen3/qwen3_gpu_patch_gen_config.py -v --diff
 
 writes examples/patchgen_qwen3/generated/patched_modeling_qwen3_gpu.py and its .diff.
 """
 
-from typing import Optional
-
 import torch
+from rocm_overlay.patchgen import PatchConfig, create_patch_from_external
 from torch import nn
 
-from rocm_overlay.patchgen import PatchConfig, create_patch_from_external
+import amd_ops
 
 config = PatchConfig(
     source_module="transformers.models.qwen3.modeling_qwen3",
@@ -48,7 +47,7 @@ def fused_rotary_pos_emb(q, k, cos, sin, position_ids=None, unsqueeze_dim=1):
 @config.modify_init("Qwen3DecoderLayer", description="Remember the layer's number")
 def numbered_layer_init(original_init, self, config, layer_idx):
     original_init(self, config, layer_idx)
-    self.layer_idx: Optional[int] = layer_idx
+    self.layer_idx = layer_idx
 
 
 # The class lives in a library of its own: the generated file imports it under the stock name.

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import amd_ops
 import torch
 from torch import nn
+
+import amd_ops
 
 
 class SwiGLUMLP(nn.Module):
     """``down(silu(gate(x)) * up(x))`` with the product in one kernel. Parameter names are those of Qwen3MLP."""
 
-    def __init__(self, config) -> None:  # noqa: ANN001 - any model config
+    def __init__(self, config) -> None:
         super().__init__()
         if config.hidden_act != "silu":
             raise ValueError(f"SwiGLUMLP computes silu, this model has hidden_act={config.hidden_act!r}")

@@ -143,7 +143,9 @@ def test_override_method_with_decorators_of_its_own_brings_all_of_them(tmp_path:
             self._width = -value
         """,
     )
-    expected = STOCK.replace("return 2 * x", "return x + x").replace("        return 1\n\n    @width", "        return 2\n\n    @width")
+    expected = STOCK.replace("return 2 * x", "return x + x").replace(
+        "        return 1\n\n    @width", "        return 2\n\n    @width"
+    )
     assert after == expected.replace("self._width = value", "self._width = -value")
 
 
@@ -269,7 +271,9 @@ def test_a_helper_after_a_definition(tmp_path: Path) -> None:
             pass
         """,
     )
-    assert after == STOCK.replace("class ToyHead:\n    pass\n", "class ToyHead:\n    pass\n\n\nclass Second(ToyHead):\n    pass\n")
+    assert after == STOCK.replace(
+        "class ToyHead:\n    pass\n", "class ToyHead:\n    pass\n\n\nclass Second(ToyHead):\n    pass\n"
+    )
 
 
 def test_an_import_that_is_there_ends_as_already_there(tmp_path: Path) -> None:
@@ -289,9 +293,7 @@ def test_drop_import_and_import_from_elsewhere(tmp_path: Path) -> None:
     )
     expected = STOCK.replace("    can_return_tuple,\n", "").replace("import math\n", "")
     anchor = "    from ...cache_utils import Cache\n"
-    assert after == expected.replace(
-        anchor, anchor + "from my_math import can_return_tuple\nimport my_math as math\n"
-    )
+    assert after == expected.replace(anchor, anchor + "from my_math import can_return_tuple\nimport my_math as math\n")
 
 
 def test_exclude_from_output_and_from_all(tmp_path: Path) -> None:
@@ -419,7 +421,7 @@ def test_standalone_output(tmp_path: Path) -> None:
         "try:\n    import fast_toy\n\n    HAS_FAST = True\nexcept ImportError:\n    HAS_FAST = False\n",
     ):
         assert line in text, text
-    assert "\n# Copyright 2025 The Toy authors. All rights reserved.\n\"\"\"A toy model.\"\"\"\n" in text
+    assert '\n# Copyright 2025 The Toy authors. All rights reserved.\n"""A toy model."""\n' in text
     assert "from ." not in text
 
 

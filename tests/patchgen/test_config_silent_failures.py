@@ -73,7 +73,12 @@ def test_modify_init_takes_effect_and_calls_the_stock_init(tmp_path: Path) -> No
     (tmp_path / "patched.py").write_bytes(made.output)
     code = "import patched; a = patched.ToyAttention(4); print(a.scale, a.custom, a.forward(2))"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        check=False,
+        text=True,
     )
     assert done.stdout == "2.0 3.0 20\n", done.stderr
 
@@ -301,4 +306,6 @@ def test_only_applied_patches_are_in_the_header(tmp_path: Path) -> None:
 
 def test_the_diff_is_as_small_as_the_patches(tmp_path: Path) -> None:
     after = overlay_of(tmp_path, TRIVIAL)
-    assert after == STOCK.replace("        return 1\n\n\nclass ToyAttention", "        return 2\n\n\nclass ToyAttention")
+    assert after == STOCK.replace(
+        "        return 1\n\n\nclass ToyAttention", "        return 2\n\n\nclass ToyAttention"
+    )

@@ -242,7 +242,7 @@ def _fail(errors: Sequence[PatchgenError], options: Options, out: TextIO, err: T
     for error in errors:
         print(f"error: {error}", file=err)
     if len(errors) > 1:
-        print(f"error: {len(errors)} files failed; nothing was written", file=err)
+        print(f"error: {len(errors)} errors; nothing was written", file=err)
     return max(_exit_code(error) for error in errors)
 
 

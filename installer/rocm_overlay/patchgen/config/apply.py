@@ -299,6 +299,12 @@ def _check_signatures(old: DefinitionNode, new: DefinitionNode, patch: CodePatch
             if isinstance(node, ast.FunctionDef) and node.name in methods and not accessor_of(node):
                 _check_calls(node.args, methods[node.name].args, patch, f"{patch.target}.{node.name}")
     elif not isinstance(old, ast.ClassDef) and not isinstance(new, ast.ClassDef):
+        if type(old) is not type(new):
+            raise ConfigError(
+                f"{patch.target} and its replacement are not both async, or both not",
+                place=patch.definition.place,
+                remedy="pass signature_change=True where every caller is patched too",
+            )
         _check_calls(old.args, new.args, patch)
 
 

@@ -44,14 +44,16 @@ def _unbound(name: str, line: int, patches: Sequence[Patch]) -> ConfigError:
     gone = next((one for one in patches if isinstance(one, (Exclude, DropImport)) and one.target == name), None)
     if gone is not None:
         return ConfigError(
-            f"{name} is gone from the output but still used", place=gone.place, found=f"a use near output line {line}"
+            f"{name} is gone from the output but still used",
+            place=gone.place,
+            found=f"a use in line {line} of the output",
         )
     user = next((one for one in patches if isinstance(one, CodePatch) and _mentions(one, name)), None)
     return ConfigError(
         f"nothing in the generated file defines {name}",
         place=user.definition.place if user else (patches[0].place if patches else None),
         expected="a name of the stock module, an added import or a helper",
-        found=f"a use near output line {line}",
+        found=f"a use in line {line} of the output",
         remedy=f"{_remedy(name, user)}",
     )
 
@@ -115,7 +117,7 @@ class _Module:
                     for symbol in one.get_symbols()
                     if symbol.is_declared_global() and symbol.is_assigned()
                 }
-        self.unbound = _unbound_names(table, tables, self.bound)
+        self.unbound = _first_lines(tree, _unbound_names(table, tables, self.bound))
 
 
 def _tables(table: symtable.SymbolTable) -> Iterable[symtable.SymbolTable]:
@@ -124,14 +126,20 @@ def _tables(table: symtable.SymbolTable) -> Iterable[symtable.SymbolTable]:
         yield from _tables(child)
 
 
-def _unbound_names(
-    module: symtable.SymbolTable, tables: Sequence[symtable.SymbolTable], bound: set[str]
-) -> Mapping[str, int]:
-    found: dict[str, int] = {}
+def _unbound_names(module: symtable.SymbolTable, tables: Sequence[symtable.SymbolTable], bound: set[str]) -> set[str]:
+    found: set[str] = set()
     for table in tables:
         for symbol in table.get_symbols():
             name = symbol.get_name()
             outer = symbol.is_global() or table is module
             if symbol.is_referenced() and outer and name not in bound and name not in _IMPLICIT:
-                found.setdefault(name, table.get_lineno())
+                found.add(name)
     return found
+
+
+def _first_lines(tree: ast.Module, names: set[str]) -> Mapping[str, int]:
+    lines: dict[str, int] = dict.fromkeys(names, 1)
+    uses = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id in names]
+    for node in sorted(uses, key=lambda one: -one.lineno):
+        lines[node.id] = node.lineno
+    return lines
