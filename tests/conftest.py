@@ -29,9 +29,7 @@ def wheel() -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
-def stock_tree(
-    wheel: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Path]:
+def stock_tree(wheel: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Return ``stock_tree(version) -> Path`` of an unpacked wheel (``transformers/`` and its dist-info). Read-only."""
     trees: dict[str, Path] = {}
 

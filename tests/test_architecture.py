@@ -62,7 +62,10 @@ def test_amd_ops_imports_torch_and_nothing_of_ours() -> None:
 
 def test_only_one_file_knows_aiter() -> None:
     knows = {
-        path.relative_to(ROOT).as_posix() for path in _sources("amd_ops") for name in _imports(path) if _top(name) == "aiter"
+        path.relative_to(ROOT).as_posix()
+        for path in _sources("amd_ops")
+        for name in _imports(path)
+        if _top(name) == "aiter"
     }
     assert knows <= {"amd_ops/backends/aiter.py"}
 
@@ -76,7 +79,8 @@ def test_the_transaction_imports_only_the_standard_library_packaging_and_fileloc
         f"{path.name}: {name}"
         for path in _sources("rocm_overlay", "install", "transaction")
         for name in _imports(path)
-        if _top(name) == "rocm_overlay" and not name.startswith(("rocm_overlay.install.transaction", "rocm_overlay.install.errors"))
+        if _top(name) == "rocm_overlay"
+        and not name.startswith(("rocm_overlay.install.transaction", "rocm_overlay.install.errors"))
     ]
     assert names == []
 

@@ -62,16 +62,18 @@ def test_every_committed_overlay_travels_in_the_wheel_byte_for_byte(built: zipfi
         assert built.read(inside) == path.read_bytes(), inside
 
 
-def test_data_resolve_the_same_way_from_a_wheel_and_from_this_checkout(
-    built: zipfile.ZipFile, tmp_path: Path
-) -> None:
+def test_data_resolve_the_same_way_from_a_wheel_and_from_this_checkout(built: zipfile.ZipFile, tmp_path: Path) -> None:
     built.extractall(tmp_path)
     question = (
         "import pathlib, rocm_overlay; root = pathlib.Path(rocm_overlay.__file__).parent;"
         "print(*sorted(p.name for p in root.joinpath('overlays').iterdir() if p.name[0] != '_'))"
     )
     from_wheel = subprocess.run(
-        [sys.executable, "-S", "-c", question], env={"PYTHONPATH": str(tmp_path)}, check=True, capture_output=True, text=True
+        [sys.executable, "-S", "-c", question],
+        env={"PYTHONPATH": str(tmp_path)},
+        check=True,
+        capture_output=True,
+        text=True,
     )
     here = Path(rocm_overlay.__file__).parent / "overlays"
     assert from_wheel.stdout.split() == sorted(path.name for path in here.iterdir() if path.name[0] != "_")

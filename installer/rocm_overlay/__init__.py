@@ -1,3 +1,3 @@
-"""The `overlay` program: replaces transformers modeling files with curated ones, verifies them and puts every byte back."""
+"""The `overlay` program: replaces transformers modeling files, verifies them and puts every byte back."""
 
 __version__ = "0.1.0"

@@ -45,6 +45,7 @@ class Environment:
             capture_output=True,
             text=True,
             timeout=300,
+            check=False,
         )
         assert done.returncode == 0, done.stderr[-4000:]
         result = json.loads(done.stdout.splitlines()[-1])
@@ -69,8 +70,10 @@ def make(folder: Path) -> Environment:
 def uv_install(environment: Environment, wheel: Path, cache: Path, link_mode: str) -> None:
     """Install a wheel, without its dependencies, the way uv users have it: linked to uv's cache."""
     subprocess.run(
-        ["uv", "pip", "install", "--quiet", "--offline", "--no-deps", "--no-index", "--link-mode", link_mode]
-        + ["--cache-dir", str(cache), "--python", str(environment.python), str(wheel)],
+        [
+            *("uv", "pip", "install", "--quiet", "--offline", "--no-deps", "--no-index", "--link-mode", link_mode),
+            *("--cache-dir", str(cache), "--python", str(environment.python), str(wheel)),
+        ],
         check=True,
         capture_output=True,
         text=True,
@@ -85,6 +88,7 @@ def overlay(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedPro
         capture_output=True,
         text=True,
         timeout=300,
+        check=False,
         cwd=cwd or REPOSITORY.parent,
         env=clean_environ(PYTHONPATH=f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'installer'}"),
     )

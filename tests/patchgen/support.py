@@ -28,9 +28,7 @@ def source(text: str) -> bytes:
 def body(result: Result) -> bytes:
     """The overlay without its two header edits."""
     kept = [edit for edit in result.edits if edit.recipe not in ("marker", "import")]
-    edits = [
-        Edit(*edit.stock, result.overlay[slice(*edit.overlay)], edit.recipe, edit.qualname) for edit in kept
-    ]
+    edits = [Edit(*edit.stock, result.overlay[slice(*edit.overlay)], edit.recipe, edit.qualname) for edit in kept]
     return splice(result.stock, edits)[0]
 
 

@@ -165,9 +165,7 @@ def test_an_output_that_is_a_file_or_below_one_is_refused(package: Path, tmp_pat
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_an_unwritable_output_is_one_error(
-    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unwritable_output_is_one_error(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Refused by the system, which root would not be: so the refusal is played."""
     (tmp_path / "gen").mkdir()
 
@@ -182,9 +180,7 @@ def test_an_unwritable_output_is_one_error(
     assert snapshot(tmp_path / "gen") == {}
 
 
-def test_a_failed_write_leaves_the_old_files(
-    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_the_old_files(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert call(all_files=True, source=package, output=tmp_path / "gen")[0] == 0
     (tmp_path / "gen/models/one/modeling_one.py").write_text("old\n")
     before = snapshot(tmp_path)
@@ -207,13 +203,9 @@ def test_a_transformers_package_is_no_output(stock_tree: Callable[[str], Path]) 
     assert "overlay install" in err
 
 
-def test_the_installed_package_is_found_without_importing_it(
-    package: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_installed_package_is_found_without_importing_it(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (package / "__init__.py").write_text("raise RuntimeError('imported')\n")
     monkeypatch.setattr(sys, "path", [str(package.parent), *sys.path])
     monkeypatch.delitem(sys.modules, "transformers", raising=False)
     code, out, err = call(target="one", from_installed=True, list_sites=True)
     assert (code, out) == (0, "models/one/modeling_one.py:15: rms_norm XRMSNorm.forward\n"), err
-
-

@@ -8,41 +8,56 @@ from rocm_overlay.overlays.recipes.gated_mlp import RECIPE
 from tests.patchgen.support import assert_edit, assert_untouched
 
 HEAD = "class A(nn.Module):\n    def forward(self, x):\n"
-ONE = HEAD + """        down_proj = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+ONE = (
+    HEAD
+    + """        down_proj = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
         return down_proj
 """
-MIXTRAL = HEAD + """        h = self.act_fn(self.w1(x)) * self.w3(x)
+)
+MIXTRAL = (
+    HEAD
+    + """        h = self.act_fn(self.w1(x)) * self.w3(x)
         h = self.w2(h)
         return h
 """
-PHI3 = HEAD + """        up_states = self.gate_up_proj(x)
+)
+PHI3 = (
+    HEAD
+    + """        up_states = self.gate_up_proj(x)
 
         gate, up_states = up_states.chunk(2, dim=-1)
         up_states = up_states * self.activation_fn(gate)
 
         return self.down_proj(up_states)
 """
+)
 
 
 def test_one_expression_becomes_a_conditional() -> None:
-    after = HEAD + """        down_proj = (
+    after = (
+        HEAD
+        + """        down_proj = (
             _amd.gated_mlp(self, x)
             if _amd and _amd.on.gated_mlp
             else self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
         )
         return down_proj
 """
+    )
     assert_edit(RECIPE, ONE, after)
 
 
 def test_a_returned_expression_with_the_factors_swapped_and_other_names() -> None:
     before = HEAD + "        return self.wo(self.wi_1(x) * self.act(self.wi_0(x)))  # gated\n"
-    after = HEAD + """        return (
+    after = (
+        HEAD
+        + """        return (
             _amd.gated_mlp(self, x, gate="wi_0", up="wi_1", down="wo", act="act")
             if _amd and _amd.on.gated_mlp
             else self.wo(self.wi_1(x) * self.act(self.wi_0(x)))
         )  # gated
 """
+    )
     assert_edit(RECIPE, before, after)
 
 
@@ -52,12 +67,15 @@ def test_an_expression_in_parentheses_and_lines_is_kept_verbatim() -> None:
             * self.up_proj(x)
         )"""
     before = HEAD + f"        return ({stock})\n"
-    after = HEAD + f"""        return ((
+    after = (
+        HEAD
+        + f"""        return ((
             _amd.gated_mlp(self, x)
             if _amd and _amd.on.gated_mlp
             else {stock}
         ))
 """
+    )
     assert_edit(RECIPE, before, after)
 
 

@@ -97,7 +97,9 @@ def test_a_dimension_that_is_no_parameter_is_declined() -> None:
 
 
 def test_a_method_of_that_name_is_no_candidate() -> None:
-    method = ROTATE + "\n\nclass A:\n" + "\n".join(
-        "    " + line if line else "" for line in FULL.replace(ROTATE, "").strip().splitlines()
+    method = (
+        ROTATE
+        + "\n\nclass A:\n"
+        + "\n".join("    " + line if line else "" for line in FULL.replace(ROTATE, "").strip().splitlines())
     )
     assert_untouched(RECIPE, method)

@@ -47,7 +47,6 @@ def test_a_statement_that_shares_its_line_has_no_anchor() -> None:
     assert source.before(source.functions[0].body[1]) is not None
 
 
-
 def test_blocks_enter_every_suite_but_no_nested_function() -> None:
     code = b"""
 def f(self):
