@@ -18,6 +18,8 @@ TORCH_SPEC := $(if $(HIP),,$(TORCH))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_QUIET := 1
 export HF_HUB_OFFLINE := 1
+# Every core has a test process of its own: threads inside them would only fight.
+export OMP_NUM_THREADS := 1
 export OVERLAY_TEST_WHEELS := $(abspath $(WHEELS))
 
 .PHONY: help demo test test-full lint format bench wheels overlays clean
@@ -49,7 +51,7 @@ demo: $(DEMO_VENV)/$(STAMP) ## install, run a real model with toggles off and on
 	$(DEMO_VENV)/bin/python examples/demo.py
 
 test: $(VENV)/$(STAMP) $(WHEELS)/$(STAMP) ## the test suite (at most 15 minutes on 2 cores)
-	$(VENV)/bin/python -m pytest -n auto --dist loadfile -m "not full" $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile --durations=15 -m "not full" $(PYTEST_ARGS)
 
 test-full: $(VENV)/$(STAMP) $(WHEELS)/$(STAMP) ## the test suite with the long matrices
 	$(VENV)/bin/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
