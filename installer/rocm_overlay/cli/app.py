@@ -260,6 +260,20 @@ def tune(context: typer.Context) -> int:
     return code if isinstance(code, int) else 0
 
 
+@app.command()
+def drift(
+    old: Annotated[Path, typer.Argument(metavar="A", help="A transformers package folder or wheel.")],
+    new: Annotated[Path, typer.Argument(metavar="B", help="The one to move to.")],
+    models: Annotated[str | None, typer.Option("--models", metavar="A,B", help="Only these models.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write a page.")] = None,
+    json: Json = False,
+) -> int:
+    """Show what release B does to the places that are edited in A: exit 0 same, 1 regenerable, 2 conflict."""
+    from rocm_overlay.patchgen.drift import command
+
+    return command.run(old, new, models=_names(models) or (), html=html, json_output=json)
+
+
 def _names(text: str | None) -> list[str] | None:
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 

@@ -243,10 +243,11 @@ def _fail(errors: Sequence[PatchgenError], options: Options, out: TextIO, err: T
         print(f"error: {error}", file=err)
     if len(errors) > 1:
         print(f"error: {len(errors)} errors; nothing was written", file=err)
-    return max(_exit_code(error) for error in errors)
+    return max(exit_code(error) for error in errors)
 
 
-def _exit_code(error: PatchgenError) -> int:
+def exit_code(error: PatchgenError) -> int:
+    """The exit code of an error."""
     if error.kind == "usage":
         return EXIT_USAGE
     if error.kind == "internal":

@@ -1,0 +1,67 @@
+"""``overlay drift A B``: argument parsing is the CLI's."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+from ..command import exit_code
+from ..errors import PatchgenError
+from ..output import write_files
+from ..trees import Tree, open_tree
+from .compare import compare
+from .page import page
+from .report import SCHEMA, as_json, counts, lines, worst
+
+
+def run(
+    old: Path,
+    new: Path,
+    *,
+    models: Sequence[str] = (),
+    html: Path | None = None,
+    json_output: bool = False,
+    out: TextIO | None = None,
+    err: TextIO | None = None,
+) -> int:
+    """Compare two transformers packages (folder, unpacked wheel or wheel) at the sites of the recipes.
+
+    Returns 0 same, 1 regenerable, 2 conflict; 4 a file is not stock source, 5 the page cannot be written, 9 no package
+    or model.
+    """
+    out = out or sys.stdout
+    err = err or sys.stderr
+    try:
+        # Here and not above: the recipes import this package.
+        from rocm_overlay.overlays.recipes import recipe_set
+
+        first, second = open_tree(old), open_tree(new)
+        files = compare(first, second, recipe_set(), models, lambda text: print(text, file=err))
+        if html is not None:
+            text = page(files, _name(first), _name(second))
+            write_files(html.parent, {html.name: text.encode("utf-8")})
+    except PatchgenError as error:
+        if json_output:
+            listed = [{"id": error.kind, "message": error.message, "text": str(error)}]
+            print(json.dumps({"schema": SCHEMA, "errors": listed}, indent=1, sort_keys=True), file=out)
+        print(f"error: {error}", file=err)
+        return exit_code(error)
+    if json_output:
+        document = as_json(files, _about(first), _about(second))
+        print(json.dumps(document, indent=1, sort_keys=True), file=out)
+    else:
+        for line in lines(files):
+            print(line, file=out)
+    print(counts(files), file=err)
+    return int(worst(files))
+
+
+def _name(tree: Tree) -> str:
+    return tree.version or tree.root.name
+
+
+def _about(tree: Tree) -> dict[str, str | None]:
+    return {"path": tree.root.as_posix(), "version": tree.version}

@@ -1,0 +1,134 @@
+"""The places that the recipes edit in one file, with a hash of each at two levels."""
+
+from __future__ import annotations
+
+import ast
+import textwrap
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+
+from ..edits import AppliedEdit
+from ..engine import Result, generate
+from ..recipe import RecipeSet
+
+Key = tuple[str, str]
+_HEADER = ("marker", "import")
+
+
+@dataclass(frozen=True)
+class EditedSite:
+    """Everything that one recipe edits in one function.
+
+    ``window`` is the stock text from the first edited line to the last, ``edited`` the same lines of the overlay,
+    ``definition`` the whole stock function; all without common indentation.
+    """
+
+    recipe: str
+    qualname: str
+    line: int
+    window: str
+    edited: str
+    definition: str
+
+    @property
+    def key(self) -> Key:
+        """What makes it the same site in another release."""
+        return self.recipe, self.qualname
+
+
+class FileSites:
+    """One file of one release, read and edited by the recipes when first asked."""
+
+    def __init__(self, data: bytes, path: str, label: str, recipes: RecipeSet) -> None:
+        self.data = data
+        self.path = path
+        self._label = label
+        self._recipes = recipes
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the file's bytes."""
+        return sha256(self.data).hexdigest()
+
+    @cached_property
+    def result(self) -> Result:
+        """What the recipes do; raises PatchgenError where the file is not stock source."""
+        return generate(self.data, self.path, self._recipes, label=self._label).require_clean()
+
+    @cached_property
+    def _functions(self) -> dict[str, tuple[int, int]]:
+        """First and last line of every function; the recipes have found the file to be Python by now."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return dict(_functions(ast.parse(self.data).body, ""))
+
+    @cached_property
+    def sites(self) -> dict[Key, EditedSite]:
+        """The edited sites in the order of the file."""
+        groups: dict[Key, list[AppliedEdit]] = {}
+        for edit in self.result.edits:
+            if edit.recipe not in _HEADER:
+                groups.setdefault((edit.recipe, edit.qualname), []).append(edit)
+        return {key: self._site(key, edits) for key, edits in groups.items()}
+
+    def _site(self, key: Key, edits: Sequence[AppliedEdit]) -> EditedSite:
+        stock = [edit.stock for edit in edits]
+        overlay = [edit.overlay for edit in edits]
+        first = self.data.count(b"\n", 0, stock[0][0]) + 1
+        return EditedSite(
+            *key,
+            first,
+            _lines(self.data, stock[0][0], stock[-1][1]),
+            _lines(self.result.overlay, overlay[0][0], overlay[-1][1]),
+            self.definition(key[1]) or "",
+        )
+
+    def definition(self, qualname: str) -> str | None:
+        """The stock text of a function, None where it is not there."""
+        if qualname not in self._functions:
+            return None
+        first, last = self._functions[qualname]
+        lines = self.data.replace(b"\r\n", b"\n").split(b"\n")[first - 1 : last]
+        return textwrap.dedent(b"\n".join(lines).decode("utf-8"))
+
+    def declined(self, key: Key) -> str | None:
+        """Why the recipe left this function alone, where it looked at it."""
+        recipe, qualname = key
+        for outcome in self.result.outcomes:
+            for one in outcome.declined if outcome.recipe == recipe else ():
+                if one.qualname == qualname:
+                    return one.reason
+        return None
+
+    @cached_property
+    def qualnames(self) -> tuple[str, ...]:
+        """Every function of the file."""
+        return tuple(self._functions)
+
+
+def _functions(body: Sequence[ast.stmt], prefix: str) -> Iterator[tuple[str, tuple[int, int]]]:
+    for node in body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield prefix + node.name, (node.lineno, node.end_lineno or node.lineno)
+        elif isinstance(node, ast.ClassDef):
+            yield from _functions(node.body, f"{prefix}{node.name}.")
+        elif isinstance(node, (ast.If, ast.Try, ast.With)):
+            yield from _functions(node.body, prefix)
+            yield from _functions(getattr(node, "orelse", ()), prefix)
+
+
+def short_hash(text: str) -> str:
+    """First 12 hex digits over a text, blank ends of lines aside."""
+    lines = "\n".join(line.rstrip() for line in text.splitlines())
+    return sha256(lines.encode("utf-8")).hexdigest()[:12]
+
+
+def _lines(data: bytes, start: int, end: int) -> str:
+    """The whole lines that hold a span; an insertion's line is the one that follows it."""
+    begin = data.rfind(b"\n", 0, start) + 1
+    stop = data.find(b"\n", end)
+    text = data[begin : len(data) if stop < 0 else stop].decode("utf-8").replace("\r", "")
+    return textwrap.dedent(text)
