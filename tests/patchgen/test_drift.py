@@ -208,3 +208,12 @@ def test_real_releases(wheel: Callable[[str], Path], capsys: pytest.CaptureFixtu
     (file,) = json.loads(capsys.readouterr().out)["files"]
     assert code == {"same": 0, "regenerable": 1, "conflict": 2}[file["status"]]
     assert len(file["sites"]) >= 5
+
+
+@pytest.mark.parametrize("command", [["drift", "a", "b"], ["gen", "llama"]])
+def test_without_libcst_the_command_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert run(command) == 2
+    assert "transformers-rocm-overlay[gen]" in capsys.readouterr().err

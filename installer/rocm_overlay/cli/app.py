@@ -213,18 +213,9 @@ def gen(
     json: Json = False,
 ) -> int:
     """Generate overlays from stock modeling files and the recipes, or files from patch configs."""
-    from rocm_overlay.install.transaction.errors import UsageError
+    _require_libcst("gen")
+    from rocm_overlay.patchgen import command
 
-    try:
-        from rocm_overlay.patchgen import command
-    except ModuleNotFoundError as error:
-        if error.name != "libcst":
-            raise
-        raise UsageError(
-            "no-libcst",
-            "`overlay gen` needs libcst, which is not installed.",
-            remedy="run `pip install 'transformers-rocm-overlay[gen]'`",
-        ) from error
     options = command.Options(
         target=target,
         all_files=all_files,
@@ -269,9 +260,23 @@ def drift(
     json: Json = False,
 ) -> int:
     """Show what release B does to the places that are edited in A: exit 0 same, 1 regenerable, 2 conflict."""
+    _require_libcst("drift")
     from rocm_overlay.patchgen.drift import command
 
     return command.run(old, new, models=_names(models) or (), html=html, json_output=json)
+
+
+def _require_libcst(command: str) -> None:
+    from importlib.util import find_spec
+
+    from rocm_overlay.install.transaction.errors import UsageError
+
+    if find_spec("libcst") is None:
+        raise UsageError(
+            "no-libcst",
+            f"`overlay {command}` needs libcst, which is not installed.",
+            remedy="run `pip install 'transformers-rocm-overlay[gen]'`",
+        )
 
 
 def _names(text: str | None) -> list[str] | None:
