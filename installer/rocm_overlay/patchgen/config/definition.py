@@ -56,7 +56,9 @@ def of_object(thing: object, call: Place) -> Definition:
     if Path(call.path).is_file():
         for node in _definitions(call.path):
             for decorator in node.decorator_list:
-                if is_patch_decorator(decorator) and decorator.lineno <= (call.line or 0) <= _last(decorator):
+                # Python 3.10 runs a decorator without parentheses on the line of the definition.
+                lines = (*range(decorator.lineno, _last(decorator) + 1), node.lineno)
+                if is_patch_decorator(decorator) and call.line in lines:
                     return _cut(call.path, node)
     if inspect.isclass(thing):
         return _class_in_file(thing, call)

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 
+from ..config.stock import scope
 from ..edits import AppliedEdit
 from ..engine import Result, generate
+from ..errors import InternalError, Place
 from ..recipe import RecipeSet
 
 Key = tuple[str, str]
@@ -78,12 +80,17 @@ class FileSites:
         stock = [edit.stock for edit in edits]
         overlay = [edit.overlay for edit in edits]
         first = self.data.count(b"\n", 0, stock[0][0]) + 1
+        definition = self.definition(key[1])
+        if definition is None:
+            raise InternalError(
+                f"recipe {key[0]} edited {key[1]}, which is no function", place=Place(self._label, first)
+            )
         return EditedSite(
             *key,
             first,
             _lines(self.data, stock[0][0], stock[-1][1]),
             _lines(self.result.overlay, overlay[0][0], overlay[-1][1]),
-            self.definition(key[1]) or "",
+            definition,
         )
 
     def definition(self, qualname: str) -> str | None:
@@ -110,14 +117,11 @@ class FileSites:
 
 
 def _functions(body: Sequence[ast.stmt], prefix: str) -> Iterator[tuple[str, tuple[int, int]]]:
-    for node in body:
+    for node in scope(body):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             yield prefix + node.name, (node.lineno, node.end_lineno or node.lineno)
         elif isinstance(node, ast.ClassDef):
             yield from _functions(node.body, f"{prefix}{node.name}.")
-        elif isinstance(node, (ast.If, ast.Try, ast.With)):
-            yield from _functions(node.body, prefix)
-            yield from _functions(getattr(node, "orelse", ()), prefix)
 
 
 def short_hash(text: str) -> str:
