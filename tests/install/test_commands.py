@@ -310,7 +310,7 @@ def test_eight_installers_at_once(site: Path) -> None:
         subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(8)
     ]
     results = [(process.communicate()[1], process.returncode) for process in running]
-    assert results == [(b"", 0)] * 8
+    assert results == [(b"", 0)] * 8, results
     assert overlaid(site) == sorted(MODELS)
 
 

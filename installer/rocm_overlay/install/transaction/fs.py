@@ -287,7 +287,9 @@ class Tree:
                 self.fs.fsync(fd)
             finally:
                 self.fs.close(fd)
-                self.fs.unlink(temporary, at)
+                # Probes run before the lock is taken, so the sweep of a command that holds it may have been here.
+                with contextlib.suppress(FileNotFoundError):
+                    self.fs.unlink(temporary, at)
 
     def sweep(self, relative: str) -> int:
         """Remove temporary files that a stopped process left in a directory. Only under the lock."""
