@@ -137,6 +137,8 @@ def _eager_route(stock: Interface, capped: bool) -> Interface:
             reason = f"the eager mask is {attention_mask.dtype}, not the queries' dtype"
         if not reason and kwargs.get("scaling") is None:
             reason = "no scaling was given"
+        if not reason:
+            reason = _eager_only(query, key, value)
         if reason:
             _site.declined(reason)
             return stock(module, query, key, value, attention_mask, *args, **kwargs)
@@ -179,6 +181,17 @@ def _unroutable(
         return "the mask is not a tensor [B, 1, Sq, Sk]"
     if query.shape[1] != key.shape[1] * getattr(module, "num_key_value_groups", 1):
         return "the heads of query and key do not fit num_key_value_groups"
+    return ""
+
+
+def _eager_only(query: Tensor, key: Tensor, value: Tensor) -> str:
+    """Where the plain formula cannot be replaced. A padded query sees no key at all: under the eager mask its weights
+    are uniform, which SDPA's backward does not know, nor SDPA under autocast.
+    """
+    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
+        return "gradients through eager attention are those of its own formula"
+    if torch.is_autocast_enabled(query.device.type):
+        return "autocast would round the eager mask"
     return ""
 
 

@@ -181,18 +181,23 @@ def _no_early_stop(model: Any) -> Iterator[None]:
         config.eos_token_id, config.pad_token_id = saved
 
 
-def training_step(model: Any, inputs: Inputs) -> Outputs:
+def training_step(model: Any, inputs: Inputs, mask: torch.Tensor | None = None) -> Outputs:
     """Loss and the gradient of every parameter after one backward pass."""
     model.train()
     model.zero_grad(set_to_none=True)
     try:
-        loss = model(inputs.ids, labels=inputs.ids, use_cache=False).loss
+        loss = model(inputs.ids, attention_mask=mask, labels=inputs.ids, use_cache=False).loss
         loss.backward()
         found = {f"grad.{name}": p.grad.detach().clone() for name, p in model.named_parameters() if p.grad is not None}
     finally:
         model.zero_grad(set_to_none=True)
         model.eval()
     return {"loss": loss.detach(), **found}
+
+
+def padded_training_step(model: Any, inputs: Inputs) -> Outputs:
+    """The training step on a left-padded batch: the padded queries see no key, and still have gradients."""
+    return training_step(model, inputs, inputs.mask(left=True))
 
 
 def gradient_checkpointing(model: Any, inputs: Inputs) -> Outputs:
@@ -233,6 +238,7 @@ CASES: dict[str, Case] = {
         Case("hidden-states", hidden_states),
         Case("attentions", attentions, eager_only=True),
         Case("training-step", training_step, training=True),
+        Case("padded-training-step", padded_training_step, training=True),
         Case("gradient-checkpointing", gradient_checkpointing, training=True),
     )
 }
