@@ -106,6 +106,31 @@ def test_another_release_is_refused_with_found_supported_and_next(
     assert {path: path.lstat().st_mtime_ns for path in tree.iterdir()} == before
 
 
+@pytest.mark.parametrize("wanted", ["4.57.1", "4.57.99", "!=4.57.6", "4.99"])
+def test_a_supported_release_is_not_to_be_installed_again(site: Path, overlay: Overlay, wanted: str) -> None:
+    done = overlay("install", "--transformers", wanted, "--site-packages", site, "--json")
+    assert done.code == done.error["code"] == 3
+    assert "`overlay install --transformers 4.57`" in str(done.error["remedy"])
+    assert "pip install" not in str(done.error["remedy"])
+
+
+def test_the_release_to_install_is_one_that_was_asked_for(stock_tree: Callable[[str], Path], overlay: Overlay) -> None:
+    done = overlay("install", "--transformers", "4.57.1", "--site-packages", stock_tree("4.56.2"), "--json")
+    assert "transformers==4.57.1`" in str(done.error["remedy"])
+
+
+@pytest.mark.parametrize("option", ["--python", "--site-packages"])
+@pytest.mark.parametrize("command", [["install", "--transformers", "4.57"], ["revert"], ["status"], ["diff"]])
+def test_an_empty_path_is_not_the_current_folder(
+    site: Path, overlay: Overlay, monkeypatch: pytest.MonkeyPatch, command: list[str], option: str
+) -> None:
+    monkeypatch.chdir(site)
+    done = overlay(*command, option, "", "--json")
+    assert done.code == done.error["code"] == 2
+    assert f"{option} was given an empty text" in str(done.error["message"])
+    assert not (site / ".amd-overlay").exists()
+
+
 def test_a_hand_edited_file_is_refused(site: Path, overlay: Overlay) -> None:
     with modeling(site, "qwen3").open("a") as file:
         file.write("# my fix\n")
@@ -129,7 +154,9 @@ def test_a_text_of_another_release_is_an_edit(site: Path, stock_tree: Callable[[
         (["--transformers", "4.5x"], 2, ["4.5x", "4.57"]),
         (["--transformers", "4.99"], 3, ["4.99", "4.57.6"]),
         (["--transformers", "4.57", "--models", "lama"], 2, ["lama", "did you mean llama?"]),
-        (["--transformers", "4.57", "--models", ","], 2, ["--models", "llama"]),
+        (["--transformers", "4.57", "--models", "LLAMA"], 2, ["LLAMA", "did you mean llama?"]),
+        (["--transformers", "4.57", "--models", ","], 2, ["--models names no model", "llama"]),
+        (["--transformers", "4.57", "--models", ""], 2, ["--models names no model", "llama"]),
         ([], 2, ["--transformers"]),
         (["--transformers", "4.57", "--nonsense"], 2, ["--nonsense"]),
     ],

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from rocm_overlay.install import target
+from rocm_overlay.install.probe import SHOWN_CHARACTERS
 from rocm_overlay.install.target import resolve
 from rocm_overlay.install.transaction.errors import TargetError
 
@@ -140,10 +141,31 @@ def test_something_that_is_no_python(tmp_path: Path) -> None:
     assert "broken" in refusal(python=str(script)).message
 
 
+def test_a_program_that_repeats_the_script_is_quoted_in_one_short_line(tmp_path: Path) -> None:
+    script = tmp_path / "python"
+    script.write_text('#!/bin/sh\necho first >&2\nprintf "cannot find %s" "$2" | tr "\\n" " " >&2\nexit 2\n')
+    script.chmod(0o755)
+    message = refusal(python=str(script)).message
+    assert "it ended with 2: cannot find" in message
+    assert "first" not in message
+    assert "cache_tag" not in message
+    assert len(message.partition("ended with 2: ")[2].removesuffix(".")) == SHOWN_CHARACTERS
+
+
+@pytest.mark.parametrize("body", ["", "echo hello"])
+def test_a_program_that_says_nothing_of_use(tmp_path: Path, body: str) -> None:
+    script = tmp_path / "python"
+    script.write_text(f"#!/bin/sh\n{body}\n")
+    script.chmod(0o755)
+    assert "printed nothing that a Python would print" in refusal(python=str(script)).message
+
+
 def test_no_transformers(venv: Callable[..., Environment], tmp_path: Path) -> None:
     made = venv("a", None)
     assert refusal(python=made.python).id == "no-transformers"
-    assert refusal(site_packages=made.packages).id == "no-transformers"
+    error = refusal(site_packages=made.packages)
+    assert error.id == "no-transformers"
+    assert str(made.packages) in error.message
     assert refusal(site_packages=tmp_path / "nowhere").id == "no-folder"
 
 

@@ -32,7 +32,7 @@ Python = Annotated[
     str | None, typer.Option("--python", metavar="PYTHON", help="Interpreter of the environment to work on.")
 ]
 SitePackages = Annotated[
-    Path | None,
+    str | None,
     typer.Option("--site-packages", metavar="DIR", help="Folder that contains transformers/; needs no interpreter."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")]
@@ -283,10 +283,23 @@ def _names(text: str | None) -> list[str] | None:
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _options(python: str | None, site_packages: Path | None, dry_run: bool = False) -> Options:
+def _options(python: str | None, site_packages: str | None, dry_run: bool = False) -> Options:
+    """Read what all commands on an environment share. An empty text is an unset shell variable, not the folder "."."""
     from rocm_overlay.install.session import Options
+    from rocm_overlay.install.transaction.errors import UsageError
 
-    return Options(python=python, site_packages=site_packages, dry_run=dry_run)
+    for option, value, example in (
+        ("--python", python, ".venv/bin/python"),
+        ("--site-packages", site_packages, ".venv/lib/python3.11/site-packages"),
+    ):
+        if value is not None and not value.strip():
+            raise UsageError(
+                "empty-option",
+                f"{option} was given an empty text, expected a path such as {example}.",
+                remedy=f"pass a path, or leave {option} out for the active environment",
+            )
+    folder = None if site_packages is None else Path(site_packages)
+    return Options(python=python, site_packages=folder, dry_run=dry_run)
 
 
 def run(arguments: list[str]) -> int:

@@ -40,14 +40,20 @@ def select_models(manifest: Manifest, names: Iterable[str] | None) -> tuple[str,
     if names is None:
         return known
     chosen = list(dict.fromkeys(names))
+    if not chosen:
+        raise UsageError(
+            "no-model",
+            f"--models names no model, expected some of {manifest.line}: {', '.join(known)}",
+            remedy=f"run `overlay install --transformers {manifest.line} --models {known[0]}`, "
+            "or leave --models out for all of them",
+        )
     unknown = [name for name in chosen if name not in known]
-    if unknown or not chosen:
-        near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.5) if unknown else []
+    if unknown:
+        near = difflib.get_close_matches(unknown[0].lower(), known, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UsageError(
             "unknown-model",
-            f"--models: {', '.join(unknown) or 'nothing'} is not among the models of {manifest.line}: "
-            f"{', '.join(known)}{hint}",
+            f"--models: {', '.join(unknown)} is not among the models of {manifest.line}: {', '.join(known)}{hint}",
             remedy=f"run `overlay install --transformers {manifest.line} --models {near[0] if near else known[0]}`, "
             "or leave --models out for all of them",
         )

@@ -11,6 +11,8 @@ from .transaction.decode import MalformedError, Reader, parse
 from .transaction.errors import TargetError
 
 TIMEOUT_SECONDS = 60
+SHOWN_CHARACTERS = 160
+_NO_PYTHON = "it printed nothing that a Python would print"
 
 # Runs in the target interpreter, of any version from 3.8 on. The working directory that `-c` puts first is not part
 # of the environment. Prints one line, so that chatter of a .pth file before it does no harm.
@@ -69,13 +71,18 @@ def _answer(process: subprocess.Popen[bytes], executable: Path) -> View:
     except subprocess.TimeoutExpired as error:
         raise _unusable(executable, f"it gave no answer within {TIMEOUT_SECONDS} s") from error
     lines = out.splitlines()
-    if process.returncode != 0 or not lines:
-        last = err.decode("utf-8", "replace").strip().splitlines()[-1:]
-        raise _unusable(executable, f"it ended with {process.returncode}: {' '.join(last) or 'no answer'}")
+    if process.returncode != 0:
+        raise _unusable(executable, f"it ended with {process.returncode}: {_last_line(err) or 'no answer'}")
     try:
-        return _view(parse(lines[-1], "the interpreter's answer"))
+        return _view(parse(lines[-1] if lines else b"", "the interpreter's answer"))
     except MalformedError as error:
-        raise _unusable(executable, str(error)) from error
+        raise _unusable(executable, _NO_PYTHON) from error
+
+
+def _last_line(err: bytes) -> str:
+    """Return the line that names the error, cut: a program that is no Python may repeat the whole script in it."""
+    line = " ".join(err.decode("utf-8", "replace").strip().splitlines()[-1:])
+    return line if len(line) <= SHOWN_CHARACTERS else line[: SHOWN_CHARACTERS - 3] + "..."
 
 
 def _view(reader: Reader) -> View:

@@ -56,7 +56,7 @@ def choose(wanted: Wanted, target: Target, bundle: Path) -> catalog.Manifest:
             "no-such-line",
             f"--transformers {wanted.text}: no overlay for it; this bundle has {supported(bundle)}, "
             f"found transformers {target.version} in {target.package}.",
-            remedy=_remedy(target, known),
+            remedy=_remedy(wanted, target, known),
             paths=[target.package],
         )
     try:
@@ -83,22 +83,32 @@ def _refused(wanted: Wanted, target: Target, bundle: Path, known: list[str]) -> 
         "unsupported-version",
         f"Found transformers {target.version} in {target.package}, expected {wanted.specifier.replace(',', ', ')}; "
         f"supported: {supported(bundle)}. Nothing was written.",
-        remedy=_remedy(target, known),
+        remedy=_remedy(wanted, target, known),
         paths=[target.package],
     )
 
 
-def _remedy(target: Target, known: list[str]) -> str:
+def _remedy(wanted: Wanted, target: Target, known: list[str]) -> str:
+    """Say what to run: nothing has to be installed where the release that is there has overlays."""
+    from packaging.specifiers import SpecifierSet
+
     if not known:
         return "reinstall transformers-rocm-overlay"
-    newest = known[-1]
+    if target.version in known:
+        return f"run `overlay install --transformers {_line(target.version)}` for the release that is installed"
+    specifier = SpecifierSet(wanted.specifier)
+    newest = next((one for one in reversed(known) if specifier.contains(one, prereleases=False)), known[-1])
     if target.executable is None:
         command = f"python -m pip install --upgrade --target {target.site} transformers=={newest}"
     elif target.installer == "uv":
         command = f"uv pip install --python {target.executable} transformers=={newest}"
     else:
         command = f"{target.executable} -m pip install transformers=={newest}"
-    return f"run `{command}`, then `overlay install --transformers {'.'.join(newest.split('.')[:2])}`"
+    return f"run `{command}`, then `overlay install --transformers {_line(newest)}`"
+
+
+def _line(release: str) -> str:
+    return ".".join(release.split(".")[:2])
 
 
 def _newest(bundle: Path) -> str:

@@ -113,7 +113,7 @@ def _given_folder(folder: Path, allow_missing: bool) -> _Candidate:
             remedy=f"pass --site-packages {site.parent}",
             paths=[folder],
         )
-    return _Candidate("--site-packages", site if _holds(site, allow_missing) else None, None)
+    return _Candidate(f"--site-packages {folder}", site if _holds(site, allow_missing) else None, None)
 
 
 def _interpreter(name: str) -> Path:
