@@ -8,8 +8,8 @@ them is noticed by a check at every use, and the caller then runs the Linears on
 
 from __future__ import annotations
 
-import itertools
 import threading
+import weakref
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from . import modules
 from .dispatch import capturing
 
 _lock = threading.RLock()
+# The packed matrices that are in use, by address: modules that share parameters share one.
+_wholes: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()
 
 
 class States(dict[tuple[str, ...], "Packed"]):
@@ -109,7 +111,7 @@ def pack(state: Packed, owner: nn.Module, names: tuple[str, ...]) -> str:
         weights = [linear.__dict__["_parameters"]["weight"] for linear in linears]
         biases = [linear.__dict__["_parameters"]["bias"] for linear in linears]
         biases = [] if biases[0] is None else biases
-        if not _adjacent(weights):
+        if _whole(weights) is None:
             unpack(state)
         reason = _storage_reason(weights) or _storage_reason(biases)
         if reason:
@@ -119,10 +121,8 @@ def pack(state: Packed, owner: nn.Module, names: tuple[str, ...]) -> str:
             state.bias = _together(biases) if biases else None
             state.linears, state.owner = tuple(linears), id(owner)
             state.sizes = [weight.shape[0] for weight in weights]
-            parts = [list(zip(weights, state.weight.split_with_sizes(state.sizes), strict=True))]
-            if state.bias is not None:
-                parts.append(list(zip(biases, state.bias.split_with_sizes(state.sizes), strict=True)))
-            keyed = [[(key, *pair) for pair in part] for key, part in zip(("weight", "bias"), parts, strict=False)]
+            kinds = [("weight", weights), ("bias", biases)] if biases else [("weight", weights)]
+            keyed = [[(key, part, part.detach()) for part in parts] for key, parts in kinds]
             state.rows = tuple(zip(*keyed, strict=True))
         return ""
 
@@ -167,9 +167,9 @@ def why_not(linears: tuple[nn.Module | None, ...]) -> str:
 
 def _storage_reason(parameters: list[nn.Parameter]) -> str:
     """Re-pointing a parameter would tear it from whatever else lives in its storage: refuse, unless the rows are
-    together already.
+    packed together already.
     """
-    if not parameters or _adjacent(parameters):
+    if not parameters or _whole(parameters) is not None:
         return ""
     for parameter in parameters:
         storage = parameter.untyped_storage()
@@ -192,30 +192,35 @@ def _alone(parameter: nn.Parameter, storage: torch.UntypedStorage) -> bool:
     return bool(count(storage._cdata) <= 2)
 
 
-def _adjacent(parameters: list[nn.Parameter]) -> bool:
-    """Return True when the parameters are consecutive rows of one storage, as after packing."""
-    pointer = parameters[0].untyped_storage().data_ptr()
-    for before, after in itertools.pairwise(parameters):
-        follows = before.data_ptr() + before.numel() * before.element_size() == after.data_ptr()
-        if (
-            not follows
-            or after.untyped_storage().data_ptr() != pointer
-            or not (before.is_contiguous() and after.is_contiguous())
-        ):
-            return False
-    return len(parameters) > 1
-
-
 def _together(parameters: list[nn.Parameter]) -> Tensor:
-    """One tensor that holds all parameters' rows, which become views of it; adopts rows that are together already."""
+    """One tensor that holds all parameters' rows, each parameter re-pointed to its own; adopts one that does already.
+
+    A parameter gets a storage object of its own over its rows (a DLPack view, which keeps the matrix alive): tools that
+    save models take parameters with one storage for tied ones, and drop all but the first.
+    """
+    whole = _whole(parameters)
+    if whole is not None:
+        return whole
     first = parameters[0]
-    total = sum(parameter.shape[0] for parameter in parameters)
-    if _adjacent(parameters):
-        return torch.as_strided(first.detach(), (total, *first.shape[1:]), first.stride(), first.storage_offset())
-    whole = torch.empty((total, *first.shape[1:]), dtype=first.dtype, device=first.device)
-    for parameter, rows in zip(
-        parameters, whole.split_with_sizes([parameter.shape[0] for parameter in parameters]), strict=True
-    ):
+    sizes = [parameter.shape[0] for parameter in parameters]
+    whole = torch.empty((sum(sizes), *first.shape[1:]), dtype=first.dtype, device=first.device)
+    for parameter, rows in zip(parameters, whole.split_with_sizes(sizes), strict=True):
         rows.copy_(parameter)
-        parameter.data = rows
+        parameter.data = torch.from_dlpack(rows)  # type: ignore[attr-defined]
+    _wholes[whole.data_ptr()] = whole
     return whole
+
+
+def _whole(parameters: list[nn.Parameter]) -> Tensor | None:
+    """Return the packed matrix that consists of exactly these parameters, made for another module that shares them."""
+    whole = _wholes.get(parameters[0].data_ptr())
+    if whole is None or whole.dtype is not parameters[0].dtype or whole.device != parameters[0].device:
+        return None
+    sizes = [parameter.shape[0] for parameter in parameters]
+    if whole.shape != (sum(sizes), *parameters[0].shape[1:]):
+        return None
+    pairs = zip(parameters, whole.split_with_sizes(sizes), strict=True)
+    same = all(
+        parameter.data_ptr() == rows.data_ptr() and parameter.stride() == rows.stride() for parameter, rows in pairs
+    )
+    return whole if same else None

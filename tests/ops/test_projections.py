@@ -110,8 +110,14 @@ def test_no_byte_more(bias: bool) -> None:
     assert all(type(parameter) is nn.Parameter and parameter.requires_grad for parameter in attn.parameters())
     held = attn.__dict__["_amd_packed"][NAMES]
     assert held.nbytes() == sum(p.numel() * 4 for p in attn.parameters())
-    storages = {p.untyped_storage()._cdata for p in attn.parameters()}
-    assert storages == {part.untyped_storage()._cdata for part in (held.weight, held.bias) if part is not None}
+    for name, whole in (("weight", held.weight), ("bias", held.bias)):
+        if whole is not None:
+            starts = [getattr(getattr(attn, linear), name).data_ptr() for linear in NAMES]
+            assert starts == [rows.data_ptr() for rows in whole.split_with_sizes(held.sizes)]
+    # Storages of their own over the same memory: savers take parameters with one storage for tied ones.
+    storages = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in attn.parameters()}
+    assert len(storages) == len(list(attn.parameters()))
+    assert sum(storages.values()) == before
 
 
 def test_the_peak_is_one_packed_matrix(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
+import safetensors.torch
 import torch
 from rocm_overlay.verify.cases import CASES
 from rocm_overlay.verify.compare import judge, same_bits
 from torch import nn
 
 import amd_ops
+from amd_ops.packing import Packed
 from examples.tiny_models import ARCHITECTURES
 from tests.parity import twins
 
@@ -38,13 +42,14 @@ def close(model: Any, reference: torch.Tensor, *, dtype: str = "float32") -> boo
 
 
 def storage_bytes(model: nn.Module) -> int:
-    """Return the bytes of the distinct storages behind all tensors that a model's modules hold."""
-    storages = {}
-    for module in model.modules():
-        for tensor in _tensors(module.__dict__):
-            storage = tensor.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
+    """Return the bytes of memory behind all tensors that a model's modules hold, each address counted once."""
+    tensors = [tensor for module in model.modules() for tensor in _tensors(module.__dict__)]
+    spans = {(storage.data_ptr(), storage.nbytes()) for storage in (tensor.untyped_storage() for tensor in tensors)}
+    total = end = 0
+    for start, size in sorted(spans):
+        total += max(0, start + size - max(start, end))
+        end = max(end, start + size)
+    return total
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
@@ -57,10 +62,14 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _tensors(item)
+    elif isinstance(value, Packed):
+        yield from _tensors([value.weight, value.bias])
 
 
-def shares_storage(*linears: nn.Linear) -> bool:
-    return len({linear.weight.untyped_storage().data_ptr() for linear in linears}) == 1
+def together(*linears: nn.Linear) -> bool:
+    """Return True when each weight begins where the one before it ends: rows of one matrix."""
+    weights = [linear.weight for linear in linears]
+    return all(a.data_ptr() + a.nbytes == b.data_ptr() for a, b in itertools.pairwise(weights))
 
 
 @pytest.mark.parametrize("architecture", FUSING)
@@ -68,11 +77,34 @@ def test_fusion_happens_and_costs_no_byte(architecture: str, fusing: None) -> No
     pair = twins.new_pair(architecture, "float32")
     attention = pair.overlay.model.layers[0].self_attn
     before = storage_bytes(pair.overlay)
-    assert not shares_storage(attention.q_proj, attention.k_proj, attention.v_proj)
     reference = logits(pair.stock)
     assert close(pair.overlay, reference)
-    assert shares_storage(attention.q_proj, attention.k_proj, attention.v_proj), "nothing was fused: the test is empty"
+    assert together(attention.q_proj, attention.k_proj, attention.v_proj), "nothing was fused: the test is empty"
     assert storage_bytes(pair.overlay) == before
+
+
+@pytest.mark.parametrize("save", ["accelerate", "safetensors", "torch"])
+def test_savers_that_know_tied_parameters_by_their_storage(save: str, fusing: None, tmp_path: Path) -> None:
+    """They keep the first parameter of a storage and drop the others: packed ones must not look tied."""
+    pair = twins.new_pair("llama", "float32")
+    logits(pair.overlay)
+    attention = pair.overlay.model.layers[0].self_attn
+    assert together(attention.q_proj, attention.k_proj, attention.v_proj)
+    for name, model in (("stock", pair.stock), ("fused", pair.overlay)):
+        if save == "accelerate":
+            accelerate.Accelerator(cpu=True).save_model(model, tmp_path / name)
+        elif save == "safetensors":
+            (tmp_path / name).mkdir()
+            safetensors.torch.save_model(model, str(tmp_path / name / "model.safetensors"))
+        else:
+            (tmp_path / name).mkdir()
+            torch.save(model.model.layers[0].self_attn.q_proj.state_dict(), tmp_path / name / "model.safetensors")
+    stock, fused = (tmp_path / name / "model.safetensors" for name in ("stock", "fused"))
+    assert fused.stat().st_size == stock.stat().st_size
+    if save != "torch":
+        a, b = safetensors.torch.load_file(stock), safetensors.torch.load_file(fused)
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -262,9 +294,9 @@ def test_prepare_and_restore(architecture: str, fusing: None) -> None:
     attention = pair.overlay.model.layers[0].self_attn
     identities = {name: id(parameter) for name, parameter in pair.overlay.named_parameters()}
     amd_ops.prepare(pair.overlay)
-    assert shares_storage(attention.q_proj, attention.k_proj, attention.v_proj)
+    assert together(attention.q_proj, attention.k_proj, attention.v_proj)
     assert close(pair.overlay, logits(pair.stock))
     amd_ops.restore(pair.overlay)
-    assert not shares_storage(attention.q_proj, attention.k_proj, attention.v_proj)
+    assert not together(attention.q_proj, attention.k_proj, attention.v_proj)
     assert {name: id(parameter) for name, parameter in pair.overlay.named_parameters()} == identities
     assert all(same_bits(a, b) for a, b in zip(pair.stock.parameters(), pair.overlay.parameters(), strict=True))
