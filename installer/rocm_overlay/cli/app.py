@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -303,10 +302,24 @@ def _options(python: str | None, site_packages: str | None, dry_run: bool = Fals
 
 
 def run(arguments: list[str]) -> int:
+    """Run the program and return the exit code of its work, whether or not its report could be written."""
+    command = _command(arguments)
+    with output.guarded() as stdout:
+        code = _run(command, arguments)
+        sys.stdout.flush()
+        if stdout is not None and stdout.problem is not None:
+            output.unwritten(command, code, stdout.problem)
+    return code
+
+
+def _command(arguments: list[str]) -> str:
+    return next((word for word in arguments if not word.startswith("-")), "overlay")
+
+
+def _run(command: str, arguments: list[str]) -> int:
     """Run the program and return its exit code; every expected problem becomes one message."""
     from rocm_overlay.install.transaction.errors import (
         BUG,
-        INTERRUPTED,
         USAGE,
         CancelledError,
         OverlayError,
@@ -315,11 +328,9 @@ def run(arguments: list[str]) -> int:
     )
     from rocm_overlay.install.transaction.signals import HardStop
 
-    command = next((word for word in arguments if not word.startswith("-")), "overlay")
     as_json = "--json" in arguments
     try:
         code = typer.main.get_command(app).main(arguments or ["--help"], prog_name="overlay", standalone_mode=False)
-        sys.stdout.flush()
         if not arguments:
             return USAGE
         return code if isinstance(code, int) else 0
@@ -337,10 +348,6 @@ def run(arguments: list[str]) -> int:
             remedy="run `overlay status`",
         )
         return output.failure(command, cancelled, as_json=as_json)
-    except BrokenPipeError:
-        # The reader of our output left, as `head` does. Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return INTERRUPTED
     except OSError as error:
         problem = WriteError(
             "system",
