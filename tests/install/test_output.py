@@ -1,0 +1,89 @@
+"""What is printed where: encodings, closed and full outputs, readers that leave. The work's exit code stands."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.install.support import environment, make_site, modeling, run_process
+
+PROGRAM = f"{sys.executable} -m rocm_overlay"
+
+
+def shell(script: str, site: Path) -> subprocess.CompletedProcess[str]:
+    """Run a shell script; $OVERLAY runs the program, $1 is the folder."""
+    extra = {"OVERLAY": PROGRAM}
+    command = ["bash", "-c", script, "bash", str(site)]
+    return subprocess.run(command, env=environment(extra), capture_output=True, text=True, timeout=120, check=False)
+
+
+INSTALL = '$OVERLAY install --transformers 4.57 --site-packages "$1"'
+STATUS = '$OVERLAY status --check --site-packages "$1"'
+
+
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    ],
+)
+def test_a_diff_is_utf_8_whatever_the_terminal_shows(site: Path, encoding: dict[str, str]) -> None:
+    file = modeling(site, "llama")
+    file.write_bytes(file.read_bytes() + "# na\u00efve\n".encode())
+    command = [sys.executable, "-m", "rocm_overlay", "diff", "--site-packages", str(site)]
+    done = subprocess.run(command, env=environment(encoding), capture_output=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert "+# na\u00efve\n".encode() in done.stdout
+
+
+def test_a_path_that_the_terminal_cannot_show_is_escaped(tmp_path: Path) -> None:
+    site = make_site(tmp_path / "na\u00efve")
+    done = run_process("status", "--site-packages", str(site), PYTHONIOENCODING="ascii")
+    assert done.code == 0
+    assert "na\\xefve" in done.out
+
+
+@pytest.mark.parametrize("sink", [">&-", ">/dev/full"])
+@pytest.mark.parametrize("form", ["", " --json"])
+def test_a_report_that_cannot_be_written_is_no_failed_install(site: Path, sink: str, form: str) -> None:
+    done = shell(f"{INSTALL}{form} {sink}", site)
+    assert done.returncode == 0, done.stderr
+    assert "the report could not be written" in done.stderr
+    assert "exit code 0" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert shell(STATUS, site).returncode == 0
+
+
+@pytest.mark.parametrize("sink", [">&-", ">/dev/full", ">&- 2>&-", ">/dev/full 2>/dev/full", "2>&-"])
+def test_the_exit_code_of_the_check_stands(site: Path, sink: str) -> None:
+    assert shell(f"{STATUS} {sink}", site).returncode == 1
+    shell(INSTALL, site)
+    assert shell(f"{STATUS} {sink}", site).returncode == 0
+
+
+def test_a_closed_stderr_does_not_leak_into_stdout(tmp_path: Path) -> None:
+    done = shell('$OVERLAY status --json --site-packages "$1" 2>&-', tmp_path / "nowhere")
+    assert done.returncode == 9
+    assert done.stdout.rstrip().endswith("}")
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["--help"], ["status", "--check"], ["diff"], ["install"]])
+def test_a_reader_that_leaves_changes_no_exit_code(site: Path, arguments: list[str]) -> None:
+    shell(INSTALL, site)
+    reading, writing = os.pipe()
+    os.close(reading)
+    where = [] if arguments[0] in ("list", "--help") else ["--site-packages", str(site)]
+    more = ["--transformers", "4.57"] if arguments == ["install"] else []
+    command = [sys.executable, "-m", "rocm_overlay", *arguments, *more, *where]
+    try:
+        done = subprocess.run(
+            command, env=environment(), stdout=writing, stderr=subprocess.PIPE, timeout=120, check=False
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
