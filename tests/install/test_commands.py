@@ -59,7 +59,9 @@ def test_a_second_install_writes_nothing(site: Path, overlay: Overlay) -> None:
 
 def test_a_second_revert_and_a_revert_of_stock_write_nothing(site: Path, overlay: Overlay) -> None:
     before = {path: path.lstat().st_mtime_ns for path in site.rglob("*")}
-    assert overlay("revert", "--site-packages", site).code == 0
+    done = overlay("revert", "--site-packages", site)
+    assert done.code == 0
+    assert "nothing is installed here" in done.out
     assert {path: path.lstat().st_mtime_ns for path in site.rglob("*")} == before
 
 

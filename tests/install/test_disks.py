@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -13,7 +14,10 @@ from pathlib import Path
 import pytest
 from rocm_overlay.install import operations
 from rocm_overlay.install.session import Options
-from rocm_overlay.install.transaction.errors import OverlayError
+from rocm_overlay.install.transaction.errors import OverlayError, WriteError
+from rocm_overlay.install.transaction.fs import Fs
+from rocm_overlay.install.transaction.lock import cannot_write
+from rocm_overlay.install.transaction.place import Place
 
 from tests.install.support import environment, make_bundle, make_site, snapshot
 
@@ -80,6 +84,35 @@ def test_a_full_disk(site: Path, tmp_path: Path, room: str) -> None:
     assert json.loads((tmp_path / "status").read_text())["state"] == "STOCK"
     assert snapshot(tmp_path / "after") == before
     assert list((tmp_path / "after").rglob("*.ovtmp")) == []
+    assert list((tmp_path / "after").glob(".amd-overlay/blobs/*")) == []
+
+
+def test_a_failed_staging_takes_its_blobs_along(
+    small_site: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, write = Options(site_packages=small_site, bundle=bundle), Fs.write
+    operations.install(options, "1.0", ["one"])
+    kept = list((small_site / ".amd-overlay" / "blobs").iterdir())
+
+    def full(self: Fs, fd: int, data: bytes | memoryview) -> int:
+        if bytes(data).startswith(b"# amd-overlay/"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(self, fd, data)
+
+    monkeypatch.setattr(Fs, "write", full)
+    with pytest.raises(WriteError, match="Nothing was changed"):
+        operations.install(options, "1.0")
+    assert list((small_site / ".amd-overlay" / "blobs").iterdir()) == kept
+    assert len(kept) == 1
+
+
+def test_a_refusal_names_the_owner_of_what_refused(small_site: Path) -> None:
+    inner = small_site / "transformers" / "models" / "one"
+    os.chown(inner, 12345, -1)
+    for path in (inner, inner / "no-such-file"):
+        refusal = cannot_write(Place.of(small_site), path, PermissionError(errno.EACCES, "Permission denied"))
+        assert f"{inner} belongs to uid 12345, this process is uid 0" in refusal.message
+        assert f"as the owner of {inner} " in refusal.remedy
 
 
 def test_an_immutable_file_is_rolled_back(site: Path) -> None:

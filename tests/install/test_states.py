@@ -214,7 +214,41 @@ def test_stale_is_updated_and_revert_still_gives_the_first_stock(
 def test_foreign(options: Options, small_site: Path) -> None:
     modeling(small_site, "one").write_bytes(b"somebody else's overlay\n")
     assert state(options) is State.FOREIGN
-    assert operations.revert(options).action == "nothing"
+    before = snapshot(small_site)
+    for force in (False, True):
+        with pytest.raises(ForeignError, match=r"no receipt.*modeling_one\.py") as caught:
+            operations.revert(options, force=force)
+        assert "pip install --force-reinstall --no-deps transformers==1.0.0" in caught.value.remedy
+        assert caught.value.paths == (str(modeling(small_site, "one")),)
+    assert snapshot(small_site) == before
+
+
+def test_a_foreign_file_beside_lost_overlays_is_left_and_named(options: Options, small_site: Path) -> None:
+    install(options)
+    shutil.rmtree(small_site / ".amd-overlay")
+    modeling(small_site, "one").write_bytes(b"mine\n")
+    outcome = operations.revert(options)
+    assert any("left as they are: models/one/modeling_one.py" in note for note in outcome.notes)
+    assert [modeling(small_site, model).read_bytes() for model in STOCK] == [b"mine\n", STOCK["two"], STOCK["three"]]
+
+
+def test_our_marker_with_an_unknown_base_is_not_restored_even_by_force(options: Options, small_site: Path) -> None:
+    modeling(small_site, "one").write_bytes(overlay_text(b"unknown\n"))
+    with pytest.raises(ForeignError) as caught:
+        operations.revert(options, force=True)
+    assert "--force-reinstall" in caught.value.remedy
+    assert "revert --force" not in caught.value.remedy
+
+
+@pytest.mark.parametrize("record", [True, False])
+def test_a_tree_without_its_model_files_is_damaged(tmp_path: Path, bundle: Path, record: bool) -> None:
+    site = make_site(tmp_path / "damaged", record=record)
+    shutil.rmtree(site / "transformers" / "models")
+    with pytest.raises(ForeignError, match="is damaged: 3 of its files are missing") as caught:
+        install(Options(site_packages=site, bundle=bundle))
+    assert "pip install --force-reinstall --no-deps transformers==1.0.0" in caught.value.remedy
+    assert "sha256" not in caught.value.message
+    assert not (site / ".amd-overlay").exists()
 
 
 def test_revert_takes_stock_from_the_bundle_when_blobs_are_gone(options: Options, small_site: Path) -> None:

@@ -269,6 +269,9 @@ def _recovery_line(recovered: Recovered) -> str:
 
 def _summary(command: str, result: Outcome) -> str:
     changes = result.changes
+    if result.action == "nothing" and command != "install":
+        counted = len(changes.unchanged)
+        return "nothing is installed here" if command == "revert" and not counted else "nothing is left open"
     if result.action == "nothing":
         return f"nothing to do: {len(changes.unchanged)} files are already as wanted"
     if result.action == "recovered":

@@ -146,8 +146,10 @@ def _plan_revert(place: Place, target: Target, options: Options, force: bool) ->
         if target.version is None:
             return Changes(None), []
         changes = planning.plan_revert_without_receipt(situation, manifests_of(target, options.bundle), force=force)
-        note = ["no receipt: files were recognised by their hashes; their original times are unknown"]
-        return changes, note if changes.plan else []
+        notes = ["no receipt: files were recognised by their hashes; their original times are unknown"]
+        if changes.left:
+            notes.append(f"neither stock nor ours, and left as they are: {', '.join(changes.left)}")
+        return changes, notes if changes.plan else []
     if not states.is_orphaned(current, target.version, situation.record):
         return planning.plan_revert(situation, force=force), []
     _refuse_half_upgraded(situation, current)

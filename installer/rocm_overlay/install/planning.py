@@ -7,6 +7,7 @@ import datetime
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import rocm_overlay
 
@@ -32,6 +33,8 @@ class Changes:
     updated: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     unchanged: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+    """Files that are neither stock nor ours, and stay as they are."""
 
 
 def select_models(manifest: Manifest, names: Iterable[str] | None) -> tuple[str, ...]:
@@ -130,14 +133,15 @@ class _Install:
         version = self.s.target.version
         if self.foreign:
             paths = [self.s.target.package / path for path, _ in self.foreign]
+            if all(self.s.observe(path) is None for path, _ in self.foreign):
+                raise _damaged(self.s.target, paths)
             raise ForeignError(
                 "edited-files",
                 f"{len(self.foreign)} file(s) are neither the stock text of transformers {version} nor ours: "
                 + "; ".join(f"{self.s.target.package / path} {what}" for path, what in self.foreign)
                 + ". Nothing was written.",
                 remedy="keep your edits elsewhere and reinstall transformers "
-                f"(`pip install --force-reinstall --no-deps transformers=={version}`), or leave these models out "
-                "with --models",
+                f"(`{_reinstall(self.s.target)}`), or leave these models out with --models",
                 paths=paths,
             )
         if self.unseen:
@@ -214,7 +218,7 @@ class _Install:
         if found is None and path in self.s.record.digests:
             self.foreign.append((path, "is missing, although the package's RECORD lists it"))
         elif found is None:
-            self.unseen.append((path, "no such file"))
+            self.foreign.append((path, "is missing"))
         else:
             self.foreign.append((path, "is not listed in the package's RECORD"))
 
@@ -258,12 +262,13 @@ def plan_revert_without_receipt(situation: Situation, manifests: Iterable[Manife
     """Plan to put back stock texts where only the files themselves show that we were here.
 
     Raises ForeignError for texts that carry our marker but are not ours as shipped, unless ``force`` and the marker's
-    stock hash is known to the bundle.
+    stock hash is known to the bundle; and where the only texts that are not stock are none that we could put back.
     """
-    steps, removed, edited = [], [], []
+    steps, removed, edited, strange = [], [], [], []
     for path, entries in _all_paths(manifests).items():
         found = situation.observe(path)
-        if found is None:
+        recorded = situation.record.get(path)
+        if found is None or found.entry.sha256 in ({recorded} if recorded else {e.stock_sha256 for e in entries}):
             continue
         entry = next((entry for entry in entries if entry.overlay_sha256 == found.entry.sha256), None)
         foreign = entry is None
@@ -271,15 +276,16 @@ def plan_revert_without_receipt(situation: Situation, manifests: Iterable[Manife
             edited.append(path)
             entry = next((entry for entry in entries if f"base=sha256:{entry.stock_sha256}".encode() in
                           found.data.split(b"\n", 1)[0]), None)  # fmt: skip
-            if entry is None and force:
-                raise edited_since(situation.target, [path])
-        if entry is None or situation.record.get(path) not in (None, entry.stock_sha256):
+        if entry is None or recorded not in (None, entry.stock_sha256):
+            strange.append(path)
             continue
         steps.append(Step(path, found, restored_entry(found, entry), entry.stock_bytes(), rescue=foreign))
         removed.append(path)
     if edited and not force:
         raise edited_since(situation.target, edited)
-    return _revert(situation, steps, removed, []) if steps else Changes(None)
+    if strange and not steps:
+        raise _not_ours(situation.target, strange)
+    return dataclasses.replace(_revert(situation, steps, removed, []), left=tuple(strange)) if steps else Changes(None)
 
 
 def plan_forget(situation: Situation) -> Changes:
@@ -309,6 +315,32 @@ def edited_since(target: Target, edited: list[str]) -> ForeignError:
         remedy="run `overlay revert --force`: it copies your text to .amd-overlay/rescued/ and then restores stock",
         paths=paths,
     )
+
+
+def _not_ours(target: Target, strange: list[str]) -> ForeignError:
+    """Refuse where nothing tells which stock text a file shall get back."""
+    paths = [target.package / path for path in strange]
+    return ForeignError(
+        "not-ours",
+        f"There is no receipt, and {len(strange)} file(s) are neither the stock text of transformers {target.version} "
+        f"nor ours: {', '.join(map(str, paths))}. Nothing was written.",
+        remedy=f"keep your edits elsewhere and reinstall transformers: `{_reinstall(target)}`",
+        paths=paths,
+    )
+
+
+def _damaged(target: Target, paths: list[Path]) -> ForeignError:
+    return ForeignError(
+        "damaged-install",
+        f"The installed transformers {target.version} is damaged: {len(paths)} of its files are missing: "
+        f"{', '.join(map(str, paths))}. Nothing was written.",
+        remedy=f"reinstall transformers: `{_reinstall(target)}`",
+        paths=paths,
+    )
+
+
+def _reinstall(target: Target) -> str:
+    return f"pip install --force-reinstall --no-deps transformers=={target.version}"
 
 
 def _all_paths(manifests: Iterable[Manifest]) -> dict[str, list[FileEntry]]:

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from . import blobs, journal
 from .bytecode import purge
-from .entry import Entry, Observed
+from .entry import Entry, Observed, sha256
 from .errors import BusyError, RolledBackError, UnrecoveredError
 from .journal import INSTALL, Change, Journal
 from .lock import cannot_write
@@ -107,6 +107,7 @@ class _Run:
         self.folders = sorted({place.folder(step.path) for step in plan.steps})
         self.notes: list[str] = []
         self.rescued: list[str] = []
+        self.added: list[str] = []
         self.committed = False
         self.closing = False
 
@@ -114,7 +115,9 @@ class _Run:
         """Write everything that may fail for lack of space or rights, before the first replacement."""
         self.place.prepare()
         for data in self._texts():
-            blobs.put(self.place, data)
+            if blobs.get(self.place, sha256(data)) is None:
+                self.added.append(sha256(data))
+                blobs.put(self.place, data)
         for step in self.plan.steps:
             if step.rescue and step.before is not None:
                 self.rescued.append(set_aside(self.place, self.plan.id, step.path, step.before.data))
@@ -159,9 +162,11 @@ class _Run:
         journal.clear(self.place)
 
     def abandon(self) -> None:
-        """Remove what was staged: nothing has been replaced yet."""
+        """Remove what was staged, and the blobs that only this run needed: nothing has been replaced yet."""
         for folder in self.folders:
             self.place.tree.sweep(folder)
+        for digest in self.added:
+            blobs.drop(self.place, digest)
 
     def _texts(self) -> list[bytes]:
         """The texts that recovery needs: the way back of an install, the way forward of a revert."""

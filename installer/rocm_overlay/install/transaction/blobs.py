@@ -47,8 +47,13 @@ def fetch(place: Place, path: str, digest: str, second_source: SecondSource) -> 
     return data
 
 
+def drop(place: Place, digest: str) -> None:
+    """Remove one blob, where it is there."""
+    place.tree.remove(f"{BLOBS}/{digest}")
+
+
 def collect(place: Place, keep: Collection[str]) -> None:
     """Remove every blob that is not in ``keep``."""
     for name in place.tree.names(BLOBS):
         if is_sha256(name) and name not in keep:
-            place.tree.remove(f"{BLOBS}/{name}")
+            drop(place, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 from .errors import BusyError, WriteError
 from .place import LOCK, Place
@@ -37,7 +38,7 @@ def locked(place: Place, seconds: float) -> Iterator[None]:
         lock.release()
 
 
-def cannot_write(place: Place, path: object, error: OSError) -> WriteError:
+def cannot_write(place: Place, path: Path, error: OSError) -> WriteError:
     """Explain a failed write: where, why, whose it is, and that nothing was changed."""
     import errno
     import os
@@ -50,12 +51,23 @@ def cannot_write(place: Place, path: object, error: OSError) -> WriteError:
         detail = f"{free // 1024} KiB are free"
         message = f"Cannot write in {path}: {reason}; {detail}. Nothing was changed."
         return WriteError("no-space", message, remedy=hint, paths=[path])
-    status = place.tree.root.stat()
-    detail = f"the environment belongs to uid {status.st_uid}, this process is uid {os.geteuid()}"
+    holder, owner = _holder(path)
+    detail = f"{holder} belongs to uid {owner}, this process is uid {os.geteuid()}"
     return WriteError(
         "cannot-write",
         f"Cannot write in {path}: {reason}; {detail}. Nothing was changed.",
-        remedy="run the command as the owner of the environment on a writable file system, or make a virtual "
+        remedy=f"run the command as the owner of {holder} on a writable file system, or make a virtual "
         "environment of your own and install transformers there",
         paths=[path],
     )
+
+
+def _holder(path: Path) -> tuple[Path, int]:
+    """Return what refused a write to ``path``, and its owner: the nearest on the way up that can be looked at."""
+    while True:
+        try:
+            return path, path.lstat().st_uid
+        except OSError:
+            if path == path.parent:
+                raise
+            path = path.parent
