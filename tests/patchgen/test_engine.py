@@ -37,6 +37,8 @@ except ModuleNotFoundError as _amd_error:
     if _amd_error.name != "amd_ops":
         raise
     _amd = None
+if _amd and not _amd.__file__:  # a folder that an uninstall left behind, not the package
+    _amd = None
 __amd_overlay__ = "sha256:{base}"
 """
     return (marker + newline).encode(), block.replace("\n", newline).encode()

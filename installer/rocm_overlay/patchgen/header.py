@@ -12,7 +12,7 @@ from .errors import Place, SourceError
 from .source import Source, is_docstring
 
 # Raised by hand whenever the same stock text and recipes would give other bytes.
-GENERATOR = 1
+GENERATOR = 2
 
 MARKER_START = b"# amd-overlay/"
 _MARKER = re.compile(
@@ -88,6 +88,8 @@ def import_edit(source: Source) -> Edit:
         "except ModuleNotFoundError as _amd_error:",
         '    if _amd_error.name != "amd_ops":',
         "        raise",
+        "    _amd = None",
+        "if _amd and not _amd.__file__:  # a folder that an uninstall left behind, not the package",
         "    _amd = None",
         f'__amd_overlay__ = "sha256:{source.sha256}"',
     ]

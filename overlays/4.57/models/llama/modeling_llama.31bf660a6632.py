@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:31bf660a663259134324bc65da4e155951dc89c5ca46471d2325a9938e859e26 generator=1 recipes=abd4ae26cbb3 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:31bf660a663259134324bc65da4e155951dc89c5ca46471d2325a9938e859e26 generator=2 recipes=abd4ae26cbb3 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2022 EleutherAI and the HuggingFace Inc. team. All rights reserved.
 #
@@ -51,6 +51,8 @@ try:
 except ModuleNotFoundError as _amd_error:
     if _amd_error.name != "amd_ops":
         raise
+    _amd = None
+if _amd and not _amd.__file__:  # a folder that an uninstall left behind, not the package
     _amd = None
 __amd_overlay__ = "sha256:31bf660a663259134324bc65da4e155951dc89c5ca46471d2325a9938e859e26"
 
