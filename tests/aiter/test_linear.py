@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import amd_ops
+from amd_ops.backends import aiter as backend
+from amd_ops.gemm_tables import GemmTable
 from tests.aiter.support import BF16, Gpu, rand
 from tests.doubles import formulas
+from tests.doubles.aiter import fake_aiter
 
 BEFORE_GEMM = "v0.1.5.post4"
 
@@ -126,3 +131,26 @@ def test_apply_linear_calls_a_module_with_a_hook(one: Gpu) -> None:
         amd_ops.apply_linear(module, x)
     assert seen == [1]
     assert one.double.kernels() == []
+
+
+def test_the_merged_table_is_in_place_before_the_gemm_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """aiter reads its tables when aiter.tuned_gemm is imported: they are settled first, once, and reported."""
+    asked: list[tuple[str, int, bool]] = []
+
+    def settle(arch: str, cu_count: int) -> GemmTable:
+        asked.append((arch, cu_count, "aiter.tuned_gemm" in sys.modules))
+        return GemmTable("/cache/table.csv", "merged", 7, "built from 2 files")
+
+    monkeypatch.setattr(backend, "_gemm_table", None)
+    monkeypatch.setattr(backend, "ensure_merged_table", settle)
+    with fake_aiter("v0.1.9.post1", "gfx942", 304), torch.no_grad():
+        with amd_ops.override(use_optimized_ops=1):
+            amd_ops.linear(rand(3, 64), rand(48, 64))
+        assert asked == []
+        for _ in range(2):
+            with amd_ops.override(use_aiter_gemm=1):
+                amd_ops.linear(rand(3, 64), rand(48, 64))
+        assert asked == [("gfx942", 304, False)]
+        report = amd_ops.report()
+    assert report.as_dict()["gemm_table"]["rows"] == 7
+    assert "GEMM table: built from 2 files" in str(report)
