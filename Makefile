@@ -2,7 +2,7 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TRANSFORMERS ?= transformers==4.57.6
-TEST_RELEASES := 4.56.2 4.57.0 4.57.1 4.57.2 4.57.3 4.57.5 4.57.6 5.23.0
+TEST_RELEASES := 4.56.2 4.57.0 4.57.1 4.57.2 4.57.3 4.57.4 4.57.5 4.57.6 5.23.0
 PYTEST_ARGS ?=
 
 VENV := .venv
