@@ -250,6 +250,20 @@ def tune(context: typer.Context) -> int:
     return code if isinstance(code, int) else 0
 
 
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+def bench(context: typer.Context) -> int:
+    """Measure stock against overlaid code and report it; `overlay bench --help` lists the options."""
+    from rocm_overlay.bench.cli import app as bench_app
+
+    code = typer.main.get_command(bench_app).main(
+        context.args or ["--help"], prog_name="overlay bench", standalone_mode=False
+    )
+    return code if isinstance(code, int) else 0
+
+
 @app.command()
 def drift(
     old: Annotated[Path, typer.Argument(metavar="A", help="A transformers package folder or wheel.")],
