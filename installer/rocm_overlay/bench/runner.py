@@ -103,7 +103,7 @@ class Journal:
     """The folder of a run: the plan, and one line per finished process. Lines are only ever appended."""
 
     def __init__(self, folder: Path, setup: Setup) -> None:
-        self.folder = folder
+        self.folder = folder.resolve()  # workers run in another folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._settle(setup)
@@ -215,7 +215,9 @@ def _measure(setup: Setup, cell: Cell, round: int, weights: Path, scratch: Path,
     if child.timed_out:
         process.status, process.message = "timeout", f"it was ended after {setup.timeout:g} s"
     elif process.status == "crashed":
-        process.message = f"the process ended with status {child.status}:\n{child.log_tail()}"
+        tail = child.log_tail()
+        last = tail.splitlines()[-1] if tail else "it wrote nothing"
+        process.message = f"the process ended with status {child.status}: {last}\n{tail}"
     elif process.status == "ok" and cell.build == "overlay" and not process.overlay:
         process.status, process.message = "crashed", "the process ran stock code where the overlay was asked for"
     return process
