@@ -42,7 +42,7 @@ class Child:
             with self._log.open("wb") as log:
                 process = subprocess.Popen(
                     [*self._command, str(self._job), str(writing)],
-                    cwd=self._scratch, env={**self._environment(), **(env or {})}, pass_fds=(writing,),
+                    cwd=self._scratch, env=self._environment(env or {}), pass_fds=(writing,),
                     stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                 )  # fmt: skip
         except BaseException:
@@ -68,8 +68,8 @@ class Child:
         self.timed_out = True
         _kill(process)
 
-    def _environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not is_toggle(name)}
+    def _environment(self, more: Mapping[str, str]) -> dict[str, str]:
+        kept = {**{name: value for name, value in os.environ.items() if not is_toggle(name)}, **more}
         path = [str(beside("rocm_overlay", self._scratch / "tool")), kept.get("PYTHONPATH", "")]
         return {
             **kept,

@@ -67,7 +67,7 @@ def test_a_cell_that_crashes_is_told_and_ends_with_1(model: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((), "--model is missing"),
+        (("--matrix", "toggles"), "--model is missing"),
         (("--model", "nowhere"), "nowhere is not a folder"),
         (("--model", "MODEL", "--dtype", "int8"), "--dtype is 'int8'"),
         (("--model", "MODEL", "--batch", "one"), "--batch is 'one'"),

@@ -32,7 +32,7 @@ class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.once += not self.inside
         return func(*args, **(kwargs or {}))
 
-    def as_one(self, call: Callable[..., Any]) -> Callable[..., Any]:
+    def as_one(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap an op's call so that what happens inside counts once."""
 
         def counted(*args: Any) -> Any:
@@ -49,18 +49,19 @@ class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def count(run: Callable[[], object]) -> dict[str, int]:
     """Run once and return ``{"once": ..., "raw": ...}``. Ops must be bound before (call ``run`` once uncounted)."""
     mode = _Count()
-    with _ours_as_one(mode), mode:
+    with wrapped_ops(mode.as_one), mode:
         run()
     return {"once": mode.once, "raw": mode.raw}
 
 
 @contextlib.contextmanager
-def _ours_as_one(mode: _Count) -> Iterator[None]:
+def wrapped_ops(wrap: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """Put ``wrap(name, call)`` in the place of every bound op of ours; stock processes have none."""
     amd_ops = sys.modules.get("amd_ops")
     ours = [op for op in amd_ops.dispatch.ops.values() if isinstance(op, amd_ops.dispatch.Op)] if amd_ops else []
     bound = {op: op.call for op in ours}
     for op, call in bound.items():
-        op.call = mode.as_one(call)
+        op.call = wrap(op.name, call)
     try:
         yield
     finally:

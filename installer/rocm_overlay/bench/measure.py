@@ -59,8 +59,8 @@ def materialise(job: dict[str, Any], emit: Emit) -> None:
 def cell(job: dict[str, Any], emit: Emit) -> None:
     """Measure one cell and emit its samples."""
     start = time.perf_counter()
-    model = _load(job)
-    _sync()
+    model = load(job)
+    sync()
     emit("loaded", seconds=time.perf_counter() - start, overlay=_overlay_of(model), rss=_peak_rss())
     work = job["cell"]["work"]
     step = _STEPS[work["mode"]](model, job)
@@ -101,25 +101,25 @@ def _generate(model: Any, job: dict[str, Any]) -> Callable[[], Done]:
     """Greedy decoding by hand: one prefill (TTFT), then osl - 1 single steps (ITL); end tokens are ignored."""
     work = job["cell"]["work"]
     vocab = model.config.get_text_config().vocab_size
-    ids = _ids(vocab, work["batch"], work["isl"], job["seed"]).to(model.device)
+    ids = token_ids(vocab, work["batch"], work["isl"], job["seed"]).to(model.device)
 
     @torch.inference_mode()
     def run() -> Done:
-        cache = _cache(model, work)
-        _sync()
+        cache = cache_for(model, work)
+        sync()
         begin = time.perf_counter()
-        out = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **_positions(work, 0, work["isl"]))
+        out = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **positions(work, 0, work["isl"]))
         logits = out.logits[:, -1]
         token = logits.argmax(-1, keepdim=True)
-        _sync()
+        sync()
         stamps = [time.perf_counter()]
         tokens = [token]
         for index in range(work["osl"] - 1):
-            position = _positions(work, work["isl"] + index, 1)
+            position = positions(work, work["isl"] + index, 1)
             out = model(token, past_key_values=out.past_key_values, use_cache=True, **position)
             token = out.logits[:, -1].argmax(-1, keepdim=True)
             tokens.append(token)
-            _sync()
+            sync()
             stamps.append(time.perf_counter())
         steps = [after - before for before, after in itertools.pairwise(stamps)]
         times = {"ttft": stamps[0] - begin, "itl": steps, "e2e": stamps[-1] - begin}
@@ -132,16 +132,16 @@ def _train(model: Any, job: dict[str, Any]) -> Callable[[], Done]:
     """One training step without an optimiser: forward, loss, backward."""
     work = job["cell"]["work"]
     vocab = model.config.get_text_config().vocab_size
-    ids = _ids(vocab, work["batch"], work["isl"], job["seed"]).to(model.device)
+    ids = token_ids(vocab, work["batch"], work["isl"], job["seed"]).to(model.device)
     model.train()
 
     def run() -> Done:
         model.zero_grad(set_to_none=True)
-        _sync()
+        sync()
         begin = time.perf_counter()
         loss = model(ids, labels=ids, use_cache=False).loss
         loss.backward()
-        _sync()
+        sync()
         e2e = time.perf_counter() - begin
         norm = torch.stack([p.grad.float().norm() for p in model.parameters() if p.grad is not None]).norm()
         return Done({"e2e": e2e}, {"loss": loss[None], "grad_norm": norm[None]})
@@ -156,10 +156,10 @@ def _forward(model: Any, job: dict[str, Any]) -> Callable[[], Done]:
 
     @torch.inference_mode()
     def run() -> Done:
-        _sync()
+        sync()
         begin = time.perf_counter()
         out = model(**inputs)
-        _sync()
+        sync()
         return Done({"e2e": time.perf_counter() - begin}, {"hidden": out[0]})
 
     return run
@@ -181,15 +181,15 @@ def _encoder_inputs(model: Any, work: dict[str, Any], seed: int) -> dict[str, to
         return {"pixel_values": pixels.to(model.dtype)}
     if model.main_input_name != "input_ids":
         raise Unfit(f"{type(model).__name__} takes {model.main_input_name}; input_ids and pixel_values can be made up")
-    return {"input_ids": _ids(config.vocab_size, work["batch"], work["isl"], seed)}
+    return {"input_ids": token_ids(config.vocab_size, work["batch"], work["isl"], seed)}
 
 
-def _ids(vocab: int, batch: int, length: int, seed: int) -> torch.Tensor:
+def token_ids(vocab: int, batch: int, length: int, seed: int) -> torch.Tensor:
     low = min(FIRST_TOKEN, vocab - 1)
     return torch.randint(low, vocab, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
-def _cache(model: Any, work: dict[str, Any]) -> Any:
+def cache_for(model: Any, work: dict[str, Any]) -> Any:
     import transformers
 
     if work["cache"] == "dynamic":
@@ -198,7 +198,7 @@ def _cache(model: Any, work: dict[str, Any]) -> Any:
     return transformers.StaticCache(config=model.config, max_cache_len=length)
 
 
-def _positions(work: dict[str, Any], start: int, count: int) -> dict[str, torch.Tensor]:
+def positions(work: dict[str, Any], start: int, count: int) -> dict[str, torch.Tensor]:
     """A static cache has to be told where it is written to (transformers 4); a dynamic one knows."""
     if work["cache"] == "dynamic":
         return {}
@@ -222,11 +222,11 @@ def _launches(model: Any, job: dict[str, Any]) -> dict[str, Any]:
     if work["mode"] == "forward":
         return {"unit": "forward", **launches.count(_STEPS["forward"](model, job))}
     vocab = model.config.get_text_config().vocab_size
-    ids = _ids(vocab, work["batch"], work["isl"], job["seed"]).to(model.device)
+    ids = token_ids(vocab, work["batch"], work["isl"], job["seed"]).to(model.device)
     with torch.inference_mode():
-        cache = _cache(model, work)
-        model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **_positions(work, 0, work["isl"]))
-        one = _positions(work, work["isl"], 1)
+        cache = cache_for(model, work)
+        model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **positions(work, 0, work["isl"]))
+        one = positions(work, work["isl"], 1)
         counted = launches.count(lambda: model(ids[:, :1], past_key_values=cache, use_cache=True, **one))
     return {"unit": "decoded token", **counted}
 
@@ -258,7 +258,7 @@ def _dtype_keyword() -> str:
     return "dtype" if release >= (4, 56) else "torch_dtype"
 
 
-def _load(job: dict[str, Any]) -> Any:
+def load(job: dict[str, Any]) -> Any:
     keywords = {_dtype_keyword(): getattr(torch, job["dtype"]), "attn_implementation": job["cell"]["work"]["attn"]}
     model = _auto(job).from_pretrained(job["weights"], local_files_only=True, **keywords)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
@@ -269,7 +269,7 @@ def _overlay_of(model: Any) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _sync() -> None:
+def sync() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -321,10 +321,10 @@ def _copy_bandwidth() -> float:
 
 def _copies(source: torch.Tensor, target: torch.Tensor) -> Iterator[float]:
     for _ in range(8):
-        _sync()
+        sync()
         begin = time.perf_counter()
         target.copy_(source)
-        _sync()
+        sync()
         yield 2 * COPY_BYTES / (time.perf_counter() - begin)
 
 

@@ -158,8 +158,6 @@ def run_all(setup: Setup, journal: Journal, step: Step) -> list[Process]:
     done = journal.done()
     with tempfile.TemporaryDirectory(prefix="overlay-bench-") as name:
         scratch = Path(name)
-        _stage(scratch, setup.sources)
-        weights = setup.model if setup.has_weights else scratch / "weights"
         missing = [
             (cell, round)
             for round in range(setup.rounds)
@@ -168,7 +166,7 @@ def run_all(setup: Setup, journal: Journal, step: Step) -> list[Process]:
         ]
         if missing and not setup.has_weights:
             step("writing seeded weights")
-            _materialise(setup, scratch, weights)
+        weights = stage(setup, scratch) if missing else setup.model
         for cell, round in missing:
             step(f"round {round + 1} of {setup.rounds}: {cell.id}")
             process = _measure(setup, cell, round, weights, scratch, journal.folder)
@@ -180,24 +178,37 @@ def run_all(setup: Setup, journal: Journal, step: Step) -> list[Process]:
 def ask_size(setup: Setup) -> dict[str, Any]:
     """Ask for parameters, bytes and free memory, before anything is loaded."""
     with tempfile.TemporaryDirectory(prefix="overlay-bench-") as name:
-        child = _child(setup, "size", Path(name), {})
-        found = next((event for event in child.events(timeout=setup.timeout) if event["event"] == "size"), None)
+        started = child(setup, "size", Path(name), {})
+        found = next((event for event in started.events(timeout=setup.timeout) if event["event"] == "size"), None)
         if found is None:
             raise UsageError(
                 "model-unreadable",
-                f"transformers {setup.interpreter.transformers} cannot build {setup.model}:\n{child.log_tail()}",
+                f"transformers {setup.interpreter.transformers} cannot build {setup.model}:\n{started.log_tail()}",
                 remedy="pass --model a folder that save_pretrained wrote, or a config.json",
                 paths=[setup.model],
             )
         return found
 
 
+def stage(setup: Setup, scratch: Path) -> Path:
+    """Lay out both texts of the code, and the weights where the model has none; return the folder of the weights."""
+    for build, path, text in _texts(setup.sources):
+        target = scratch / build / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(text)
+    if setup.has_weights:
+        return setup.model
+    weights = scratch / "weights"
+    _materialise(setup, scratch, weights)
+    return weights
+
+
 def _materialise(setup: Setup, scratch: Path, weights: Path) -> None:
-    child = _child(setup, "materialise", scratch, {"weights": str(weights)})
-    if not any(event["event"] == "materialised" for event in child.events(timeout=setup.timeout)):
+    started = child(setup, "materialise", scratch, {"weights": str(weights)})
+    if not any(event["event"] == "materialised" for event in started.events(timeout=setup.timeout)):
         raise WriteError(
             "no-weights",
-            f"seeded weights for {setup.model} could not be written into {weights}:\n{child.log_tail()}",
+            f"seeded weights for {setup.model} could not be written into {weights}:\n{started.log_tail()}",
             remedy="set TMPDIR to a folder with enough space",
             paths=[weights],
         )
@@ -208,22 +219,23 @@ def _measure(setup: Setup, cell: Cell, round: int, weights: Path, scratch: Path,
     values = folder / "values" / f"{hashlib.sha256(cell.id.encode()).hexdigest()[:16]}-{round}.safetensors"
     values.parent.mkdir(exist_ok=True)
     job = {"cell": cell.as_json(), "weights": str(weights), "values": str(values)}
-    child = _child(setup, "cell", scratch, job, build=cell.build)
+    started = child(setup, "cell", scratch, job, build=cell.build)
     env = {**cell.env, **cell.toggles}
-    for event in child.events(env, timeout=setup.timeout):
+    for event in started.events(env, timeout=setup.timeout):
         process.take(event)
-    if child.timed_out:
+    if started.timed_out:
         process.status, process.message = "timeout", f"it was ended after {setup.timeout:g} s"
     elif process.status == "crashed":
-        tail = child.log_tail()
+        tail = started.log_tail()
         last = tail.splitlines()[-1] if tail else "it wrote nothing"
-        process.message = f"the process ended with status {child.status}: {last}\n{tail}"
+        process.message = f"the process ended with status {started.status}: {last}\n{tail}"
     elif process.status == "ok" and cell.build == "overlay" and not process.overlay:
         process.status, process.message = "crashed", "the process ran stock code where the overlay was asked for"
     return process
 
 
-def _child(setup: Setup, task: str, scratch: Path, more: dict[str, Any], build: str = "stock") -> Child:
+def child(setup: Setup, task: str, scratch: Path, more: dict[str, Any], build: str | None = None) -> Child:
+    """Prepare a worker; with ``build`` it is served that build of the code, else whatever is installed."""
     job = {
         "task": task,
         "model": str(setup.model),
@@ -232,20 +244,11 @@ def _child(setup: Setup, task: str, scratch: Path, more: dict[str, Any], build: 
         "seed": setup.seed,
         "warmup": setup.warmup,
         "runs": setup.runs,
-        "sources": {source.module: str(scratch / build / source.path) for source in setup.sources},
+        "sources": {source.module: str(scratch / build / source.path) for source in setup.sources} if build else {},
         "amd_ops_path": None if setup.interpreter.amd_ops else str(beside("amd_ops", scratch / "fallback")),
         **more,
     }
-    if task != "cell":
-        job["sources"] = {}
     return Child(setup.interpreter.executable, WORKER, job, scratch)
-
-
-def _stage(scratch: Path, sources: list[Source]) -> None:
-    for build, path, text in _texts(sources):
-        target = scratch / build / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(text)
 
 
 def _texts(sources: list[Source]) -> Iterator[tuple[str, str, bytes]]:

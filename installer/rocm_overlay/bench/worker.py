@@ -30,11 +30,11 @@ def main(arguments: list[str]) -> int:
         finder = SourceFinder(job["sources"])
         with finder:
             start = time.perf_counter()
-            from rocm_overlay.bench import measure
+            from rocm_overlay.bench import measure, trace
 
             emit("imported", seconds=time.perf_counter() - start)
             try:
-                measure.TASKS[job["task"]](job, emit)
+                {**measure.TASKS, "profile": trace.run}[job["task"]](job, emit)
             except measure.Unfit as error:
                 emit("unfit", message=str(error))
     return 0

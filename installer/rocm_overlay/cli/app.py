@@ -265,6 +265,38 @@ def bench(context: typer.Context) -> int:
 
 
 @app.command()
+def profile(
+    model: Annotated[str, typer.Option("--model", metavar="DIR", help="A saved model, or a folder with config.json.")],
+    python: Annotated[
+        str | None, typer.Option("--python", metavar="PYTHON", help="Interpreter with torch and transformers.")
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", help="Batch size.")] = 1,
+    isl: Annotated[int, typer.Option("--isl", help="Prompt length in tokens.")] = 128,
+    attn: Annotated[str, typer.Option("--attn", help="Attention implementation of transformers.")] = "sdpa",
+    cache: Annotated[str, typer.Option("--cache", help="dynamic or static.")] = "dynamic",
+    dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = "bfloat16",
+    folder: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="Folder of the traces.")] = None,
+    json: Json = False,
+) -> int:
+    """Trace one prefill and one decode step, stock and overlaid: the share of time in ops of ours, and the gaps."""
+    from rocm_overlay.bench import command, profiling
+
+    return profiling.run(
+        command.Options(
+            model=model,
+            python=python,
+            batch=str(batch),
+            isl=str(isl),
+            attn=attn,
+            cache=cache,
+            dtype=dtype,
+            output=folder,
+            as_json=json,
+        )
+    )
+
+
+@app.command()
 def drift(
     old: Annotated[Path, typer.Argument(metavar="A", help="A transformers package folder or wheel.")],
     new: Annotated[Path, typer.Argument(metavar="B", help="The one to move to.")],
