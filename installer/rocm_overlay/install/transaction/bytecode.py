@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-from .fs import split
+from .fs import Tree, split
 from .place import Place
 
 
@@ -22,12 +22,19 @@ def compiled(place: Place, path: str) -> tuple[str, ...]:
 
 
 def purge(place: Place, path: str) -> None:
-    """Remove the compiled files of a module, also those below the target's PYTHONPYCACHEPREFIX."""
+    """Remove the compiled files of a module, also those below the target's PYTHONPYCACHEPREFIX, durably.
+
+    Bytecode that Python never checks against its source must not come back with a power cut.
+    """
     folder, name = split(place.target(path))
-    for found in compiled(place, path):
-        place.tree.remove(f"{folder}/__pycache__/{found}")
+    _purge(place.tree, f"{folder}/__pycache__", _pattern(name))
     if place.pycache_prefix is not None:
-        mirrored = os.fspath(place.tree.root / folder).lstrip("/")
-        for found in place.pycache_prefix.names(mirrored):
-            if _pattern(name).fullmatch(found):
-                place.pycache_prefix.remove(f"{mirrored}/{found}")
+        _purge(place.pycache_prefix, os.fspath(place.tree.root / folder).lstrip("/"), _pattern(name))
+
+
+def _purge(tree: Tree, folder: str, pattern: re.Pattern[str]) -> None:
+    names = [name for name in tree.names(folder) if pattern.fullmatch(name)]
+    for name in names:
+        tree.remove(f"{folder}/{name}")
+    if names:
+        tree.sync(folder)
