@@ -244,14 +244,20 @@ def judge(world: World, allowed: dict[str, dict[str, bytes]]) -> str:
     strays = [str(file) for file in world.site.rglob("*") if TEMPORARY.fullmatch(file.name)]
     if strays:
         return f"BAD: temporary files {strays}"
-    current = receipt.load(world.place())
+    try:
+        current = receipt.load(world.place())
+    except OverlayError as error:
+        return f"BAD: {error}"
     if sorted(current.by_path() if current else {}) != changed:
         return f"BAD: the receipt says {sorted(current.by_path()) if current else None}, changed are {changed}"
     for file in current.files if current else ():
         if sha256(world.file(file.path).read_bytes()) != file.overlay_sha256:
             return f"BAD: the receipt has another hash for {file.path}"
-        if not (world.site / BLOBS / file.stock.sha256).exists():
-            return f"BAD: no blob for {file.path}"
+        blob = world.site / BLOBS / file.stock.sha256
+        if not blob.exists() or sha256(blob.read_bytes()) != file.stock.sha256:
+            return f"BAD: no blob with the stock text of {file.path}"
+        if blob.stat().st_nlink != 1:
+            return f"BAD: the blob for {file.path} shares its inode"
     return name
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import errno
-import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +19,6 @@ ERRORS = (
     errno.EIO, errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EPERM, errno.EDQUOT, errno.ESTALE, errno.EINTR,
 )  # fmt: skip
 EVERY = WRITING | READING | {"close"}
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory where there is one: thousands of small trees are made here; durability is not the point."""
-    memory = Path("/dev/shm")
-    if not os.access(memory, os.W_OK):
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir=memory) as folder:
-        yield Path(folder)
 
 
 def test_every_system_call_is_counted() -> None:
@@ -111,63 +98,6 @@ def test_kill_then_kill_the_recovery(scenario: Scenario, disk: Path) -> None:
     assert _bad(results) == []
 
 
-class InPlaceFs(FaultFs):
-    """Seeded bug: writes into the target instead of replacing it."""
-
-    def replace(self, source: str, name: str, at: int) -> None:
-        fd = os.open(source, os.O_RDONLY, dir_fd=at)
-        data = os.read(fd, 1 << 20)
-        os.close(fd)
-        target = os.open(name, os.O_WRONLY | os.O_TRUNC | os.O_CREAT, dir_fd=at)
-        self.write(target, data)
-        os.close(target)
-        os.unlink(source, dir_fd=at)
-
-
-class NoJournalFs(FaultFs):
-    """Seeded bug: the journal never becomes visible."""
-
-    def link(self, source: str, name: str, at: int) -> None:
-        pass
-
-
-class NoPurgeFs(FaultFs):
-    """Seeded bug: stale bytecode stays."""
-
-    def unlink(self, name: str, at: int) -> None:
-        if not name.endswith(".pyc"):
-            super().unlink(name, at)
-
-
-class SingleWriteFs(FaultFs):
-    """Seeded bug: takes one write call for a complete write."""
-
-    def write(self, fd: int, data: bytes | memoryview) -> int:
-        os.write(fd, bytes(data)[: max(1, len(data) // 2)])
-        return len(data)
-
-
-@pytest.mark.parametrize("seeded", [InPlaceFs, NoJournalFs, NoPurgeFs], ids=lambda seeded: seeded.__name__)
-def test_the_harness_catches_a_seeded_bug(seeded: type[FaultFs], disk: Path) -> None:
-    scenario = harness.INSTALL
-    points = _count_with(seeded, scenario, disk / "count")
-    results = []
-    for point in range(1, points + 1):
-        world = scenario.world(disk / str(point))
-        harness.killed_at(scenario, world, seeded(harness.kill(point, after=True), WRITING))
-        results.append(harness.end_state(world, scenario))
-        shutil.rmtree(world.root)
-    assert _bad(results), f"{seeded.__name__} went unnoticed"
-
-
-def test_a_truncating_write_is_refused_before_anything_changes(disk: Path) -> None:
-    world = harness.INSTALL.world(disk / "world")
-    with pytest.raises(OverlayError) as caught:
-        harness.INSTALL.act(world, SingleWriteFs(lambda number, name, call, args: call(), WRITING))
-    assert caught.value.code == CANNOT_WRITE
-    assert harness.end_state(world, harness.INSTALL) == "stock"
-
-
 def test_install_and_revert_work_after_a_healed_kill(disk: Path) -> None:
     for point in range(1, harness.count(harness.INSTALL, disk / "count", WRITING) + 1, 5):
         world = harness.INSTALL.world(disk / str(point))
@@ -200,12 +130,6 @@ def _errors(
         results.append(trouble or harness.end_state(world, scenario))
         shutil.rmtree(world.root)
     return results
-
-
-def _count_with(kind: type[FaultFs], scenario: Scenario, root: Path) -> int:
-    fs = kind(lambda number, name, call, args: call(), WRITING)
-    scenario.act(scenario.world(root), fs)
-    return fs.count
 
 
 def _run_with(scenario: Scenario, world: harness.World, act: Callable[..., Any], counted: frozenset[str]) -> str | None:

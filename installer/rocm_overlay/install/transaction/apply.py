@@ -12,7 +12,7 @@ from .entry import Entry, Observed, sha256
 from .errors import BusyError, RolledBackError, UnrecoveredError
 from .journal import INSTALL, Change, Journal
 from .lock import cannot_write
-from .place import HISTORY, STATE, Place, new_id, temporary_name
+from .place import BLOBS, HISTORY, STATE, Place, new_id, temporary_name
 from .recovery import BACK, Recovered, recover, set_aside, tidy, write_receipt
 from .signals import Signals
 
@@ -118,6 +118,7 @@ class _Run:
             if blobs.get(self.place, sha256(data)) is None:
                 self.added.append(sha256(data))
                 blobs.put(self.place, data)
+        self.place.tree.sync(BLOBS)  # also for those that were there: who wrote them may have been stopped before it
         for step in self.plan.steps:
             if step.rescue and step.before is not None:
                 self.rescued.append(set_aside(self.place, self.plan.id, step.path, step.before.data))

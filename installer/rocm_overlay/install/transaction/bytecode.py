@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-from .fs import Tree, split
+from .fs import split
 from .place import Place
 
 
@@ -27,14 +27,6 @@ def purge(place: Place, path: str) -> None:
     Bytecode that Python never checks against its source must not come back with a power cut.
     """
     folder, name = split(place.target(path))
-    _purge(place.tree, f"{folder}/__pycache__", _pattern(name))
+    place.tree.clean(f"{folder}/__pycache__", _pattern(name))
     if place.pycache_prefix is not None:
-        _purge(place.pycache_prefix, os.fspath(place.tree.root / folder).lstrip("/"), _pattern(name))
-
-
-def _purge(tree: Tree, folder: str, pattern: re.Pattern[str]) -> None:
-    names = [name for name in tree.names(folder) if pattern.fullmatch(name)]
-    for name in names:
-        tree.remove(f"{folder}/{name}")
-    if names:
-        tree.sync(folder)
+        place.pycache_prefix.clean(os.fspath(place.tree.root / folder).lstrip("/"), _pattern(name))

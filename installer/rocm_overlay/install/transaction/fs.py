@@ -232,6 +232,17 @@ class Tree:
         with contextlib.suppress(FileNotFoundError), self.directory(directory) as at:
             self.fs.unlink(name, at)
 
+    def clean(self, relative: str, pattern: re.Pattern[str]) -> None:
+        """Remove the files of a directory whose whole name the pattern matches, durably; it need not exist.
+
+        It is synced also where none is left: an earlier process may have been stopped before it could do that.
+        """
+        with contextlib.suppress(FileNotFoundError), self.directory(relative) as at:
+            for name in filter(pattern.fullmatch, self.fs.names(at)):
+                with contextlib.suppress(FileNotFoundError):
+                    self.fs.unlink(name, at)
+            self.fs.fsync(at)
+
     def sync(self, relative: str) -> None:
         """Make the names in a directory durable."""
         with self.directory(relative) as at:

@@ -92,6 +92,7 @@ class _Recovery:
         if self._complete():
             for change in self.journal.changes:
                 purge(self.place, change.path)
+            self._sync()
             return self._close(COMPLETED, self.journal.receipt_after)
         rescued = self._unknown(force)
         back = self.journal.kind == INSTALL
@@ -100,8 +101,7 @@ class _Recovery:
             self._drop_temporaries()  # frees the space that putting texts back may need
         for change in changes:
             self._settle(change, change.before if back else change.after)
-        for folder in sorted({self.place.folder(change.path) for change in changes}):
-            self.place.tree.sync(folder)
+        self._sync()
         self._verify(back)
         receipt = self.journal.receipt_before if back else self.journal.receipt_after
         if self._receipt() != receipt:
@@ -160,6 +160,10 @@ class _Recovery:
                 tree.stage(target, change.temporary, text, wanted)
             tree.publish(target, change.temporary)
         purge(self.place, change.path)
+
+    def _sync(self) -> None:
+        for folder in sorted({self.place.folder(change.path) for change in self.journal.changes}):
+            self.place.tree.sync(folder)
 
     def _drop_temporaries(self) -> None:
         for folder in sorted({self.place.folder(change.path) for change in self.journal.changes}):
