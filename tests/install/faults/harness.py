@@ -390,3 +390,20 @@ def copy(world: World, root: Path) -> World:
         neighbour.unlink()
         os.link(shared, neighbour)
     return copied
+
+
+def killed_by_patch(at: int, after: bool, body: Callable[[], object]) -> None:
+    """Run ``body``, which makes its own port, and kill this process at its ``at``-th writing call."""
+    act, seen = kill(at, after=after), 0
+
+    def counting(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: Fs, *args: Any, **kwargs: Any) -> Any:
+            nonlocal seen
+            seen += 1
+            return act(seen, name, lambda: original(self, *args, **kwargs), args)
+
+        return call
+
+    for name in WRITING:
+        setattr(Fs, name, counting(name, getattr(Fs, name)))
+    body()
