@@ -7,7 +7,6 @@ imports torch and nothing else of ours, and aiter only when a toggle asks for it
 from __future__ import annotations
 
 from . import device
-from . import preshuffle as _preshuffle  # noqa: F401 - listens to the settings
 from .activation import gelu_and_mul, gelu_tanh_and_mul, silu_and_mul
 from .attention import attention
 from .checks import ArgumentError

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import preshuffle, toggles
 from .backends import aiter
 from .checks import TORCH_ERRORS, complaint, describe, same_place
 from .dispatch import Op, Site, Tier, always
@@ -68,6 +69,8 @@ def apply_linear(module: nn.Module, x: Tensor) -> Tensor:
         result = module(x)
         return result
     _site.fast.calls += 1
+    if toggles.on.preshuffle:
+        preshuffle.consider(module, x)
     parameters: dict[str, Any] = module.__dict__["_parameters"]
     return linear(x, parameters["weight"], parameters["bias"])
 
