@@ -16,6 +16,7 @@ from .backends import aiter
 from .checks import TORCH_ERRORS, complaint, describe, same_place
 from .dispatch import Op, Site, Tier, always
 from .modules import why_not_plain
+from .tracing import traced
 
 _compiling = torch.compiler.is_dynamo_compiling
 
@@ -34,6 +35,12 @@ _linear = Op(
         Tier("eager", always(eager_linear)),
     ],
 )
+_traced = traced(
+    _linear,
+    "(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+    F.linear,
+    lambda x, weight, bias: x.new_empty((*x.shape[:-1], weight.shape[0])),
+)
 _site = Site("apply_linear", "linear", lambda settings: settings.asked("USE_AITER_GEMM"))
 
 
@@ -43,10 +50,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     device -> [..., N].
     """
     if _compiling():
-        return F.linear(x, weight, bias)
+        result: Tensor = _traced.call(x, weight, bias)
+        return result
     _linear.calls += 1
     try:
-        result: Tensor = _linear.call(x, weight, bias)
+        result = _linear.call(x, weight, bias)
     except TORCH_ERRORS:
         _diagnose(x, weight, bias)
         raise
@@ -61,6 +69,10 @@ def apply_linear(module: nn.Module, x: Tensor) -> Tensor:
     that the module itself is called, with the reason counted under ``apply_linear``.
     """
     if _compiling():
+        if _traced.opaque() and not why_not_plain(module):
+            weight: Any = module.weight
+            bias: Any = module.bias
+            return linear(x, weight, bias)
         result: Tensor = module(x)
         return result
     reason = why_not_plain(module)
