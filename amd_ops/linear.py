@@ -27,7 +27,7 @@ def eager_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return product if bias is None else product + bias
 
 
-_linear = Op(
+op = Op(
     "linear",
     [
         Tier("aiter", aiter.offer("linear", "USE_AITER_GEMM", eager_linear), aiter.wanted("USE_AITER_GEMM")),
@@ -36,7 +36,7 @@ _linear = Op(
     ],
 )
 _traced = traced(
-    _linear,
+    op,
     "(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
     F.linear,
     lambda x, weight, bias: x.new_empty((*x.shape[:-1], weight.shape[0])),
@@ -44,7 +44,7 @@ _traced = traced(
 _site = Site("apply_linear", "linear", lambda settings: settings.asked("USE_AITER_GEMM"))
 
 
-@_linear.public
+@op.public
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x @ weight.T + bias. x [..., K], weight [N, K] (nn.Linear's layout), bias [N] or None, one dtype and
     device -> [..., N].
@@ -52,9 +52,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if _compiling():
         result: Tensor = _traced.call(x, weight, bias)
         return result
-    _linear.calls += 1
+    op.calls += 1
     try:
-        result = _linear.call(x, weight, bias)
+        result = op.call(x, weight, bias)
     except TORCH_ERRORS:
         _diagnose(x, weight, bias)
         raise
@@ -84,6 +84,14 @@ def apply_linear(module: nn.Module, x: Tensor) -> Tensor:
     if toggles.on.preshuffle:
         preshuffle.consider(module, x)
     parameters: dict[str, Any] = module.__dict__["_parameters"]
+    return linear(x, parameters["weight"], parameters["bias"])
+
+
+def plain_call(module: nn.Linear, x: Tensor) -> Tensor:
+    """Run the arithmetic of an nn.Linear whose ``__call__`` is already on the stack, hooks included."""
+    parameters: dict[str, Any] = module.__dict__["_parameters"]
+    if toggles.on.preshuffle and not _compiling() and type(parameters["weight"]) is nn.Parameter:
+        preshuffle.consider(module, x)
     return linear(x, parameters["weight"], parameters["bias"])
 
 

@@ -176,6 +176,10 @@ def _state(owner: nn.Module, names: tuple[str, ...]) -> Packed:
     return state
 
 
+packed_state = _state
+"""The packed group of a module's Linears by their names, for those who pack one module by hand."""
+
+
 @dataclass(frozen=True)
 class Packing:
     """One packed group: the module's path, its Linears, the size of their matrix."""

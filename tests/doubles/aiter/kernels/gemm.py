@@ -83,6 +83,7 @@ def _plain(double: Double, name: str, b: Tensor, dtype: torch.dtype, otype: torc
     """B in plain layout; the tag, the version and the arch decide whether a shuffled B is understood."""
     if not is_shuffled(double, name, "B", b):
         return b
+    double.marked += 1
     honoured = double.catalog.behaviour["gemm_honours_is_shuffled"]
     double.require(honoured, f"{name}: aiter {double.version} does not know is_shuffled: silent garbage")
     n, k = b.shape
