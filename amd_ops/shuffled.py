@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from .dispatch import new_lock_after_fork
+
 LAYOUT = (16, 16)
 ROWS, COLUMNS = 16, 32
 """The layout packs blocks of 16 rows by 32 columns of 16-bit values."""
@@ -23,6 +25,7 @@ Shuffle = Callable[[Tensor], Tensor]
 
 _held: dict[int, Shuffled] = {}
 _lock = threading.RLock()
+new_lock_after_fork(__name__)
 
 
 class Shuffled:
