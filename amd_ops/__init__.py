@@ -7,7 +7,6 @@ imports torch and nothing else of ours, and aiter only when a toggle asks for it
 from __future__ import annotations
 
 from . import device
-from . import preshuffle as _preshuffle  # noqa: F401 - listens to the settings
 from .activation import gelu_and_mul, gelu_tanh_and_mul, silu_and_mul
 from .attention import attention
 from .checks import ArgumentError
@@ -22,6 +21,17 @@ from .rope import apply_rope
 from .routing import route_attention
 from .toggles import Settings, ToggleError, on, override, refresh, settings
 
+# Entry points for hand-written modeling code, loaded when one is first used.
+_HANDWRITTEN = (
+    "check_transformers_version",
+    "fuse_gate_up_projections",
+    "fuse_qkv_projections",
+    "get_use_aiter_attention",
+    "get_use_aiter_gemm",
+    "linear_with_preshuffle",
+    "patch_linear_forward",
+    "preshuffle_linear_weights",
+)
 # Layer and function replacement is a room of its own: it is loaded when one of these names is first used.
 _KERNELIZE = (
     "apply_function_kernel",
@@ -78,6 +88,10 @@ def __getattr__(name: str) -> object:
         from . import kernelize
 
         return getattr(kernelize, name)
+    if name in _HANDWRITTEN:
+        from . import handwritten
+
+        return getattr(handwritten, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -7,6 +7,7 @@ from torch.nn.modules import module as _registry
 
 _STOCK_FORWARD = nn.Linear.forward
 _STOCK_CALL = nn.Linear.__call__
+_own_forward: object = _STOCK_FORWARD
 
 
 def why_not_plain(module: nn.Module) -> str:
@@ -37,8 +38,15 @@ def why_not_plain(module: nn.Module) -> str:
 
 
 def linears_patched() -> bool:
-    """Return True when somebody replaced nn.Linear's own methods."""
-    return nn.Linear.forward is not _STOCK_FORWARD or nn.Linear.__call__ is not _STOCK_CALL
+    """Return True when somebody else replaced nn.Linear's own methods."""
+    forward = nn.Linear.forward
+    return (forward is not _STOCK_FORWARD and forward is not _own_forward) or nn.Linear.__call__ is not _STOCK_CALL
+
+
+def accept_forward(forward: object | None) -> None:
+    """Tell which replacement of nn.Linear.forward is our own and computes the same (None: there is none)."""
+    global _own_forward
+    _own_forward = _STOCK_FORWARD if forward is None else forward
 
 
 def watched_globally() -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor
 from .backends import aiter
 from .checks import TORCH_ERRORS, complaint, describe
 from .dispatch import Op, Tier, always
+from .tracing import traced
 
 FORMS = ("llama", "gemma", "fp32_weight", "t5")
 _HALF = (torch.float16, torch.bfloat16)
@@ -98,6 +99,20 @@ _add_rms_norm = Op(
 )
 
 
+def _like(x: Tensor, weight: Tensor, eps: float, form: str) -> Tensor:
+    dtype = torch.promote_types(x.dtype, weight.dtype) if form in ("llama", "t5") else x.dtype
+    return x.new_empty(x.shape, dtype=dtype)
+
+
+_traced = traced(_rms_norm, "(Tensor x, Tensor weight, float eps, str form) -> Tensor", torch_rms_norm, _like)
+_traced_add = traced(
+    _add_rms_norm,
+    "(Tensor x, Tensor residual, Tensor weight, float eps, str form) -> (Tensor, Tensor)",
+    torch_add_rms_norm,
+    lambda x, residual, weight, eps, form: (_like(x, weight, eps, form), x.new_empty(x.shape)),
+)
+
+
 @_rms_norm.public
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, form: str = "llama") -> Tensor:
     """Normalise the last dimension of x by its root mean square and scale it.
@@ -107,12 +122,13 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, form: str = "llama") -> T
     unusable arguments.
     """
     if _compiling():
-        return torch_rms_norm(x, weight, eps, form)
+        result: Tensor = _traced.call(x, weight, eps, form)
+        return result
     if not eps >= 0.0:
         _diagnose("rms_norm", x, weight, eps, form)
     _rms_norm.calls += 1
     try:
-        result: Tensor = _rms_norm.call(x, weight, eps, form)
+        result = _rms_norm.call(x, weight, eps, form)
     except TORCH_ERRORS:
         _diagnose("rms_norm", x, weight, eps, form)
         raise
@@ -128,12 +144,13 @@ def add_rms_norm(
     x and residual [..., D] of one shape, dtype and device; the rest as in rms_norm. Neither input is written to.
     """
     if _compiling():
-        return torch_add_rms_norm(x, residual, weight, eps, form)
+        result: tuple[Tensor, Tensor] = _traced_add.call(x, residual, weight, eps, form)
+        return result
     if not eps >= 0.0:
         _diagnose("add_rms_norm", x, weight, eps, form, residual)
     _add_rms_norm.calls += 1
     try:
-        result: tuple[Tensor, Tensor] = _add_rms_norm.call(x, residual, weight, eps, form)
+        result = _add_rms_norm.call(x, residual, weight, eps, form)
     except TORCH_ERRORS:
         _diagnose("add_rms_norm", x, weight, eps, form, residual)
         raise

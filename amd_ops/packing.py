@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from . import modules
-from .dispatch import capturing
+from .dispatch import capturing, new_lock_after_fork
 
 _lock = threading.RLock()
+new_lock_after_fork(__name__)
 # The packed matrices that are in use, by address: modules that share parameters share one.
 _wholes: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import packing, toggles
+from . import packing, preshuffle, toggles
 from .activation import gelu_and_mul, gelu_tanh_and_mul, silu_and_mul
 from .dispatch import Site
 from .linear import apply_linear, linear
@@ -130,6 +130,8 @@ def _single(owner: nn.Module, name: str, x: Tensor) -> Tensor:
 
 def _product(x: Tensor, packed: Packed) -> Tensor:
     assert packed.weight is not None
+    if toggles.on.preshuffle:
+        preshuffle.consider_packed(packed, x)
     return linear(x, packed.weight, packed.bias) if toggles.on.linear else F.linear(x, packed.weight, packed.bias)
 
 
@@ -174,6 +176,10 @@ def _state(owner: nn.Module, names: tuple[str, ...]) -> Packed:
     return state
 
 
+packed_state = _state
+"""The packed group of a module's Linears by their names, for those who pack one module by hand."""
+
+
 @dataclass(frozen=True)
 class Packing:
     """One packed group: the module's path, its Linears, the size of their matrix."""
@@ -185,11 +191,14 @@ class Packing:
 
 @dataclass
 class Report:
-    """What prepare() did. ``bytes_added`` is the growth of the model's unique parameter storage: zero."""
+    """What prepare() did. ``bytes_added`` is the growth of the model's unique parameter storage: zero. Shuffled copies
+    stand beside it, in ``shuffling``; there are some only with USE_PRESHUFFLE=1.
+    """
 
     fused: list[Packing] = field(default_factory=list)
     declined: list[tuple[str, str]] = field(default_factory=list)
     bytes_added: int = 0
+    shuffling: preshuffle.Shuffling = field(default_factory=preshuffle.Shuffling)
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -198,6 +207,9 @@ class Report:
             "fused": [{"module": p.module, "linears": list(p.linears), "bytes": p.nbytes} for p in self.fused],
             "declined": [{"module": path, "reason": reason} for path, reason in self.declined],
             "bytes_added": self.bytes_added,
+            "shuffled": [{"module": path, "bytes": size} for path, size in self.shuffling.copies],
+            "not_shuffled": [{"module": path, "reason": reason} for path, reason in self.shuffling.declined],
+            "bytes_of_shuffled_copies": self.shuffling.bytes_added,
         }
 
     def __str__(self) -> str:
@@ -205,11 +217,20 @@ class Report:
         lines = [
             f"fused {len(self.fused)} groups of projections ({size / 2**20:.1f} MiB), {self.bytes_added} bytes added"
         ]
-        reasons: dict[str, list[str]] = {}
-        for path, reason in self.declined:
-            reasons.setdefault(reason, []).append(path)
-        lines += [f"  left {len(paths)} as they were: {reason} ({paths[0]} ...)" for reason, paths in reasons.items()]
+        lines += _by_reason(self.declined, "left {} as they were")
+        copies, size = self.shuffling.copies, self.shuffling.bytes_added
+        if copies:
+            lines.append(f"shuffled copies of {len(copies)} weights, {size} bytes ({size / 2**20:.1f} MiB) added:")
+            lines += [f"  {path}: {size} bytes" for path, size in copies]
+        lines += _by_reason(self.shuffling.declined, "did not shuffle {}")
         return "\n".join(lines)
+
+
+def _by_reason(declined: list[tuple[str, str]], text: str) -> list[str]:
+    reasons: dict[str, list[str]] = {}
+    for path, reason in declined:
+        reasons.setdefault(reason, []).append(path)
+    return [f"  {text.format(len(paths))}: {reason} ({paths[0]} ...)" for reason, paths in reasons.items()]
 
 
 def prepare(model: nn.Module, progress: Callable[[str], None] | None = None) -> Report:
@@ -234,11 +255,14 @@ def prepare(model: nn.Module, progress: Callable[[str], None] | None = None) -> 
             else:
                 report.fused.append(Packing(path, names, state.nbytes()))
     report.bytes_added = unique_bytes(model) - before
+    if toggles.settings().use_preshuffle:
+        report.shuffling = preshuffle.preshuffle_weights(model)
     return report
 
 
 def restore(model: nn.Module) -> None:
-    """Give every packed Linear of ``model`` storage of its own again and forget the packed matrices."""
+    """Give every packed Linear of ``model`` storage of its own again; forget packed matrices and shuffled copies."""
+    preshuffle.restore_weights(model)
     for module in model.modules():
         for state in module.__dict__.pop(_KEY, {}).values():
             if state.owner == id(module):

@@ -13,6 +13,7 @@ from torch import Tensor
 from .backends import aiter
 from .checks import TORCH_ERRORS, complaint, describe
 from .dispatch import Op, Tier, always
+from .tracing import traced
 
 _compiling = torch.compiler.is_dynamo_compiling
 
@@ -68,16 +69,30 @@ _rope = Op(
 )
 
 
+def _like(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int) -> tuple[Tensor, Tensor]:
+    """[B, S, H, D] in memory in either order of dimensions: how the projections left it and what attention reads."""
+    if unsqueeze_dim != 1:
+        return q.new_empty(q.shape), k.new_empty(k.shape)
+    kept = (x.new_empty((x.shape[0], x.shape[2], x.shape[1], x.shape[3])).transpose(1, 2) for x in (q, k))
+    return next(kept), next(kept)
+
+
+_traced = traced(
+    _rope, "(Tensor q, Tensor k, Tensor cos, Tensor sin, int unsqueeze_dim) -> (Tensor, Tensor)", torch_rope, _like
+)
+
+
 @_rope.public
 def apply_rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
     """Rotate q and k by the angles whose cosines and sines are given; shapes are in the module text. Returns new (q,
     k).
     """
     if _compiling():
-        return torch_rope(q, k, cos, sin, unsqueeze_dim)
+        result: tuple[Tensor, Tensor] = _traced.call(q, k, cos, sin, unsqueeze_dim)
+        return result
     _rope.calls += 1
     try:
-        result: tuple[Tensor, Tensor] = _rope.call(q, k, cos, sin, unsqueeze_dim)
+        result = _rope.call(q, k, cos, sin, unsqueeze_dim)
     except TORCH_ERRORS:
         _diagnose(q, k, cos, sin, unsqueeze_dim)
         raise
