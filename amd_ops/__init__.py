@@ -18,6 +18,7 @@ from .norm import add_rms_norm, rms_norm
 from .overlays import overlay_info
 from .projections import gated_mlp, prepare, qkv_proj, restore
 from .reporting import explain, report
+from .residual import add_norm, linear_add, mlp_add
 from .rope import apply_rope
 from .routing import route_attention
 from .toggles import Settings, ToggleError, on, override, refresh, settings
@@ -46,6 +47,7 @@ __all__ = [
     "Settings",
     "ToggleError",
     "Verdict",
+    "add_norm",
     "add_rms_norm",
     "apply_linear",
     "apply_rope",
@@ -57,6 +59,8 @@ __all__ = [
     "gelu_and_mul",
     "gelu_tanh_and_mul",
     "linear",
+    "linear_add",
+    "mlp_add",
     "on",
     "overlay_info",
     "override",

@@ -68,15 +68,29 @@ def gated_mlp(
     USE_OPTIMIZED_OPS is on, any other module is called on the gate half. Fused gate and up are counted under
     ``gated_mlp``.
     """
+    return _single(mlp, down, gated_hidden(mlp, x, gate=gate, up=up, gate_up=gate_up, act=act))
+
+
+def gated_hidden(
+    mlp: nn.Module,
+    x: Tensor,
+    *,
+    gate: str = "gate_proj",
+    up: str = "up_proj",
+    gate_up: str | None = None,
+    act: str = "act_fn",
+) -> Tensor:
+    """act(gate(x)) * up(x): what a gated MLP hands to its down projection. The names are those of gated_mlp."""
     activation = getattr(mlp, act) if act else F.silu
     if gate_up is not None:
         both = _single(mlp, gate_up, x)
     else:
         packed = _packed(mlp, (gate, up), _mlp)
         if packed is None:
-            return _single(mlp, down, activation(_single(mlp, gate, x)) * _single(mlp, up, x))
+            result: Tensor = activation(_single(mlp, gate, x)) * _single(mlp, up, x)
+            return result
         both = _product(x, packed)
-    return _single(mlp, down, _activated(activation, both))
+    return _activated(activation, both)
 
 
 def _activated(activation: Callable[[Tensor], Tensor], both: Tensor) -> Tensor:

@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-_DECODER = {"rms_norm": 1, "rope": 1, "qkv": 1, "attention": 1, "gated_mlp": 1, "linear": 1}
+_DECODER = {
+    "rms_norm": 1,
+    "rope": 1,
+    "qkv": 1,
+    "attention": 1,
+    "gated_mlp": 1,
+    "linear": 1,
+    "forms": 2,
+    "residual": 1,
+}
 
 SITES: Mapping[str, Mapping[str, int]] = {
     "gemma": _DECODER,
@@ -17,7 +26,8 @@ SITES: Mapping[str, Mapping[str, int]] = {
     "mistral": _DECODER,
     "mixtral": _DECODER,
     # phi3 stores q, k and v in one Linear: its qkv_proj and o_proj are plain linears.
-    "phi3": {"rms_norm": 1, "rope": 1, "attention": 1, "gated_mlp": 1, "linear": 2},
+    # Its layer puts a dropout between attention and residual.
+    "phi3": {"rms_norm": 1, "rope": 1, "attention": 1, "gated_mlp": 1, "linear": 2, "forms": 2},
     "qwen2": _DECODER,
     "qwen3": _DECODER,
 }
