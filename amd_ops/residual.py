@@ -27,15 +27,15 @@ MLP_MARK = "amd_gated_mlp"
 _compiling = torch.compiler.is_dynamo_compiling
 
 
-def _nobody(settings: toggles.Settings) -> bool:
+def nobody(settings: toggles.Settings) -> bool:
     """No toggle asks for one of these by name: what a layer cannot have is counted, and neither warned of nor an
     error.
     """
     return False
 
 
-_norm_site = Site("add_norm", "fused", _nobody)
-_mlp_site = Site("mlp_add", "fused", _nobody)
+_norm_site = Site("add_norm", "fused", nobody)
+_mlp_site = Site("mlp_add", "fused", nobody)
 
 
 def norm_form(norm: nn.Module) -> tuple[Tensor, float, str] | str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rocm_overlay.patchgen.recipe import AnyRecipe, RecipeSet
 
-from . import attention, forms, gated_mlp, linear, qkv, residual, rms_norm, rope
+from . import attention, forms, gated_mlp, linear, moe, qk_norm_rope, qkv, residual, rms_norm, rope
 
 ALL: tuple[AnyRecipe, ...] = (
     rms_norm.RECIPE,
@@ -19,6 +19,8 @@ ALL: tuple[AnyRecipe, ...] = (
     linear.RECIPE,
     forms.RECIPE,
     residual.RECIPE,
+    qk_norm_rope.RECIPE,
+    moe.RECIPE,
 )
 
 

@@ -61,8 +61,8 @@ def _is_all(function: Function, expression: cst.BaseExpression) -> bool:
     if assigned is None:
         return len(function.body) == 1
     returned = value_of(function.body[1]) if len(function.body) == 2 else None
-    names = (assigned[0], returned)
-    return all(isinstance(name, cst.Name) for name in names) and names[0].value == names[1].value
+    target = assigned[0]
+    return isinstance(target, cst.Name) and isinstance(returned, cst.Name) and target.value == returned.value
 
 
 def guard(source: Source, site: Site[Mark]) -> str | None:

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:31bf660a663259134324bc65da4e155951dc89c5ca46471d2325a9938e859e26 generator=2 recipes=a45f989e2717 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:31bf660a663259134324bc65da4e155951dc89c5ca46471d2325a9938e859e26 generator=2 recipes=1b58d448ba75 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2022 EleutherAI and the HuggingFace Inc. team. All rights reserved.
 #
@@ -253,6 +253,9 @@ class LlamaAttention(nn.Module):
         cache_position: Optional[torch.LongTensor] = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        _amd_qk = None
+        if _amd and _amd.on.qk_rope:
+            _amd_qk = _amd.qk_rope(self, past_key_values, cache_position)
         input_shape = hidden_states.shape[:-1]
         hidden_shape = (*input_shape, -1, self.head_dim)
 
@@ -266,12 +269,18 @@ class LlamaAttention(nn.Module):
         value_states = value_states.view(hidden_shape).transpose(1, 2)
 
         cos, sin = position_embeddings
-        query_states, key_states = apply_rotary_pos_emb(query_states, key_states, cos, sin)
+        query_states, key_states = (
+            _amd_qk(query_states, key_states, value_states, cos, sin)
+            if _amd_qk
+            else apply_rotary_pos_emb(query_states, key_states, cos, sin)
+        )
 
         if past_key_values is not None:
             # sin and cos are specific to RoPE models; cache_position needed for the static cache
             cache_kwargs = {"sin": sin, "cos": cos, "cache_position": cache_position}
-            key_states, value_states = past_key_values.update(key_states, value_states, self.layer_idx, cache_kwargs)
+            key_states, value_states = (
+                _amd_qk or past_key_values
+            ).update(key_states, value_states, self.layer_idx, cache_kwargs)
 
         attention_interface: Callable = eager_attention_forward
         if self.config._attn_implementation != "eager":
