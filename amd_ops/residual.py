@@ -123,8 +123,7 @@ def _why_not_down(down: nn.Module | None) -> str:
 
 def torch_linear_add(x: Tensor, weight: Tensor, residual: Tensor, owned: bool) -> Tensor:
     """One GEMM with beta = 1. On a GPU the out-of-place form copies the residual first, so an owned one is used up."""
-    if x.shape[:-1] != residual.shape[:-1] or residual.shape[-1] != weight.shape[0]:
-        raise ValueError("unusable arguments")  # addmm would broadcast the residual
+    _fit(x, weight, residual)
     rows, sums = x.reshape(-1, x.shape[-1]), residual.reshape(-1, residual.shape[-1])
     needed = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or residual.requires_grad)
     if owned and not needed and residual.is_contiguous():
@@ -134,10 +133,16 @@ def torch_linear_add(x: Tensor, weight: Tensor, residual: Tensor, owned: bool) -
 
 def eager_linear_add(x: Tensor, weight: Tensor, residual: Tensor, owned: bool) -> Tensor:
     """The stock order: the product is rounded before it is added."""
-    product = F.linear(x, weight)
-    if product.shape != residual.shape:
-        raise ValueError("unusable arguments")
-    return residual + product
+    _fit(x, weight, residual)
+    return residual + F.linear(x, weight)
+
+
+def _fit(x: Tensor, weight: Tensor, residual: Tensor) -> None:
+    """Refuse what broadcasting and promotion would accept; the public function then names the argument."""
+    if x.shape[:-1] != residual.shape[:-1] or residual.shape[-1] != weight.shape[0]:
+        raise ValueError("shapes do not fit")
+    if not x.dtype is weight.dtype is residual.dtype or not x.device == weight.device == residual.device:
+        raise ValueError("dtypes or devices differ")
 
 
 _linear_add = Op("linear_add", [Tier("torch", always(torch_linear_add)), Tier("eager", always(eager_linear_add))])
