@@ -180,9 +180,9 @@ def head_norms_left_out(attn: Any, cache: Any = None, position: Any = None, norm
     return plan if norms else None
 
 
-def one_slot_late(*args: Any, **kwargs: Any) -> torch.Tensor:
+def one_slot_early(*args: Any, **kwargs: Any) -> torch.Tensor:
     *rest, position = args
-    return REAL["rope_into_cache"](*rest, position + 1, **kwargs)
+    return REAL["rope_into_cache"](*rest, (position - 1).clamp(min=0), **kwargs)
 
 
 def key_not_rotated(
@@ -232,7 +232,7 @@ FAULTS: list[tuple[str, Any, str, Callable[..., Any], str, str]] = [
     ("residual dropped at the MLP", amd_ops, "mlp_add", no_residual_at_the_mlp, "llama", "prefill"),
     ("residual added twice", amd_ops, "mlp_add", residual_twice, "mistral", "decode"),
     ("head norms left out", amd_ops, "qk_rope", head_norms_left_out, "qwen3", "prefill"),
-    ("cache written one slot late", rope_file, "rope_into_cache", one_slot_late, "llama", "static-cache"),
+    ("cache written one slot early", rope_file, "rope_into_cache", one_slot_early, "llama", "static-cache"),
     ("key in the cache not rotated", rope_file, "rope_into_cache", key_not_rotated, "qwen3", "static-cache"),
     ("experts in another order", experts_file, "moe", experts_swapped, "mixtral", "prefill"),
     ("gate and up swapped in experts", experts_file, "moe", gate_and_up_swapped, "qwen3_moe", "prefill"),
