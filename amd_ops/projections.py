@@ -31,7 +31,7 @@ GATED: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": gelu_tanh_and_mul,
 }
 
-_KEY = "_amd_packed"
+KEY = "_amd_packed"
 _compiling = torch.compiler.is_dynamo_compiling
 _qkv = Site("qkv_proj", "fused", lambda settings: settings.asked("USE_FUSED_PROJECTIONS"))
 _mlp = Site("gated_mlp", "fused", lambda settings: settings.asked("USE_FUSED_PROJECTIONS"))
@@ -68,15 +68,29 @@ def gated_mlp(
     USE_OPTIMIZED_OPS is on, any other module is called on the gate half. Fused gate and up are counted under
     ``gated_mlp``.
     """
+    return _single(mlp, down, gated_hidden(mlp, x, gate=gate, up=up, gate_up=gate_up, act=act))
+
+
+def gated_hidden(
+    mlp: nn.Module,
+    x: Tensor,
+    *,
+    gate: str = "gate_proj",
+    up: str = "up_proj",
+    gate_up: str | None = None,
+    act: str = "act_fn",
+) -> Tensor:
+    """act(gate(x)) * up(x): what a gated MLP hands to its down projection. The names are those of gated_mlp."""
     activation = getattr(mlp, act) if act else F.silu
     if gate_up is not None:
         both = _single(mlp, gate_up, x)
     else:
         packed = _packed(mlp, (gate, up), _mlp)
         if packed is None:
-            return _single(mlp, down, activation(_single(mlp, gate, x)) * _single(mlp, up, x))
+            result: Tensor = activation(_single(mlp, gate, x)) * _single(mlp, up, x)
+            return result
         both = _product(x, packed)
-    return _single(mlp, down, _activated(activation, both))
+    return _activated(activation, both)
 
 
 def _activated(activation: Callable[[Tensor], Tensor], both: Tensor) -> Tensor:
@@ -164,12 +178,12 @@ def _wants_grad(owner: nn.Module, names: tuple[str, ...]) -> bool:
 
 
 def _state(owner: nn.Module, names: tuple[str, ...]) -> Packed:
-    states = owner.__dict__.get(_KEY)
+    states = owner.__dict__.get(KEY)
     state = states.get(names) if type(states) is States else None
     if state is None or (state.owner and state.owner != id(owner)):
         # New, unpickled, or a shallow copy that carries the original's dict, which must be left alone.
         kept = states if type(states) is States and state is None else States()
-        owner.__dict__[_KEY] = kept
+        owner.__dict__[KEY] = kept
         state = kept[names] = Packed()
     return state
 
@@ -220,10 +234,13 @@ def prepare(model: nn.Module, progress: Callable[[str], None] | None = None) -> 
     """
     report = Report()
     before = unique_bytes(model)
+    packed: set[int] = set()
     for path, module in model.named_modules():
+        if path.rpartition(".")[2] == "experts" and _prepare_experts(path, module, report, progress):
+            packed.update(id(expert) for expert in module.children())
         for names in (QKV, *GATE_UP):
             children = module._modules
-            if not all(children.get(name) is not None for name in names):
+            if id(module) in packed or not all(children.get(name) is not None for name in names):
                 continue
             if progress is not None:
                 progress(path)
@@ -237,10 +254,28 @@ def prepare(model: nn.Module, progress: Callable[[str], None] | None = None) -> 
     return report
 
 
+def _prepare_experts(path: str, module: nn.Module, report: Report, progress: Callable[[str], None] | None) -> bool:
+    """Pack a list of experts whose forward the overlaid text marks; other things of that name are not ours."""
+    from . import experts  # needs this module
+
+    if not isinstance(module, nn.ModuleList) or isinstance(experts.names_of(list(module)), str):
+        return False
+    if progress is not None:
+        progress(path)
+    with torch.no_grad():
+        found = experts.packed_experts(module)
+    if isinstance(found, str):
+        report.declined.append((path, found))
+        return False
+    for linears in (experts.GATE_UP, experts.DOWN):
+        report.fused.append(Packing(path, linears, module.__dict__[KEY][linears].nbytes()))
+    return True
+
+
 def restore(model: nn.Module) -> None:
     """Give every packed Linear of ``model`` storage of its own again and forget the packed matrices."""
     for module in model.modules():
-        for state in module.__dict__.pop(_KEY, {}).values():
+        for state in module.__dict__.pop(KEY, {}).values():
             if state.owner == id(module):
                 packing.unpack(state)
 

@@ -78,18 +78,31 @@ class Settings:
 class Switches:
     """Plain booleans that the guards in overlaid files read; all False when every toggle is off."""
 
-    __slots__ = ("attention", "gated_mlp", "linear", "qkv", "rms_norm", "rope")
+    __slots__ = (
+        "add_norm",
+        "attention",
+        "gated_mlp",
+        "linear",
+        "mlp_add",
+        "moe",
+        "qk_rope",
+        "qkv",
+        "rms_norm",
+        "rope",
+    )
 
     def __init__(self) -> None:
-        self.rms_norm = self.rope = self.qkv = self.attention = self.gated_mlp = self.linear = False
+        for name in self.__slots__:
+            setattr(self, name, False)
 
     def follow(self, settings: Settings) -> None:
         """Set every switch from ``settings``. q/k/v and the MLP are also ours when only their linears or activation
         are.
         """
-        self.rms_norm = self.rope = settings.use_optimized_ops
+        self.rms_norm = self.rope = self.add_norm = self.qk_rope = settings.use_optimized_ops
         self.attention = settings.use_aiter_attention or settings.force_eager_attention
         self.linear = settings.use_aiter_gemm
+        self.mlp_add = self.moe = settings.use_fused_projections
         self.qkv = settings.use_fused_projections or settings.use_aiter_gemm
         self.gated_mlp = self.qkv or settings.use_optimized_ops
 
