@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .backends import aiter
+from .backends.triton import tier as triton
 from .checks import TORCH_ERRORS, complaint, describe
 from .dispatch import Op, Tier, always
 from .tracing import traced
@@ -71,6 +72,7 @@ def _op(name: str, in_torch: Callable[[Tensor], Tensor], in_eager: Callable[[Ten
         name,
         [
             Tier("aiter", aiter.offer(name, "USE_OPTIMIZED_OPS", in_eager), aiter.wanted("USE_OPTIMIZED_OPS")),
+            Tier("triton", triton.offer(name, "USE_OPTIMIZED_OPS", in_eager), triton.wanted("USE_OPTIMIZED_OPS")),
             Tier("torch", always(in_torch)),
             Tier("eager", always(in_eager)),
         ],

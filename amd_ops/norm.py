@@ -5,8 +5,8 @@
     fp32_weight  (w * (x32 / rms(x32))).to(x.dtype)          one rounding (olmo2, gpt_oss)
     t5           w * (x / rms(x32)), rounded to w.dtype before the weight only when that is half precision
 
-x [..., D] of any float dtype, w [D], x32 = x in fp32. Tiers: aiter -> torch (F.rms_norm where it computes the same)
--> eager.
+x [..., D] of any float dtype, w [D], x32 = x in fp32. Tiers: aiter -> triton (ours) -> torch (F.rms_norm where it
+computes the same) -> eager.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .backends import aiter
+from .backends.triton import tier as triton
 from .checks import TORCH_ERRORS, complaint, describe
 from .dispatch import Op, Tier, always
 from .tracing import traced
@@ -81,6 +82,9 @@ _rms_norm = Op(
     "rms_norm",
     [
         Tier("aiter", aiter.offer("rms_norm", "USE_OPTIMIZED_OPS", eager_rms_norm), aiter.wanted("USE_OPTIMIZED_OPS")),
+        Tier(
+            "triton", triton.offer("rms_norm", "USE_OPTIMIZED_OPS", eager_rms_norm), triton.wanted("USE_OPTIMIZED_OPS")
+        ),
         Tier("torch", always(torch_rms_norm)),
         Tier("eager", always(eager_rms_norm)),
     ],
@@ -92,6 +96,11 @@ _add_rms_norm = Op(
             "aiter",
             aiter.offer("add_rms_norm", "USE_OPTIMIZED_OPS", eager_add_rms_norm),
             aiter.wanted("USE_OPTIMIZED_OPS"),
+        ),
+        Tier(
+            "triton",
+            triton.offer("add_rms_norm", "USE_OPTIMIZED_OPS", eager_add_rms_norm),
+            triton.wanted("USE_OPTIMIZED_OPS"),
         ),
         Tier("torch", always(torch_add_rms_norm)),
         Tier("eager", always(eager_add_rms_norm)),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .backends import aiter
+from .backends.triton import tier as triton
 from .checks import TORCH_ERRORS, complaint, describe
 from .dispatch import Op, Tier, always
 from .tracing import traced
@@ -63,6 +64,7 @@ _rope = Op(
     "apply_rope",
     [
         Tier("aiter", aiter.offer("apply_rope", "USE_OPTIMIZED_OPS", eager_rope), aiter.wanted("USE_OPTIMIZED_OPS")),
+        Tier("triton", triton.offer("apply_rope", "USE_OPTIMIZED_OPS", eager_rope), triton.wanted("USE_OPTIMIZED_OPS")),
         Tier("torch", always(torch_rope)),
         Tier("eager", always(eager_rope)),
     ],

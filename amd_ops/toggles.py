@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
 from . import device, gemm_tables
+from .backends.triton import target as triton_target
 
 TIERS = ("aiter", "triton", "torch", "eager")
 FAMILIES = ("USE_AITER_ATTENTION", "USE_AITER_GEMM", "USE_OPTIMIZED_OPS", "USE_FUSED_PROJECTIONS", "USE_PRESHUFFLE")
@@ -286,3 +287,4 @@ def _read_profile(path: str) -> dict[str, str]:
 
 
 gemm_tables.use_environment(lambda: os.environ)
+triton_target.use_environment(lambda: os.environ)
