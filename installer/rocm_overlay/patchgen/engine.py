@@ -112,7 +112,7 @@ def _apply(recipe: AnyRecipe, source: Source, others: list[Edit]) -> tuple[list[
 
 
 def _sites(recipe: AnyRecipe, source: Source) -> Iterator[Site[object]]:
-    for function in source.functions:
+    for function in source.functions_near(recipe.hint):
         yield from recipe.match(source, function)
 
 
