@@ -209,6 +209,9 @@ def gen(
     check: Annotated[bool, typer.Option("--check", help="Exit 1 when DIR is not what would be written.")] = False,
     fix: Annotated[bool, typer.Option("--fix", help="With --check: write what differs.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say why sites were declined.")] = False,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", metavar="N", min=1, help="Processes for --all; default: one per core.")
+    ] = None,
     json: Json = False,
 ) -> int:
     """Generate overlays from stock modeling files and the recipes, or files from patch configs."""
@@ -231,6 +234,7 @@ def gen(
         fix=fix,
         verbose=verbose,
         as_json=json,
+        jobs=jobs,
     )
     return command.run(options)
 
