@@ -57,7 +57,15 @@ def shrink(config: Any) -> Any:
     """Return a small config of the same class."""
     values = config.to_dict()
     small = _shrunk(values, [110])
-    for name in ("transformers_version", "architectures", "dtype", "torch_dtype", "_name_or_path", "id2label", "label2id"):
+    for name in (
+        "transformers_version",
+        "architectures",
+        "dtype",
+        "torch_dtype",
+        "_name_or_path",
+        "id2label",
+        "label2id",
+    ):
         small.pop(name, None)
     return type(config)(**small)
 
