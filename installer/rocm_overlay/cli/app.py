@@ -256,8 +256,8 @@ def tune(context: typer.Context) -> int:
 
 @app.command()
 def drift(
-    old: Annotated[Path, typer.Argument(metavar="A", help="A transformers package folder or wheel.")],
-    new: Annotated[Path, typer.Argument(metavar="B", help="The one to move to.")],
+    old: Annotated[str, typer.Argument(metavar="A", help="A release of ours, or a transformers folder or wheel.")],
+    new: Annotated[str, typer.Argument(metavar="B", help="The one to move to.")],
     models: Annotated[str | None, typer.Option("--models", metavar="A,B", help="Only these models.")] = None,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write a page.")] = None,
     json: Json = False,
