@@ -14,6 +14,7 @@ from typing import Any
 
 from ..install.transaction.errors import UsageError
 from .plan import TIERS, Run
+from .switches import functions_of
 from .target import Interpreter, Source
 
 # Tiers that need a GPU or a library: where they cannot run, that is told with the reason and is no failure.
@@ -36,6 +37,7 @@ class RunResult:
     ops: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     message: str = ""
+    culprit: dict[str, Any] | None = None  # the switch, op and layer that a bisect named
 
     @property
     def deviating(self) -> list[dict[str, Any]]:
@@ -85,6 +87,7 @@ class RunResult:
             "declined": self.declined,
             "seconds": self.seconds,
             "message": self.message,
+            "culprit": self.culprit,
         }
 
 
@@ -97,6 +100,7 @@ class Results:
     runs: list[RunResult] = field(default_factory=list)
     not_compared: list[dict[str, Any]] = field(default_factory=list)  # cases that stock itself cannot run
     compared: int = 0
+    nan_weights: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,10 @@ class Setup:
     max_new_tokens: int
     cases: tuple[str, ...]
     implementations: tuple[str, ...]
+    seeded: bool = False  # ``model`` is a configuration alone: weights come from the seed
+    save: Path | None = None  # where stock's outputs are kept for another machine
+    compare: Path | None = None  # outputs of another machine, in place of stock here
+    bisect: bool = True
 
 
 def run_all(setup: Setup, runs: list[Run], step: Step) -> Results:
@@ -148,11 +156,11 @@ def _record(setup: Setup, scratch: Path, results: Results, step: Step) -> None:
             raise UsageError(
                 "model-unreadable",
                 f"transformers {setup.interpreter.transformers} cannot load {setup.model}: {event['message']}",
-                remedy="check that the folder holds a causal language model and its weights",
+                remedy="check that the folder holds a model of a kind that verify knows, and its weights",
                 paths=[setup.model],
             )
         if event["event"] == "loaded":
-            results.device = event["device"]
+            results.device, results.nan_weights = event["device"], event["nan_weights"]
         if event["event"] == "recorded":
             step(f"stock: {event['implementation']} {event['case']}")
             if event["error"]:
@@ -180,6 +188,8 @@ def _compare(setup: Setup, scratch: Path, runs: list[Run], results: Results, ste
             found[event["run"]].cases.append(
                 {key: value for key, value in event.items() if key not in ("event", "run")}
             )
+        if event["event"] == "culprit":
+            found[event["run"]].culprit = {key: event[key] for key in event if key not in ("event", "run")}
         if event["event"] == "run-done":
             found[event["run"]].finish(event)
     for result in found.values():
@@ -210,6 +220,11 @@ class _Worker:
             "dtype": setup.dtype,
             "seed": setup.seed,
             "max_new_tokens": setup.max_new_tokens,
+            "seeded": setup.seeded,
+            "save": str(setup.save.resolve()) if setup.save else None,
+            "compare": str(setup.compare.resolve()) if setup.compare else None,
+            "bisect": setup.bisect,
+            "functions": functions_of(source.overlay for source in setup.sources),
             "amd_ops_path": None if setup.interpreter.amd_ops else str(_beside("amd_ops", scratch / "fallback")),
         }
         self._job.write_text(json.dumps(job))
