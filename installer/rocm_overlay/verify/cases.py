@@ -219,12 +219,13 @@ def quantised_cache(model: Any, inputs: Inputs) -> Outputs:
 def compiled(model: Any, inputs: Inputs) -> Outputs:
     """Two calls of the compiled model: the first may pack weights, the second runs what the first compiled."""
     backend = "inductor" if inputs.ids.device.type == "cuda" else "aot_eager"
-    torch._dynamo.reset()
+    reset: Any = torch._dynamo.reset
+    reset()
     try:
-        run = torch.compile(model, backend=backend)
+        run: Any = torch.compile(model, backend=backend)
         return {f"logits{call}": run(inputs.ids, use_cache=False).logits for call in range(2)}
     finally:
-        torch._dynamo.reset()
+        reset()
 
 
 @torch.no_grad()
@@ -306,7 +307,7 @@ def rounding(model: Any, inputs: Inputs) -> Outputs:
     """The norms alone. In half precision where a norm rounds is seen in how many elements differ, not in how much."""
     found: Outputs = {}
     generator = torch.Generator().manual_seed(inputs.seed)
-    for path, module in model.named_modules():
+    for module in model.modules():
         if not _is_norm(module) or f"ulps.{type(module).__name__}" in found:
             continue
         weight = next(module.parameters())

@@ -91,9 +91,7 @@ def _pixels(model: Any, seed: int, batch: int) -> torch.Tensor:
     if isinstance(size, (list, tuple)):
         size = size[0]
     if not isinstance(size, int):
-        raise ValueError(
-            f"{type(config).__name__} names no image_size, so pixels of a size to its liking are not known"
-        )
+        raise ValueError(f"{type(config).__name__} names no image_size: the size of its pixels is not known")
     generator = torch.Generator().manual_seed(seed + 1)
     return torch.randn(batch, getattr(config, "num_channels", 3), size, size, generator=generator)
 

@@ -57,7 +57,7 @@ def randomise(model: Any, seed: int) -> None:
     """Fill every parameter so that attention is far from uniform and outputs are of order one."""
     generator = torch.Generator().manual_seed(seed)
     embedding = model.get_input_embeddings()
-    small = getattr(embedding, "weight", None)
+    small: Any = getattr(embedding, "weight", None)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         if "norm" in name.lower() and parameter.dim() == 1:

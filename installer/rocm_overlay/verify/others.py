@@ -1,4 +1,4 @@
-"""Cases for models that are no causal language models: encoders, encoder-decoders, vision and vision-language models."""
+"""Cases for models that are no causal language models: encoders, encoder-decoders, vision and image-text models."""
 
 from __future__ import annotations
 

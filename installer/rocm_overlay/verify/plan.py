@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..install.transaction.errors import UsageError
@@ -11,12 +11,14 @@ from ..install.transaction.errors import UsageError
 SINGLE = ("USE_FUSED_PROJECTIONS", "USE_OPTIMIZED_OPS", "USE_AITER_ATTENTION", "USE_AITER_GEMM")
 ACCEPTED = (*SINGLE, "USE_PRESHUFFLE", "PRESHUFFLE_M_THRESH", "FORCE_EAGER_ATTENTION")
 TIERS = ("torch", "eager", "triton", "aiter")
+ANY = "any"  # whatever settings of its own a run chooses among all tiers
 # A tier alone could not run a model whose other ops it lacks: below it the tiers that always work take over.
 WITH_FALLBACK = {
     "eager": "eager",
     "torch": "torch,eager",
     "triton": "triton,torch,eager",
     "aiter": "aiter,torch,eager",
+    "any": "aiter,triton,torch,eager",
 }
 DTYPES = ("float32", "bfloat16", "float16")
 # What is run unless --cases says otherwise: inference. A kind of model takes those that are for it.
@@ -38,6 +40,7 @@ class Run:
     label: str
     tier: str
     toggles: dict[str, str]
+    limits: dict[str, str] = field(default_factory=dict)  # more keywords: ``stock`` and ``op_tiers``
 
     @property
     def id(self) -> str:
@@ -50,6 +53,7 @@ class Run:
         return {
             **{name.lower(): value for name, value in self.toggles.items()},
             **({} if self.tier == "off" else {"tiers": WITH_FALLBACK[self.tier]}),
+            **self.limits,
         }
 
     def as_json(self) -> dict[str, Any]:

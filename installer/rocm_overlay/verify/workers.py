@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..install.transaction.errors import UsageError
-from .plan import TIERS, Run
+from .plan import ANY, TIERS, Run
 from .switches import functions_of
 from .target import Interpreter, Source
 
@@ -127,7 +127,7 @@ def run_all(setup: Setup, runs: list[Run], step: Step) -> Results:
     with tempfile.TemporaryDirectory(prefix="overlay-verify-") as name:
         scratch = Path(name)
         for build in ("stock", "overlay"):
-            _stage(scratch / build, setup.sources, build)
+            stage(scratch / build, setup.sources, build)
         _record(setup, scratch, results, step)
         for group in _groups(runs):
             _compare(setup, scratch, group, results, step)
@@ -136,13 +136,13 @@ def run_all(setup: Setup, runs: list[Run], step: Step) -> Results:
 
 def _groups(runs: list[Run]) -> list[list[Run]]:
     """Group runs by tier: one process each. Off shares the first, where nothing has been fused before it."""
-    groups = [[run for run in runs if run.tier == tier] for tier in TIERS]
+    groups = [[run for run in runs if run.tier == tier] for tier in (*TIERS, ANY)]
     groups = [group for group in groups if group]
     off = [run for run in runs if run.tier == "off"]
     return [off + groups[0], *groups[1:]] if groups else [off]
 
 
-def _stage(folder: Path, sources: list[Source], build: str) -> None:
+def stage(folder: Path, sources: list[Source], build: str) -> None:
     for source in sources:
         path = folder / source.path
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -225,7 +225,7 @@ class _Worker:
             "compare": str(setup.compare.resolve()) if setup.compare else None,
             "bisect": setup.bisect,
             "functions": functions_of(source.overlay for source in setup.sources),
-            "amd_ops_path": None if setup.interpreter.amd_ops else str(_beside("amd_ops", scratch / "fallback")),
+            "amd_ops_path": None if setup.interpreter.amd_ops else str(beside("amd_ops", scratch / "fallback")),
         }
         self._job.write_text(json.dumps(job))
 
@@ -242,7 +242,7 @@ class _Worker:
             with self._log.open("wb") as log:
                 process = subprocess.Popen(
                     [executable, "-m", "rocm_overlay.verify.worker", str(self._job), str(writing)],
-                    cwd=self._scratch, env=self._environment(), pass_fds=(writing,),
+                    cwd=self._scratch, env=environment(self._scratch), pass_fds=(writing,),
                     stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 )  # fmt: skip
         except BaseException:
@@ -260,18 +260,6 @@ class _Worker:
                 process.kill()
                 process.wait()
 
-    def _environment(self) -> dict[str, str]:
-        """The user's environment without toggles, offline, writing no bytecode into anyone's tree."""
-        kept = {name: value for name, value in os.environ.items() if not _is_toggle(name)}
-        path = [str(_beside("rocm_overlay", self._scratch / "tool")), kept.get("PYTHONPATH", "")]
-        return {
-            **kept,
-            "PYTHONPATH": os.pathsep.join(part for part in path if part),
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "HF_HUB_OFFLINE": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-        }
-
     def log_tail(self) -> str:
         """Return the last lines that the process wrote."""
         lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
@@ -284,7 +272,20 @@ def _is_toggle(name: str) -> bool:
     )  # fmt: skip
 
 
-def _beside(package: str, folder: Path) -> Path:
+def environment(scratch: Path) -> dict[str, str]:
+    """The user's environment without toggles, offline, writing no bytecode into anyone's tree."""
+    kept = {name: value for name, value in os.environ.items() if not _is_toggle(name)}
+    path = [str(beside("rocm_overlay", scratch / "tool")), kept.get("PYTHONPATH", "")]
+    return {
+        **kept,
+        "PYTHONPATH": os.pathsep.join(part for part in path if part),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def beside(package: str, folder: Path) -> Path:
     """Return a folder that holds a link to one package of this program and nothing else of its site-packages."""
     link = folder / package
     if not link.exists():
