@@ -267,9 +267,11 @@ class _Worker:
 
 
 def _is_toggle(name: str) -> bool:
-    return name.startswith("AMD_OPS") or name in ("FORCE_EAGER_ATTENTION", "PRESHUFFLE_M_THRESH") or (
-        name.startswith("USE_") and name.removeprefix("USE_").startswith(("AITER", "OPTIMIZED", "FUSED", "PRESHUFFLE"))
-    )  # fmt: skip
+    if name.startswith("AMD_OPS"):
+        return name != "AMD_OPS_PROFILES"  # a place, not a choice
+    if name.startswith("USE_"):
+        return name.removeprefix("USE_").startswith(("AITER", "OPTIMIZED", "FUSED", "PRESHUFFLE"))
+    return name in ("FORCE_EAGER_ATTENTION", "PRESHUFFLE_M_THRESH")
 
 
 def environment(scratch: Path) -> dict[str, str]:

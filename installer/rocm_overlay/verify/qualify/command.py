@@ -210,6 +210,7 @@ def warmup(profile: Path, *, python: str | None = None, json_output: bool = Fals
 
 def warm(profile: Path, python: str | None = None) -> dict[str, Any]:
     """Return ``{"places": [...], "ops": [...]}`` of a warm-up. Raises UsageError without the profile's captures."""
+    profile = profile.resolve()
     session, content, replayed = reopen(profile.with_name(profile.stem + ".work"), profile, python)
     values = dict(content["toggles"])
     names = {"AMD_OPS_STOCK": "stock", "AMD_OPS_OP_TIERS": "op_tiers", "AMD_OPS_TIERS": "tiers"}
