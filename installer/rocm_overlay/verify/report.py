@@ -151,7 +151,7 @@ def _why(run: RunResult) -> str:
 
 def _details(run: RunResult) -> Iterator[str]:
     if run.culprit is not None:
-        yield f"culprit: {run.run.id}: {_culprit(run.culprit)}"
+        yield f"culprit: {run.run.id}: {culprit_text(run.culprit)}"
     for case in run.deviating:
         where = f"deviates: {run.run.id}: {case['implementation']} {case['case']}"
         if case["error"]:
@@ -162,7 +162,8 @@ def _details(run: RunResult) -> Iterator[str]:
         yield f"crashed: {run.run.id}: {run.message}"
 
 
-def _culprit(found: dict[str, Any]) -> str:
+def culprit_text(found: dict[str, Any]) -> str:
+    """Say in one line which op, tier and layer a bisect named."""
     parts = []
     for item in found["switches"]:
         name = item["op"] or " or ".join(item["functions"]) or item["switch"]
