@@ -176,7 +176,7 @@ class Op:
         for tier in self.tiers:
             tally = self.tallies[tier.name]
             tally.unmet = tier.wanted(settings)
-            offer = tier.offer(settings) if tier.name in settings.tiers else Refusal("AMD_OPS_TIERS leaves it out")
+            offer = self.offered(tier, settings)
             if isinstance(offer, Candidate):
                 live.append((tally, offer))
                 continue
@@ -188,6 +188,14 @@ class Op:
                     return
         self._live = frozenset(tally.name for tally, _ in live)
         self.call = self._chain(live, settings.strict)
+
+    def offered(self, tier: Tier, settings: Settings) -> Candidate | Refusal:
+        """Return what ``tier`` offers, or why the settings leave it out."""
+        if tier.name not in settings.tiers:
+            return Refusal("AMD_OPS_TIERS leaves it out")
+        if tier.name not in settings.tiers_of(self.name):
+            return Refusal("the profile or AMD_OPS_OP_TIERS leaves it out")
+        return tier.offer(settings)
 
     def _chain(self, live: list[tuple[Tally, Candidate]], strict: bool) -> Run:
         self._sole = None

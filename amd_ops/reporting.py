@@ -50,6 +50,11 @@ class RunReport:
                 lines.append(f"{name:<20} {tier['tier']:<8} {tier['calls']:>9} {first:>11}  {reasons}".rstrip())
         if not self.content["ops"]:
             lines.append("(no op has been called)")
+        settings = self.content["settings"]
+        if settings["profile_note"]:
+            lines.append(settings["profile_note"])
+        if settings["stock"]:
+            lines.append(f"left to stock's expressions: {', '.join(settings['stock'])}")
         if self.content["gemm_table"]:
             lines.append(f"GEMM table: {self.content['gemm_table']['reason']}")
         return "\n".join(lines)
@@ -113,7 +118,7 @@ def _explain(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Explanati
     settings = toggles.settings()
     verdicts: list[Verdict] = []
     for tier in op.tiers:
-        offer = tier.offer(settings) if tier.name in settings.tiers else dispatch.Refusal("AMD_OPS_TIERS leaves it out")
+        offer = op.offered(tier, settings)
         if isinstance(offer, dispatch.Refusal):
             verdicts.append(Verdict(False, tier.name, offer.reason))
             continue

@@ -10,6 +10,7 @@ import typer
 
 from rocm_overlay import __version__
 
+from ..verify import cli as verify_cli
 from . import output
 
 if TYPE_CHECKING:
@@ -150,32 +151,7 @@ def env(
     return 0
 
 
-@app.command()
-def verify(
-    model: Annotated[str, typer.Option("--model", metavar="DIR", help="Folder of a saved model.")],
-    python: Annotated[
-        str | None, typer.Option("--python", metavar="PYTHON", help="Interpreter with torch and transformers.")
-    ] = None,
-    tiers: Annotated[str | None, typer.Option("--tiers", metavar="A,B", help="Tiers to try, e.g. torch,eager.")] = None,
-    toggles: Annotated[
-        list[str] | None, typer.Option("--toggles", metavar="SET", help="A set of toggles; repeat for more.")
-    ] = None,
-    dtype: Annotated[str, typer.Option("--dtype", help="float32 or bfloat16.")] = "float32",
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Greedy tokens to compare.")] = 8,
-    json: Json = False,
-) -> int:
-    """Prove on this machine that overlaid code computes what stock computes."""
-    from rocm_overlay.verify import command
-
-    return command.run(
-        model,
-        python=python,
-        tiers=tiers,
-        toggles=toggles,
-        dtype=dtype,
-        max_new_tokens=max_new_tokens,
-        json_output=json,
-    )
+verify_cli.register(app)
 
 
 @app.command()
