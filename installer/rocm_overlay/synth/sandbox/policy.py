@@ -8,16 +8,56 @@ from collections.abc import Iterator
 MODULES = frozenset(("torch", "math", "typing", "collections", "functools", "itertools", "dataclasses", "__future__"))
 # Parts of torch that read and write files, start processes, load code or talk to a network.
 TORCH_DENIED = frozenset(
-    (
-        "classes cuda distributed export ffi from_file hub jit load load_library monitor multiprocessing onnx ops os "
-        "package profiler save serialization storage sys tensorboard cpp_extension utils"
-    ).split()
+    [
+        "classes",
+        "cuda",
+        "distributed",
+        "export",
+        "ffi",
+        "from_file",
+        "hub",
+        "jit",
+        "load",
+        "load_library",
+        "monitor",
+        "multiprocessing",
+        "onnx",
+        "ops",
+        "os",
+        "package",
+        "profiler",
+        "save",
+        "serialization",
+        "storage",
+        "sys",
+        "tensorboard",
+        "cpp_extension",
+        "utils",
+    ]
 )
 TORCH_ALLOWED = ("torch.utils.checkpoint",)
 BUILTINS_DENIED = frozenset(
-    "breakpoint compile delattr eval exec exit globals help input locals memoryview open quit vars __import__".split()
+    [
+        "breakpoint",
+        "compile",
+        "delattr",
+        "eval",
+        "exec",
+        "exit",
+        "globals",
+        "help",
+        "input",
+        "locals",
+        "memoryview",
+        "open",
+        "quit",
+        "vars",
+        "__import__",
+    ]
 )
-_HARMLESS_DUNDERS = frozenset("__init__ __name__ __class__ __call__ __len__ __iter__ __getitem__ __post_init__".split())
+_HARMLESS_DUNDERS = frozenset(
+    ["__init__", "__name__", "__class__", "__call__", "__len__", "__iter__", "__getitem__", "__post_init__"]
+)
 
 
 def violations(tree: ast.AST) -> list[str]:

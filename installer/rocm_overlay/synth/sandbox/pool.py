@@ -73,7 +73,9 @@ class Server:
     def _start(self) -> None:
         read, write = os.pipe()
         environment = {
-            name: value for name, value in os.environ.items() if not name.upper().endswith(("_KEY", "_TOKEN", "_SECRET"))
+            name: value
+            for name, value in os.environ.items()
+            if not name.upper().endswith(("_KEY", "_TOKEN", "_SECRET"))
         }
         environment["PYTHONPATH"] = os.pathsep.join([*self.setup.path, *sys.path])
         environment["OMP_NUM_THREADS"] = "1"
@@ -118,15 +120,18 @@ class ProcessPool:
 
     workers: int
     setup: Setup
-    _servers: list[Server] = field(default_factory=list)
+    _servers: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._idle: queue.SimpleQueue[Server] = queue.SimpleQueue()
+        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(self.workers):
-            server = Server(self.setup)
+            server = self._make()
             self._servers.append(server)
             self._idle.put(server)
         self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="synth-validate")
+
+    def _make(self) -> Any:
+        return Server(self.setup)
 
     def submit(self, job: dict[str, Any]) -> Future[dict[str, Any]]:
         """Queue a job for the next idle server."""
@@ -150,6 +155,15 @@ def job(name: str, source: str, limits: Limits, *, kind: str = VALIDATE, **more:
     """Return the job that runs a program."""
     common = {"id": name, "kind": kind, "name": name, "source": source}
     return {**common, "timeout": limits.timeout, "memory": limits.memory, **more}
+
+
+def make_executor(kind: str, workers: int, setup: Setup) -> Executor:
+    """Return the executor that ``process`` or ``ray`` names."""
+    if kind == "ray":
+        from .ray_pool import RayPool
+
+        return RayPool(workers, setup)
+    return ProcessPool(workers, setup)
 
 
 def run_all(executor: Executor, jobs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -84,7 +84,7 @@ def run(loaded: Loaded, model: Any = None) -> Any:
     torch.manual_seed(SEED)
     inputs = [value.clone() for value in loaded.inputs]
     with torch.no_grad(), stage("runtime", "forward"):
-        return (model or loaded.model)(*inputs)
+        return (loaded.model if model is None else model)(*inputs)
 
 
 def check_results(value: Any) -> list[str]:
@@ -104,7 +104,7 @@ def check_results(value: Any) -> list[str]:
     return [f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in tensors]
 
 
-class stage:  # noqa: N801 - used like a function
+class stage:
     """Turn what the program raises into a Failure of a category; memory and shapes have their own."""
 
     def __init__(self, category: str, where: str) -> None:

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,15 @@ def main(arguments: list[str]) -> int:
 
 def _warm_up(options: dict[str, Any], scratch: Path) -> None:
     """Import everything that children need, so that they open no file that this process could have opened once."""
-    os.environ.update(TORCHINDUCTOR_COMPILE_THREADS="1", TMPDIR=str(scratch), TORCHINDUCTOR_FORCE_DISABLE_CACHES="1")
+    cache = scratch / "cache"
+    cache.mkdir()
+    os.environ.update(TMPDIR=str(scratch), TORCHINDUCTOR_CACHE_DIR=str(cache))
+    os.environ.update(TORCHINDUCTOR_COMPILE_THREADS="1", TORCHINDUCTOR_FORCE_DISABLE_CACHES="1")
     import torch
 
+    warnings.filterwarnings("ignore", message="dynamo_pgo force disabled")
     torch.set_num_threads(1)
-    from . import validate
+    from . import validate  # noqa: F401 - children use it
 
     backend = options.get("backend", "none")
     for module in options.get("prelude", ()):
@@ -59,10 +64,7 @@ def _warm_up(options: dict[str, Any], scratch: Path) -> None:
     if backend != "none":
         model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU())
         with torch.no_grad():
-            torch.compile(model, backend="eager" if backend == "inductor" else backend)(torch.ones(2, 4))
-        if backend == "inductor":
-            import torch._inductor.compile_fx
-    assert validate.BACKENDS
+            torch.compile(model, backend=backend)(torch.ones(2, 4))
 
 
 def _run(job: dict[str, Any], scratch: Path) -> dict[str, Any]:
@@ -155,7 +157,12 @@ def _answer(job: dict[str, Any], write: int, folder: Path) -> dict[str, Any]:
     try:
         return {"ok": True, **kind(job, builtins)}
     except Failure as failure:
-        return {"ok": False, "category": failure.category, "message": failure.message, **failure.__dict__.get("more", {})}
+        return {
+            "ok": False,
+            "category": failure.category,
+            "message": failure.message,
+            **failure.__dict__.get("more", {}),
+        }
     except watch.Contained as error:
         return {"ok": False, "category": "hostile", "message": str(error)}
     except MemoryError:
@@ -176,7 +183,7 @@ def _confine(job: dict[str, Any], layers: list[str], write: int, folder: Path) -
             kernel.write_only_under([folder, Path(os.devnull)])
         kernel.filter_calls("build" if building else "strict")
     if "audit" in layers:
-        watch.install(lambda what: _say(write, {"attempt": what}), folder if building else None)
+        watch.install(lambda what: _say(write, {"attempt": what}), folder.parent, building=building)
 
 
 def _function(kind: str) -> Any:
