@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -55,9 +56,9 @@ class Server:
 
     def ask(self, job: dict[str, Any]) -> dict[str, Any]:
         """Run a job and return its answer; a server that died is one too, and the next job gets a new one."""
-        if self._process is None:
-            self._start()
-        assert self._process is not None and self._process.stdin is not None
+        self.start()
+        assert self._process is not None
+        assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(job).encode("ascii") + b"\n")
             self._process.stdin.flush()
@@ -70,7 +71,14 @@ class Server:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start the process unless it runs.
+
+        Raises:
+            TargetError: it ended before it was ready.
+        """
+        if self._process is not None:
+            return
         read, write = os.pipe()
         environment = {
             name: value
@@ -101,10 +109,8 @@ class Server:
         """End the process."""
         if self._process is not None:
             if self._process.stdin:
-                try:
+                with contextlib.suppress(BrokenPipeError):  # it is gone already, which is what was asked for
                     self._process.stdin.close()
-                except BrokenPipeError:
-                    pass  # it is gone already, which is what was asked for
             try:
                 self._process.wait(timeout=5)
             except subprocess.TimeoutExpired:
@@ -128,6 +134,8 @@ class ProcessPool:
             server = self._make()
             self._servers.append(server)
             self._idle.put(server)
+        for server in self._servers:
+            server.start()
         self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="synth-validate")
 
     def _make(self) -> Any:

@@ -16,6 +16,10 @@ class _Remote:
         self._ray = ray
         self._actor = ray.remote(num_cpus=1)(Server).remote(setup)
 
+    def start(self) -> None:
+        """Start the server inside the actor."""
+        self._ray.get(self._actor.start.remote())
+
     def ask(self, job: dict[str, Any]) -> dict[str, Any]:
         """Run a job on the actor; one that died is an answer, too."""
         try:

@@ -28,7 +28,6 @@ _MAX_ANSWER = 1 << 20
 
 def main(arguments: list[str]) -> int:
     """Answer jobs until standard input ends."""
-    kernel.die_with_parent()
     options = json.loads(arguments[1])
     scratch = Path(tempfile.mkdtemp(prefix="synth-", dir=options.get("scratch")))
     try:
@@ -91,8 +90,9 @@ def _listen(read: int, child: int, deadline: float) -> dict[str, Any]:
     late = False
     while len(said) < _MAX_ANSWER:
         wait = deadline - time.monotonic()
-        ready = select.select([read], [], [], max(wait, 0.0))[0] if wait > 0 else []
-        if not ready:
+        # One job at a time: what arrives on standard input now is its end, and nobody waits for the answer any more.
+        ready = select.select([read, 0], [], [], max(wait, 0.0))[0] if wait > 0 else []
+        if read not in ready:
             late = True
             break
         part = os.read(read, 65536)
@@ -157,12 +157,7 @@ def _answer(job: dict[str, Any], write: int, folder: Path) -> dict[str, Any]:
     try:
         return {"ok": True, **kind(job, builtins)}
     except Failure as failure:
-        return {
-            "ok": False,
-            "category": failure.category,
-            "message": failure.message,
-            **failure.__dict__.get("more", {}),
-        }
+        return {"ok": False, "category": failure.category, "message": failure.message}
     except watch.Contained as error:
         return {"ok": False, "category": "hostile", "message": str(error)}
     except MemoryError:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .compare import difference
-from .program import Failure, Loaded, build, check_results, first_line, run
+from .program import Failure, Loaded, agree, build, check_results, first_line, run
 
 BACKENDS = ("none", "eager", "aot_eager", "inductor")
 
@@ -61,6 +61,6 @@ def compare_compiled(loaded: Loaded, expected: Any, backend: str) -> None:
             raise Failure(category, f"{backend}: {failure.message}") from failure
         except Exception as error:  # the compiler's own errors are the program's result here
             raise Failure("compile", f"{backend}: {first_line(error)}") from error
-        gap = difference(expected, found)
+        gap = agree(loaded, expected, found)
         if gap:
             raise Failure("mismatch", f"{backend} against eager: {gap}")
