@@ -201,7 +201,7 @@ def fuzz(target: str, corpus: Path | None, settings: Settings, *, as_json: bool)
     settings_.prepare_folder(settings.output_dir)
     sources = [read_source(file) for file in programs(corpus)] if corpus else session.fresh_corpus()
     with session:
-        findings = session.run(sources, lambda text: _say(text))
+        findings = session.run(sources, _say)
     for finding in findings:
         save(finding, settings.output_dir)
     counts = session.counts
@@ -214,6 +214,7 @@ def fuzz(target: str, corpus: Path | None, settings: Settings, *, as_json: bool)
         for finding in findings:
             print(f"{finding.name}: {finding.message} ({finding.lines} lines of module code)")
         print(
-            f"{target}: {counts['programs']} programs, {counts['touched']} with something replaced, {len(findings)} findings"
+            f"{target}: {counts['programs']} programs, {counts['touched']} with something replaced, "
+            f"{len(findings)} findings"
         )
     return 1 if findings else 0

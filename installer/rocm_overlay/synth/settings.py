@@ -60,7 +60,13 @@ class Settings:
 
     def fingerprint(self) -> dict[str, Any]:
         """What a resumed run must have in common with the one it goes on with."""
-        names = ("model_name", "num_core_ops_range", "num_compound_ops_range", "num_supporting_ops_range", "p_value")
+        names: tuple[str, ...] = (
+            "model_name",
+            "num_core_ops_range",
+            "num_compound_ops_range",
+            "num_supporting_ops_range",
+            "p_value",
+        )
         names += ("temperature", "compile_backend", "seed", "prompts", "llm_model", "max_retries")
         return {name: _plain(getattr(self, name)) for name in names}
 

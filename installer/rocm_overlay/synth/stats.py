@@ -109,5 +109,6 @@ class Stats:
             yield f"  operator {name}: {good} of {tried} passed"
         if self.usage["requests"]:
             yield (
-                f"  {self.usage['requests']} requests, {self.usage['input']} + {self.usage['output']} tokens, cost {self.cost:.4f}"
+                f"  {self.usage['requests']} requests, {self.usage['input']} + {self.usage['output']} tokens, "
+                f"cost {self.cost:.4f}"
             )

@@ -20,7 +20,7 @@ def read(path: Path) -> dict[str, Any]:
         import tomllib as reader
     else:
         try:
-            import tomli as reader
+            import tomli as reader  # type: ignore[import-not-found,unused-ignore]
         except ImportError as error:
             raise TargetError(
                 "no-tomli",

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 import amd_ops
+from amd_ops.kernelize import kernelize_model, kernelize_report, unkernelize_model
 from rocm_overlay.synth.sandbox import compare, program
 from rocm_overlay.synth.sandbox.program import Failure, Loaded
 from rocm_overlay.synth.sandbox.validate import compare_compiled
@@ -51,8 +52,8 @@ def kernelize(job: dict[str, Any], builtins: dict[str, Any] | None) -> dict[str,
         again = program.instantiate(job["name"], loaded.space)
         with _toggles(tier):
             with _stage("kernelize"):
-                amd_ops.kernelize_model(again.model, mode="inference", device="cpu")  # type: ignore[attr-defined]
-                report = amd_ops.kernelize_report(again.model)  # type: ignore[attr-defined]
+                kernelize_model(again.model, mode="inference", device="cpu")
+                report = kernelize_report(again.model)
             for call in ("first", "second"):
                 _agree(
                     loaded,
@@ -61,7 +62,7 @@ def kernelize(job: dict[str, Any], builtins: dict[str, Any] | None) -> dict[str,
                     f"kernelized, {tier}, {call} call",
                 )
             with _stage("unkernelize"):
-                amd_ops.unkernelize_model(again.model)  # type: ignore[attr-defined]
+                unkernelize_model(again.model)
                 amd_ops.restore(again.model)
         _agree(loaded, expected, _run(again, "unkernelized"), "unkernelized", exact=True)
     return {"touched": len(report.applied)}

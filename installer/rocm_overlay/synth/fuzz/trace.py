@@ -16,7 +16,7 @@ def trace(job: dict[str, Any], builtins: dict[str, Any] | None) -> dict[str, Any
     ``locals`` are the tensors that forward's names hold when it returns, ``calls`` the inputs of each submodule.
     """
     loaded = program.build(job["name"], job["source"], builtins)
-    code = type(loaded.model).forward.__code__  # type: ignore[attr-defined]
+    code = type(loaded.model).forward.__code__
     values: dict[str, Any] = {}
     calls: dict[str, Any] = {}
 

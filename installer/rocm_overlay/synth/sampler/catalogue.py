@@ -111,5 +111,5 @@ def _operator(entry: dict[str, Any], category: str, helpers: dict[str, Helper], 
         problem = f"uses an unknown helper of {', '.join(entry['uses'])}"
     if problem:
         raise BundleError("bad-operator", f"{path}: operator {name}: {problem}", remedy="correct the entry")
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
     return Operator(category=category, **values)

@@ -148,7 +148,8 @@ class ProcessPool:
     def _ask(self, job: dict[str, Any]) -> dict[str, Any]:
         server = self._idle.get()
         try:
-            return server.ask(job)
+            answer: dict[str, Any] = server.ask(job)
+            return answer
         finally:
             self._idle.put(server)
 

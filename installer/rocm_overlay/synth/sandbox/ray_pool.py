@@ -13,8 +13,8 @@ class _Remote:
     def __init__(self, setup: Setup) -> None:
         import ray
 
-        self._ray = ray
-        self._actor = ray.remote(num_cpus=1)(Server).remote(setup)
+        self._ray: Any = ray
+        self._actor: Any = self._ray.remote(num_cpus=1)(Server).remote(setup)
 
     def start(self) -> None:
         """Start the server inside the actor."""
