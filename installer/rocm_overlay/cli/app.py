@@ -276,6 +276,17 @@ def profile(
     )
 
 
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+def synth(context: typer.Context) -> int:
+    """Generate and validate synthetic torch modules, and fuzz with them; `overlay synth --help` lists its commands."""
+    from rocm_overlay.synth import cli
+
+    return cli.run(context.args)
+
+
 @app.command()
 def drift(
     old: Annotated[str, typer.Argument(metavar="A", help="A release of ours, or a transformers folder or wheel.")],
