@@ -13,6 +13,7 @@ which of them are asked, with which arguments. Needs what aiter imports: pandas,
 from __future__ import annotations
 
 import argparse
+import importlib
 import inspect
 import json
 import os
@@ -36,7 +37,7 @@ class QuantType(enum.IntEnum):
     per_1024x128 = 7
 class MlaVersion(enum.IntEnum):
     "Members:"
-    V0 = 0; V1 = 1; V2 = 2; V3 = 3
+    V30 = 0; V31 = 1; V32 = 2; V40 = 3
 class aiter_tensor_t:
     "Members:"
 """
@@ -121,68 +122,90 @@ def fake_torch(arch: str, cu: int) -> None:
 
 
 def fake_kernels(arch: str, cu: int) -> list[str]:
-    """Import the checkout and answer its compiled modules with the double's kernels; return the names they are asked."""
-    from tests.doubles.aiter import catalog, registry
+    """Import the checkout and answer its compiled modules with the double's kernels; return the names asked."""
+    from tests.doubles.aiter import catalog
     from tests.doubles.aiter.state import Double, Faults
 
-    calls: list[str] = []
-    double = Double(catalog.load(catalog.versions()[-1]), arch, cu, "cpu", Faults())
+    answers = Answers(Double(catalog.load(catalog.versions()[-1]), arch, cu, "cpu", Faults()))
+    os.environ["AITER_AOT_IMPORT"] = "1"  # newer versions then import their loader only, so that it can be prepared
+    core = importlib.import_module("aiter.jit.core")
+    del os.environ["AITER_AOT_IMPORT"]
+    real = core.get_module
 
-    def kernel(name: str) -> Callable[..., Any]:
+    def get_module(name: str) -> Any:
+        return real(name) if name in ("module_aiter_enum", "module_aiter_core") else answers.module(name)
+
+    core.get_module = get_module
+    if hasattr(core, "_ctypes_call"):  # kernels that are reached through ctypes: a library that is not there
+
+        def through_ctypes(function: Any, name: str, _: str) -> Callable[..., Any]:
+            signature = inspect.signature(function)
+            return lambda *args, **kwargs: answers.answer(name, signature.bind(*args, **kwargs))
+
+        core._ctypes_call = through_ctypes
+    if not hasattr(sys.modules["aiter"], "flash_attn_func"):
+        del sys.modules["aiter"]
+        sys.modules["aiter.jit"].__dict__.update(core=core)
+        importlib.import_module("aiter")
+    dtypes = importlib.import_module("aiter.utility.dtypes")
+    if hasattr(dtypes, "torch_to_aiter_pybind"):
+        dtypes.torch_to_aiter_pybind = lambda tensor: tensor
+    return answers.asked
+
+
+class Answers:
+    """What a compiled kernel would do, by the kernels of the double and a few helpers of the real tree."""
+
+    def __init__(self, double: Any) -> None:
+        self.double = double
+        self.asked: list[str] = []
+
+    def module(self, name: str) -> types.ModuleType:
+        """A compiled module: any public name is one of its kernels."""
+        made = types.ModuleType(name)
+
+        def find(kernel: str) -> Any:
+            if kernel.startswith("__"):
+                raise AttributeError(kernel)
+            return (lambda *_: None) if kernel == "_set_current_hip_stream" else self.pybind(kernel)
+
+        made.__getattr__ = find  # type: ignore[method-assign]
+        return made
+
+    def pybind(self, name: str) -> Callable[..., Any]:
+        """A kernel that is called with the arguments of its torch op."""
+
         def run(*args: Any, **kwargs: Any) -> Any:
-            calls.append(name)
-            known = name if name in registry.KERNELS else name.removesuffix("_")
-            if known not in registry.KERNELS:
-                raise NotImplementedError(f"the double has no kernel {name}")
-            stub = STUBS.get(name)
-            bound = stub.bind(*args, **kwargs) if stub else None
-            if bound is None:
-                raise NotImplementedError(f"the arguments of {name} are not known")
-            bound.apply_defaults()
-            return registry.run_kernel(double, known, dict(bound.arguments))
+            import torch
+
+            from tests.doubles.aiter import catalog
+
+            packet = getattr(torch.ops.aiter, name, None)
+            if packet is None:
+                return self.answer(name, kwargs or dict(enumerate(args)))
+            schema = packet.default._schema
+            return self.answer(name, catalog.bind_schema(schema, args, kwargs))
 
         run.__doc__ = "Members: a stand-in"
         return run
 
-    class Module(types.ModuleType):
-        """A compiled module: any name is a kernel."""
+    def answer(self, name: str, arguments: Any) -> Any:
+        """Compute, or say that there is nothing here that could."""
+        from tests.doubles.aiter import registry
 
-        def __getattr__(self, name: str) -> Any:
-            if name.startswith("__"):
-                raise AttributeError(name)
-            return (lambda *_: None) if name == "_set_current_hip_stream" else kernel(name)
-
-    import aiter.jit.core as core  # type: ignore[import-not-found]
-
-    real = core.get_module
-
-    def get_module(name: str) -> Any:
-        return real(name) if name in ("module_aiter_enum", "module_aiter_core") else Module(name)
-
-    core.get_module = get_module
-    import aiter  # type: ignore[import-not-found]
-    from aiter.utility import dtypes  # type: ignore[import-not-found]
-
-    if hasattr(dtypes, "torch_to_aiter_pybind"):
-        dtypes.torch_to_aiter_pybind = lambda tensor: tensor
-    for module in (aiter.ops.mha, aiter.ops.activation, aiter.ops.rmsnorm, aiter.ops.rope):
-        for name, function in vars(module).items():
-            if inspect.isfunction(function):
-                STUBS.setdefault(name, inspect.signature(inspect.unwrap(function)))
-    if hasattr(core, "_ctypes_call"):
-        _answer_lookups(core)
-    return calls
-
-
-STUBS: dict[str, inspect.Signature] = {}
-
-
-def _answer_lookups(core: Any) -> None:
-    """Newer versions reach the padded-row helper through ctypes, which a Python module cannot answer."""
-    import aiter
-
-    for owner in (aiter.ops.gemm_op_common,) if hasattr(aiter.ops, "gemm_op_common") else ():
-        owner.get_padded_m = lambda m, n, k, level: m
+        if isinstance(arguments, inspect.BoundArguments):
+            arguments.apply_defaults()
+            arguments = dict(arguments.arguments)
+        if name.lower().replace("_", "") == "getpaddedm":
+            return next(iter(arguments.values()))
+        self.asked.append(name)
+        if name == "wv_splitk_small_fp16_bf16":  # the skinny GEMM: weights, input, output
+            weights, data, out = list(arguments.values())[:3]
+            out.copy_(data.float() @ weights.float().t())
+            return None
+        if name not in registry.KERNELS:
+            raise NotImplementedError(f"nothing here stands in for the kernel {name}")
+        return registry.run_kernel(self.double, name, arguments)
 
 
 def exercise(calls: list[str], arch: str, cu: int) -> list[dict[str, Any]]:
