@@ -241,7 +241,8 @@ def _arranged(
     sinks: Tensor | None,
 ) -> tuple[Any, ...]:
     """Check the public arguments and bring them into the order and layout of the tiers."""
-    _check_tensors(query, key, value)
+    if not _fit(query, key, value):
+        _check_tensors(query, key, value)
     _check_numbers(scaling, dropout, window, softcap)
     if mask is not None:
         mask = _checked_mask(mask, query, key)
@@ -254,6 +255,26 @@ def _arranged(
 
 
 op.arrange = _arranged
+
+
+def _fit(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether :func:`_check_tensors` would find nothing, in one pass: every call pays this."""
+    try:
+        (batch, _, heads, size), (key_batch, columns, kv_heads, key_size) = query.shape, key.shape
+        value_batch, value_columns, value_heads, _ = value.shape
+    except (AttributeError, TypeError, ValueError):
+        return False
+    return (
+        batch == key_batch == value_batch
+        and size == key_size
+        and columns == value_columns
+        and kv_heads == value_heads
+        and kv_heads != 0
+        and heads % kv_heads == 0
+        and query.dtype is key.dtype is value.dtype
+        and query.is_floating_point()
+        and query.device == key.device == value.device
+    )
 
 
 def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
