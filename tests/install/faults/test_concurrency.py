@@ -104,7 +104,7 @@ def read_again(site: Path, imports: int, written: set[bytes]) -> None:
 
 @pytest.mark.parametrize(
     ("readers", "imports"),
-    [pytest.param(3, 300, id="3x300"), pytest.param(8, 10_000, marks=pytest.mark.full, id="8x10000")],
+    [pytest.param(3, 900, id="3x900"), pytest.param(8, 10_000, marks=pytest.mark.full, id="8x10000")],
 )
 def test_readers_against_an_install_and_revert_loop(
     readers: int, imports: int, disk: Path, monkeypatch: pytest.MonkeyPatch
@@ -128,5 +128,5 @@ def test_readers_against_an_install_and_revert_loop(
                 assert os.waitstatus_to_exitcode(status) == 0
                 ended.append(child)
         time.sleep(0)
-    assert rounds > 3, "nothing was replaced while the readers ran"
+    assert rounds > 1, "nothing was replaced while the readers ran"
     assert {model: modeling(site, model).read_bytes() for model in STOCK} == texts
