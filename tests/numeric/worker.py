@@ -107,7 +107,7 @@ def run_stock(path: str, folder: Path) -> dict[str, Any]:
             model = new_model(kind)
             with Hits(module.__file__) as hits:
                 kept[kind.__name__] = {"float32": outputs(model, tokens=True)}
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever stops it is the row of the report
             report["failed"][kind.__name__] = f"{type(error).__name__}: {error}"[:200]
             kept.pop(kind.__name__, None)
             continue
@@ -116,7 +116,7 @@ def run_stock(path: str, folder: Path) -> dict[str, Any]:
             continue
         try:
             kept[kind.__name__]["bfloat16"] = outputs(model.to(torch.bfloat16), tokens=False)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever stops it is the row of the report
             report.setdefault("no_bfloat16", {})[kind.__name__] = f"{type(error).__name__}: {error}"[:200]
     torch.save(kept, folder / f"{module.__name__}.pt")
     return report
@@ -144,7 +144,7 @@ def run_overlay(path: str, folder: Path) -> dict[str, Any]:
                         found = outputs(model, tokens=tokens)
                     verdict = judge(reference, found, tier="torch", dtype=dtype, bitwise=mode == "off")
                     report[mode][f"{name} {dtype}"] = [str(one)[:200] for one in verdict.deviating]
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001 - whatever stops it is the row of the report
                     trace = traceback.format_exc().strip().splitlines()[-3:]
                     report[mode][f"{name} {dtype}"] = [f"{type(error).__name__}: {error}"[:300], *trace]
     return report
@@ -155,7 +155,7 @@ def describe(path: str) -> dict[str, Any]:
     name = "transformers." + path.removesuffix(".py").replace("/", ".")
     try:
         module = importlib.import_module(name)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever stops it is the row of the report
         return {"path": path, "error": f"{type(error).__name__}: {error}"[:300]}
     signatures: dict[str, str] = {}
     for label, value in vars(module).items():
@@ -178,7 +178,7 @@ def child(function: Any, path: str, folder: Path, result: Path) -> None:
         signal.alarm(SECONDS)
         try:
             report = function(path, folder)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - as above
             report = {"path": path, "error": f"{type(error).__name__}: {error}"[:300]}
         result.write_text(json.dumps(report, indent=1))
         sys.stdout.flush()
