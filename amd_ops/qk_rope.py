@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .backends.triton import tier as triton
 from .checks import TORCH_ERRORS, complaint, describe
 from .dispatch import Op, Site, Tier, always
 from .norm import FORMS, eager_rms_norm, torch_rms_norm
@@ -46,7 +47,16 @@ def eager_qk_norm_rope(
 
 
 _qk_norm_rope = Op(
-    "qk_norm_rope", [Tier("torch", always(torch_qk_norm_rope)), Tier("eager", always(eager_qk_norm_rope))]
+    "qk_norm_rope",
+    [
+        Tier(
+            "triton",
+            triton.offer("qk_norm_rope", "USE_OPTIMIZED_OPS", eager_qk_norm_rope),
+            triton.wanted("USE_OPTIMIZED_OPS"),
+        ),
+        Tier("torch", always(torch_qk_norm_rope)),
+        Tier("eager", always(eager_qk_norm_rope)),
+    ],
 )
 
 
@@ -130,7 +140,16 @@ def _written(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, posi
 
 
 _into_cache = Op(
-    "rope_into_cache", [Tier("torch", always(torch_rope_into_cache)), Tier("eager", always(eager_rope_into_cache))]
+    "rope_into_cache",
+    [
+        Tier(
+            "triton",
+            triton.offer("rope_into_cache", "USE_OPTIMIZED_OPS", eager_rope_into_cache),
+            triton.wanted("USE_OPTIMIZED_OPS"),
+        ),
+        Tier("torch", always(torch_rope_into_cache)),
+        Tier("eager", always(eager_rope_into_cache)),
+    ],
 )
 
 

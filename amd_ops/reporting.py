@@ -9,6 +9,7 @@ from typing import Any
 
 from . import device, dispatch, toggles
 from .backends import aiter
+from .backends.triton import tier as triton
 from .dispatch import Candidate, Op, Verdict
 
 REPORT_SCHEMA = "amd-ops.report/1"
@@ -57,6 +58,7 @@ class RunReport:
             lines.append(f"left to stock's expressions: {', '.join(settings['stock'])}")
         if self.content["gemm_table"]:
             lines.append(f"GEMM table: {self.content['gemm_table']['reason']}")
+        lines += [f"{count}x {note}" for note, count in self.content["notes"].items()]
         return "\n".join(lines)
 
 
@@ -91,6 +93,7 @@ def report() -> RunReport:
         "device": None if found is None else {"type": found.type, "arch": found.arch, "cu_count": found.cu_count},
         "settings": toggles.settings().as_dict(),
         "gemm_table": None if table is None else asdict(table),
+        "notes": triton.notes(),
         "ops": rows,
     }
     return RunReport(content)

@@ -15,13 +15,13 @@ from . import tuning
 from .common import prove, unfit
 from .configs import FEW, Config, for_columns
 from .kernels import gate as kernels
-from .layout import rows_of, specialised
+from .layout import Via, directly, rows_of, specialised
 from .target import Target
 
 KINDS = {"silu_and_mul": "silu", "gelu_and_mul": "gelu", "gelu_tanh_and_mul": "gelu_tanh"}
 
 
-def launch_gate(x: Tensor, kind: str, config: Config) -> Tensor:
+def launch_gate(x: Tensor, kind: str, config: Config, via: Via = directly) -> Tensor:
     """x [..., 2d] -> [..., d]."""
     rows = rows_of(x)
     if rows is None:
@@ -30,13 +30,13 @@ def launch_gate(x: Tensor, kind: str, config: Config) -> Tensor:
     size = x.shape[-1] // 2
     out = torch.empty((*x.shape[:-1], size), dtype=x.dtype, device=x.device)
     blocks = -(-size // config.block)
-    kernels.gate[(blocks * (out.numel() // size),)](
+    via(kernels.gate)[(blocks * (out.numel() // size),)](
         x, out, blocks, *rows, D=size, KIND=kind, BLOCK=config.block, num_warps=config.warps
     )
     return out
 
 
-def launch_gate_backward(x: Tensor, dy: Tensor, kind: str, config: Config) -> Tensor:
+def launch_gate_backward(x: Tensor, dy: Tensor, kind: str, config: Config, via: Via = directly) -> Tensor:
     """Gradient [..., 2d] of x [..., 2d] for dy [..., d]."""
     rows, grads = rows_of(x), rows_of(dy)
     if rows is None or grads is None:
@@ -45,7 +45,7 @@ def launch_gate_backward(x: Tensor, dy: Tensor, kind: str, config: Config) -> Te
     size = x.shape[-1] // 2
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     blocks = -(-size // config.block)
-    kernels.gate_backward[(blocks * (dy.numel() // size),)](
+    via(kernels.gate_backward)[(blocks * (dy.numel() // size),)](
         x, dy, out, blocks, *rows, *grads, D=size, KIND=kind, BLOCK=config.block, num_warps=config.warps
     )
     return out

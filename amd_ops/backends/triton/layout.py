@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor
 
 MAX_OFFSET = 2**31 - 1
@@ -11,6 +14,14 @@ ALIGNMENT = 16
 
 Rows = tuple[int, int, int, int, int, int]
 """(n1, n2, s0, s1, s2, sd): rows [*, n1, n2] with strides s0, s1, s2, columns with stride sd, all in elements."""
+
+Via = Callable[[Any], Any]
+"""How a kernel is launched: directly, or through torch.library.wrap_triton where torch.compile must see it."""
+
+
+def directly(kernel: Any) -> Any:
+    """Launch without a wrapper: what eager calls do."""
+    return kernel
 
 
 def rows_of(x: Tensor) -> Rows | None:

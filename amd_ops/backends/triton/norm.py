@@ -15,7 +15,7 @@ from . import tuning
 from .common import prove, unfit
 from .configs import FEW, MAX_BLOCK, Config, for_rows
 from .kernels import norm as kernels
-from .layout import MAX_OFFSET, Rows, reach, rows_of, specialised
+from .layout import MAX_OFFSET, Rows, Via, directly, reach, rows_of, specialised
 from .target import Target
 
 FORMS = ("llama", "gemma", "fp32_weight", "t5")
@@ -41,7 +41,7 @@ def _dense(x: Tensor) -> tuple[Tensor, Rows]:
 
 
 def launch_norm(
-    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, form: str, config: Config
+    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, form: str, config: Config, via: Via = directly
 ) -> tuple[Tensor, Tensor]:
     """(norm, residual + x), both dense in x's shape; without a residual the second is x itself."""
     x, rows = _dense(x)
@@ -50,7 +50,7 @@ def launch_norm(
     out = torch.empty(x.shape, dtype=result_type(form, x.dtype, weight.dtype), device=x.device)
     total = x if residual is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
     count = x.numel() // size
-    kernels.rms_norm[(-(-count // config.rows),)](
+    via(kernels.rms_norm)[(-(-count // config.rows),)](
         x, other, weight, out, total, count, eps, *rows, *other_rows, weight.stride(0),
         D=size, FORM=form, ADD=residual is not None, ROWS=config.rows, BLOCK=config.block, num_warps=config.warps,
     )  # fmt: skip
@@ -58,7 +58,15 @@ def launch_norm(
 
 
 def launch_norm_backward(
-    x: Tensor, weight: Tensor, dy: Tensor, dtotal: Tensor | None, eps: float, form: str, config: Config, programs: int
+    x: Tensor,
+    weight: Tensor,
+    dy: Tensor,
+    dtotal: Tensor | None,
+    eps: float,
+    form: str,
+    config: Config,
+    programs: int,
+    via: Via = directly,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x (or of the sum, ``dtotal`` added) and of the weight."""
     x, rows = _dense(x)
@@ -69,7 +77,7 @@ def launch_norm_backward(
     programs = min(-(-count // config.rows), programs)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     sums = torch.empty((programs, size), dtype=torch.float32, device=x.device)
-    kernels.rms_norm_backward[(programs,)](
+    via(kernels.rms_norm_backward)[(programs,)](
         x, weight, dy, other, dx, sums, count, eps, *rows, *grads, *other_rows, weight.stride(0),
         D=size, FORM=form, ADD=dtotal is not None, ROWS=config.rows, BLOCK=config.block, num_warps=config.warps,
     )  # fmt: skip

@@ -18,7 +18,7 @@ from . import tuning
 from .common import prove, unfit
 from .configs import FEW, Config, for_heads
 from .kernels import rope as kernels
-from .layout import MAX_OFFSET, power_of_two, reach, specialised
+from .layout import MAX_OFFSET, Via, directly, power_of_two, reach, specialised
 from .target import Target
 
 
@@ -30,6 +30,10 @@ class Norms:
     k_weight: Tensor
     eps: float
     form: str
+
+    def parts(self) -> tuple[Tensor, Tensor, float]:
+        """What the kernel reads."""
+        return self.q_weight, self.k_weight, self.eps
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ def launch_rope(
     dtypes: tuple[torch.dtype, torch.dtype] | None = None,
     norms: Norms | None = None,
     cache: Cache | None = None,
+    via: Via = directly,
 ) -> tuple[Tensor, Tensor]:
     """New (q, k) in the order of dimensions of the inputs; with a cache the second is ``cache.keys``.
 
@@ -82,16 +87,15 @@ def launch_rope(
     v, v_out, positions = (k, k, cos) if cache is None else (cache.new_values, cache.values, cache.positions)
     table_strides = [(t.stride(0) if t.shape[0] > 1 else 0, t.stride(1)) for t in (cos, sin)]
     heads = -(-q_heads // config.rows) + -(-k_heads // config.rows) * (1 if cache is None else 2)
-    q_weight, k_weight, eps, form = (
-        (cos, cos, 0.0, "") if norms is None else (norms.q_weight, norms.k_weight, norms.eps, norms.form)
-    )
-    kernels.rope[(q.shape[0] * length, heads)](
-        q, k, v, cos, sin, q_out, k_out, v_out, positions, q_weight, k_weight, eps,
+    rest = power_of_two(size - 2 * half)
+    via(kernels.rope)[(q.shape[0] * length, heads)](
+        q, k, v, cos, sin, q_out, k_out, v_out, positions, *((cos, cos, 0.0) if norms is None else norms.parts()),
         length, q_heads, k_heads, length if cache is None else cache.keys.shape[2],
         *_by_token(q, dim), *_by_token(k, dim), *_by_token(v, dim if cache is None else 1),
         *table_strides[0], *table_strides[1], *_by_token(k_out, at), *_by_token(v_out, at),
-        D=size, DV=v.shape[3], HALF=half, FORM=form, BACKWARD=backward, CACHE=cache is not None,
-        BLOCK_H=config.rows, BLOCK=config.block, BLOCK_REST=power_of_two(size - 2 * half), BLOCK_V=power_of_two(v.shape[3]),
+        D=size, DV=v.shape[3], HALF=half, FORM=norms.form if norms else "", BACKWARD=backward,
+        CACHE=cache is not None,
+        BLOCK_H=config.rows, BLOCK=config.block, BLOCK_REST=rest, BLOCK_V=power_of_two(v.shape[3]),
         num_warps=config.warps,
     )  # fmt: skip
     return q_out, k_out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,8 @@ _HOMES = {
     "rms_norm": "norm",
     "add_rms_norm": "norm",
     "apply_rope": "rope",
+    "qk_norm_rope": "qk_rope",
+    "rope_into_cache": "qk_rope",
     "silu_and_mul": "gate",
     "gelu_and_mul": "gate",
     "gelu_tanh_and_mul": "gate",
@@ -58,6 +61,12 @@ def _target() -> Target | str:
         except Unusable as reason:
             _found = str(reason)
     return _found
+
+
+def notes() -> dict[str, int]:
+    """What went wrong beside the calls themselves (a cache of cuts that cannot be read), by reason."""
+    tuning = sys.modules.get(f"{__package__}.tuning")
+    return dict(tuning.notes) if tuning is not None else {}
 
 
 def forget() -> None:

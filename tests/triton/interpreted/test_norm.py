@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 import amd_ops
 from amd_ops.backends.triton.configs import Config
-from amd_ops.backends.triton.norm import FORMS, launch_norm, launch_norm_backward, result_type
 from amd_ops.backends.triton.layout import rows_of
+from amd_ops.backends.triton.norm import FORMS, launch_norm, launch_norm_backward, result_type
 from amd_ops.norm import eager_add_rms_norm, eager_rms_norm
 from tests.ops.reference import close, rms_norm
 
@@ -110,7 +110,9 @@ def test_the_backward_is_that_of_eager_in_fp64(
                              laid_out((rows, size), torch.float32, layout), torch.randn(rows, size))  # fmt: skip
     x64, w64 = x.double().requires_grad_(), weight.double().requires_grad_()
     out = rms_norm_graph(x64, w64, 1e-6, form)
-    torch.autograd.backward([out, x64 * 1.0] if add else [out], [dy.double(), dtotal.double()] if add else [dy.double()])
+    torch.autograd.backward(
+        [out, x64 * 1.0] if add else [out], [dy.double(), dtotal.double()] if add else [dy.double()]
+    )
     dx, dw = launch_norm_backward(x, weight, dy, dtotal if add else None, 1e-6, form, cut, programs)
     assert x64.grad is not None
     assert w64.grad is not None

@@ -20,7 +20,7 @@ from .support import DTYPES, few, ran
 CUTS = (Config(1, 16, 1), Config(2, 8, 1), Config(8, 32, 2))
 
 
-@few(50)
+@few(25)
 @given(
     batch=st.integers(1, 3),
     length=st.integers(1, 4),
