@@ -84,7 +84,8 @@ _MODULES = {name: module for _, module, commands in CONTENTS for name in command
 
 # click's class for a wrong command line; typer re-exports only its subclass, and newer releases carry their own click.
 _CommandLineError: type[Exception] = typer.BadParameter.__bases__[0]
-_NOT_ONE_OF = re.compile(r"'(?P<found>[^']*)' is not one of (?P<choices>'.*')")
+_NOT_ONE_OF = re.compile(r"'(?P<found>[^']*)' is not (?:one of )?(?P<choices>'.*')")
+_NO_COMMAND = re.compile(r"No such command '(?P<found>[^']*)'")
 
 
 class _Contents(TyperGroup):
@@ -192,9 +193,9 @@ def _usage(command: str, error: Exception) -> Any:
     from rocm_overlay.install.transaction.errors import UsageError
 
     message = error.format_message() if hasattr(error, "format_message") else str(error)
-    match = _NOT_ONE_OF.search(message)
+    match = _NOT_ONE_OF.search(message) or _NO_COMMAND.search(message)
     if match is not None:
-        choices = re.findall(r"'([^']*)'", match["choices"])
+        choices = re.findall(r"'([^']*)'", match.groupdict().get("choices") or "") or list(_MODULES)
         near = difflib.get_close_matches(match["found"].lower(), choices, n=1, cutoff=0.4)
         message += f" Did you mean {near[0]}?" if near else ""
     hint = f"run `overlay {command} --help`" if command in _MODULES else "run `overlay --help`"

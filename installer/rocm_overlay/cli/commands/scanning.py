@@ -34,12 +34,12 @@ def scan(
 
     Exit 1 when something needs manual work, 0 when hipify or nothing is enough.
     """
-    from rocm_overlay.install import scan as room
+    from rocm_overlay.install.scan.engine import scan as look_through
     from rocm_overlay.install.transaction.errors import UsageError
 
-    from ..reports import scanning as report
+    from ..reports.scanning import progress, show
 
     if json and format_ == "sarif":
         raise UsageError("two-formats", "--json and --format sarif exclude each other.", remedy="leave one of them out")
-    found = room.scan(path, exclude or [], progress=report.progress)
-    return report.show(found, "json" if json else format_)
+    found = look_through(path, exclude or [], progress=progress)
+    return show(found, "json" if json else format_)

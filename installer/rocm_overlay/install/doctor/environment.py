@@ -31,7 +31,11 @@ def target(c: Context) -> Iterator[Finding]:
         yield finding("no-target", c.refusal.message, paths=c.refusal.paths, advice=c.refusal.remedy)
     if c.interrupted and c.place is not None:
         yield finding("interrupted", f"{c.place.tree.root / '.amd-overlay/txn.json'} exists")
-    if c.status is not None and c.status.state in _STATES:
+    if (
+        c.status is not None
+        and c.status.state in _STATES
+        and (c.status.mode, c.status.state) != ("hook", State.DRIFTED)
+    ):
         wrong = [file for file in c.status.files if file.state.value in ("foreign", "overlay-other", "missing")]
         evidence = [f"state {c.status.state.value}", *(f"{file.path} is {file.state.value}" for file in wrong)]
         if not wrong:

@@ -1,4 +1,4 @@
-"""`overlay scan`: which NVIDIA-only libraries a source tree uses, what takes their place, and whether hipify does it."""
+"""`overlay scan`: which NVIDIA-only libraries a source tree uses, what takes their place, and if hipify does it."""
 
 from .engine import Finding, Scan, scan
 

@@ -39,7 +39,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Finding:
-    """One place: path below the root, line and column from 1, the text that matched and the entry that it belongs to."""
+    """One place: path below the root, line and column from 1, the text that matched and its entry."""
 
     entry: Entry
     path: str
@@ -95,7 +95,7 @@ def scan(path: Path, exclude: Sequence[str] = (), *, progress: Callable[[int], N
             skipped.append((name, why))
             continue
         count += 1
-        findings += look(name, text, kind)
+        findings += sorted(look(name, text, kind), key=lambda one: (one.line, one.column))
         if progress is not None:
             progress(count)
     return Scan(root, count, tuple(findings), tuple(skipped))

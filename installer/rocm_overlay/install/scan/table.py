@@ -1,4 +1,4 @@
-"""The library mapping, kept as data in `table.json`: what is looked for, what replaces it, and where that is written."""
+"""The library mapping, kept as data in `table.json`: what is looked for, what replaces it, and who says so."""
 
 from __future__ import annotations
 
