@@ -1,4 +1,4 @@
-"""Options of ``overlay verify``, ``qualify`` and ``warmup``. Thin: each parses and calls one function."""
+"""What is right on this machine: `verify`, `qualify` and `warmup`."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ from typing import Annotated
 
 import typer
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object; everything else goes to stderr.")]
+from ..options import Json, examples, new_app
+
+app = new_app()
 Python = Annotated[
     str | None, typer.Option("--python", metavar="PYTHON", help="Interpreter with torch and transformers.")
 ]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to the program."""
-    app.command()(verify)
-    app.command()(qualify)
-    app.command()(warmup)
-
-
+@app.command(
+    epilog=examples("overlay verify --model ./Qwen3-0.6B", "overlay verify --model ./m --tiers torch,eager --json")
+)
 def verify(
     model: Annotated[
         str | None, typer.Option("--model", metavar="DIR_OR_CONFIG", help="A saved model, or a config.json alone.")
@@ -69,6 +67,7 @@ def verify(
     )  # fmt: skip
 
 
+@app.command(epilog=examples("overlay qualify --model ./Qwen3-0.6B -o profile.json"))
 def qualify(
     model: Annotated[Path, typer.Option("--model", metavar="DIR", help="A saved model, or a config.json alone.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Where the profile goes.")] = Path(
@@ -91,6 +90,7 @@ def qualify(
     return run(Options(model, output, python, dtype, max_capture, time_limit, build_limit, dry_run, register, json))
 
 
+@app.command(epilog=examples("overlay warmup --profile profile.json"))
 def warmup(
     profile: Annotated[Path, typer.Option("--profile", metavar="FILE", help="A profile of `overlay qualify`.")] = Path(
         "profile.json"
