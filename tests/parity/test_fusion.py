@@ -180,6 +180,11 @@ def head_norms_left_out(attn: Any, cache: Any = None, position: Any = None, norm
     return plan if norms else None
 
 
+def key_not_rotated_after_its_norm(q: Any, k: torch.Tensor, *rest: Any, **kwargs: Any) -> Any:
+    rotated, _ = REAL["qk_norm_rope"](q, k, *rest, **kwargs)
+    return rotated, amd_ops.rms_norm(k, rest[1], rest[2], **kwargs)
+
+
 def one_slot_early(*args: Any, **kwargs: Any) -> torch.Tensor:
     *rest, position = args
     return REAL["rope_into_cache"](*rest, (position - 1).clamp(min=0), **kwargs)
@@ -222,7 +227,7 @@ def no_biases(hidden: Any, gate_up: Any, gate_up_bias: Any, down: Any, down_bias
 
 
 REAL: dict[str, Callable[..., Any]] = {
-    name: getattr(amd_ops, name) for name in ("rope_into_cache", "moe", "softmax_top_k", "clamped_moe")
+    name: getattr(amd_ops, name) for name in ("qk_norm_rope", "rope_into_cache", "moe", "softmax_top_k", "clamped_moe")
 }
 FAULTS: list[tuple[str, Any, str, Callable[..., Any], str, str]] = [
     ("residual not normed", amd_ops, "add_norm", no_residual_in_the_norm, "llama", "prefill"),
@@ -232,6 +237,7 @@ FAULTS: list[tuple[str, Any, str, Callable[..., Any], str, str]] = [
     ("residual dropped at the MLP", amd_ops, "mlp_add", no_residual_at_the_mlp, "llama", "prefill"),
     ("residual added twice", amd_ops, "mlp_add", residual_twice, "mistral", "decode"),
     ("head norms left out", amd_ops, "qk_rope", head_norms_left_out, "qwen3", "prefill"),
+    ("key not rotated", rope_file, "qk_norm_rope", key_not_rotated_after_its_norm, "qwen3", "prefill"),
     ("cache written one slot early", rope_file, "rope_into_cache", one_slot_early, "llama", "static-cache"),
     ("key in the cache not rotated", rope_file, "rope_into_cache", key_not_rotated, "qwen3", "static-cache"),
     ("experts in another order", experts_file, "moe", experts_swapped, "mixtral", "prefill"),

@@ -70,9 +70,8 @@ def test_the_other_order_of_the_terms() -> None:
 
 
 def test_a_norm_between_mlp_and_add_leaves_the_second_sum_alone() -> None:
-    gemma = LAYER.replace(
-        "self.mlp(hidden_states)\n", "self.mlp(hidden_states)\n        hidden_states = self.n(hidden_states * 1)\n"
-    )
+    norm = "        hidden_states = self.norm(hidden_states * 1)\n"
+    gemma = LAYER.replace("self.mlp(hidden_states)\n", f"self.mlp(hidden_states)\n{norm}")
     assert_edit(RECIPE, gemma, after(gemma, norm=True, mlp=False))
 
 
@@ -83,9 +82,8 @@ def test_a_module_that_is_no_mlp_by_its_name(attribute: str) -> None:
 
 
 def test_a_statement_before_the_mlp_means_that_the_residual_is_not_known_to_be_ours() -> None:
-    before = LAYER.replace(
-        "        hidden_states = self.mlp(", "        kept = residual\n        hidden_states = self.mlp("
-    )
+    call = "        hidden_states = self.mlp("
+    before = LAYER.replace(call, f"        kept = residual\n{call}")
     assert_edit(RECIPE, before, after(before, norm=True, mlp=True))
 
 
@@ -112,10 +110,7 @@ def test_another_sum_is_left_alone(old: str, new: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        (
-            "        residual = hidden_states\n        hidden_states = self.post",
-            "        residual = hidden_states\n        mark()\n        hidden_states = self.post",
-        ),
+        ("        hidden_states = self.post", "        mark()\n        hidden_states = self.post"),
         ("self.post_attention_layernorm(hidden_states)", "self.post_attention_layernorm(hidden_states, 1)"),
         ("self.post_attention_layernorm(hidden_states)", "self.post_attention_layernorm(residual)"),
         ("        hidden_states = self.post", "        normed = self.post"),
