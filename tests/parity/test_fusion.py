@@ -80,6 +80,7 @@ def test_on_is_the_same_model_in_half_precision(case: str, everything_on: None) 
 EXPECTED = {
     "llama": ("add_rms_norm", "linear_add", "rope_into_cache"),
     "qwen3": ("add_rms_norm", "linear_add", "qk_norm_rope", "rope_into_cache"),
+    "phi3": ("add_rms_norm", "linear_add"),
     "gemma3": ("add_rms_norm", "qk_norm_rope", "rope_into_cache"),
     "mixtral": ("add_rms_norm", "moe", "softmax_top_k"),
     "qwen2_moe": ("add_rms_norm", "moe", "softmax_top_k", "rope_into_cache"),
@@ -106,6 +107,7 @@ LAYER = "model.layers.1"
 HOOKED = [
     ("llama", ("", "post_attention_layernorm", "self_attn", "self_attn.o_proj", "mlp", "mlp.down_proj", "mlp.act_fn")),
     ("qwen3", ("self_attn.q_norm", "self_attn.k_norm", "self_attn.v_proj")),
+    ("phi3", ("resid_attn_dropout", "resid_mlp_dropout", "mlp.gate_up_proj")),
     ("gemma3", ("pre_feedforward_layernorm", "post_feedforward_layernorm")),
     ("mixtral", ("block_sparse_moe", "block_sparse_moe.gate", "block_sparse_moe.experts.2")),
     ("qwen3_moe", ("mlp.experts.1.up_proj", "mlp.experts.0.act_fn")),
@@ -153,7 +155,7 @@ def test_a_hook_on_any_module_is_honoured(architecture: str, place: str, everyth
 # -- planted faults
 
 
-def no_residual_in_the_norm(norm: Any, x: torch.Tensor, residual: torch.Tensor) -> Any:
+def no_residual_in_the_norm(norm: Any, x: torch.Tensor, residual: torch.Tensor, **_: Any) -> Any:
     return norm(x), residual + x
 
 
@@ -162,16 +164,18 @@ def residual_lost_at_the_norm(norm: Any, x: torch.Tensor, residual: torch.Tensor
 
 
 def norm_of_the_other_form(norm: Any, x: torch.Tensor, residual: torch.Tensor) -> Any:
-    weight, eps, form = norm.forward.amd_rms_norm
+    weight, eps, form = norm.forward._amd_rms_norm
     other = "gemma" if form == "llama" else "llama"
     return amd_ops.add_rms_norm(x, residual, getattr(norm, weight), getattr(norm, eps), form=other)
 
 
-def no_residual_at_the_mlp(mlp: Any, x: torch.Tensor, residual: torch.Tensor, owned: bool = False) -> torch.Tensor:
+def no_residual_at_the_mlp(
+    mlp: Any, x: torch.Tensor, residual: torch.Tensor, owned: bool = False, **_: Any
+) -> torch.Tensor:
     return mlp(x)
 
 
-def residual_twice(mlp: Any, x: torch.Tensor, residual: torch.Tensor, owned: bool = False) -> torch.Tensor:
+def residual_twice(mlp: Any, x: torch.Tensor, residual: torch.Tensor, owned: bool = False, **_: Any) -> torch.Tensor:
     return mlp(x) + residual * 2
 
 

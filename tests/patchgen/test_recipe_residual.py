@@ -69,6 +69,16 @@ def test_the_other_order_of_the_terms() -> None:
     assert_edit(RECIPE, before, wanted.replace("residual + hidden_states", "hidden_states + residual"))
 
 
+def test_a_dropout_around_the_term_is_handed_on() -> None:
+    """phi3"""
+    before = LAYER.replace("residual + hidden_states", "residual + self.resid_dropout(hidden_states)")
+    wanted = after(LAYER, norm=True, mlp=True, owned=OWNED)
+    wanted = wanted.replace("residual + hidden_states", "residual + self.resid_dropout(hidden_states)")
+    wanted = wanted.replace("hidden_states, residual)", "hidden_states, residual, dropout=self.resid_dropout)")
+    wanted = wanted.replace(f"{OWNED})", f"{OWNED}, dropout=self.resid_dropout)")
+    assert_edit(RECIPE, before, wanted)
+
+
 def test_a_norm_between_mlp_and_add_leaves_the_second_sum_alone() -> None:
     norm = "        hidden_states = self.norm(hidden_states * 1)\n"
     gemma = LAYER.replace("self.mlp(hidden_states)\n", f"self.mlp(hidden_states)\n{norm}")
@@ -97,7 +107,9 @@ def test_an_mlp_of_its_own() -> None:
     [
         # granite: a multiplier sits between
         ("residual + hidden_states", "residual + hidden_states * self.residual_multiplier"),
-        ("residual + hidden_states", "residual + self.dropout(hidden_states)"),
+        ("residual + hidden_states", "residual + self.scale(hidden_states)"),
+        ("residual + hidden_states", "residual + self.dropout(residual)"),
+        ("residual + hidden_states", "self.dropout(residual) + hidden_states"),
         ("residual + hidden_states", "residual - hidden_states"),
         ("residual + hidden_states", "hidden_states + hidden_states"),
         ("hidden_states = residual + hidden_states", "hidden_states += residual"),
