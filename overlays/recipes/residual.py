@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import libcst as cst
 from rocm_overlay.patchgen.edits import Edit
 from rocm_overlay.patchgen.flow import assignment, self_call
-from rocm_overlay.patchgen.layout import insertion, test
+from rocm_overlay.patchgen.layout import MAX_COLUMNS, insertion, test
 from rocm_overlay.patchgen.recipe import Recipe, Site
 from rocm_overlay.patchgen.source import Function, Source, blocks
 
@@ -164,13 +164,36 @@ def _step(
     anchor = source.before(step.statement)
     if anchor is None:
         return []
-    lines = [f"{result} = None", f"if {test(switch)}:", f"    {result} = {call}"]
+    lines = [f"{result} = None", f"if {test(switch)}:", *_wrapped(f"    {result} = {call}", len(anchor.indent))]
     edits = [insertion(NAME, site.function, anchor, lines)]
     for node, value in zip((step.total, step.call), ours, strict=True):
         start, end = source.span(node)
-        text = f"{source.code(node)} if {result} is None else {value}"
+        text = _conditional(source, node, f"if {result} is None", f"else {value}")
         edits.append(Edit(start, end, text.encode("utf-8"), NAME, site.function.qualname))
     return edits
+
+
+def _wrapped(line: str, indent: int) -> list[str]:
+    """A call in one line, or with its arguments on a line of their own where it would be too long."""
+    if indent + len(line) <= MAX_COLUMNS:
+        return [line]
+    head, _, words = line.partition("(")
+    own = " " * (len(line) - len(line.lstrip()))
+    return [f"{head}(", f"{own}    {words[:-1]}", f"{own})"]
+
+
+def _conditional(source: Source, node: cst.BaseExpression, *rest: str) -> str:
+    """The stock expression with ours behind it, in one line where that fits."""
+    start, end = source.span(node)
+    newline = source.newline_after(end)
+    begin, stop = source.line_start(start), source.data.find(newline.encode("ascii"), end)
+    stock = source.code(node)
+    text = " ".join((stock, *rest))
+    line = source.data[begin:stop].decode("utf-8")
+    if len(line) - len(stock) + len(text) <= MAX_COLUMNS:
+        return text
+    indent = line[: len(line) - len(line.lstrip())]
+    return newline.join(("(", *(f"{indent}    {part}" for part in (stock, *rest)), f"{indent})"))
 
 
 RECIPE = Recipe(

@@ -164,7 +164,7 @@ def residual_lost_at_the_norm(norm: Any, x: torch.Tensor, residual: torch.Tensor
 
 
 def norm_of_the_other_form(norm: Any, x: torch.Tensor, residual: torch.Tensor) -> Any:
-    weight, eps, form = norm.forward._amd_rms_norm
+    weight, eps, form = type(norm).forward._amd_rms_norm
     other = "gemma" if form == "llama" else "llama"
     return amd_ops.add_rms_norm(x, residual, getattr(norm, weight), getattr(norm, eps), form=other)
 
