@@ -70,13 +70,38 @@ def test_the_other_order_of_the_terms() -> None:
 
 
 def test_a_dropout_around_the_term_is_handed_on() -> None:
-    """phi3"""
-    before = LAYER.replace("residual + hidden_states", "residual + self.resid_dropout(hidden_states)")
+    before = LAYER.replace("residual + hidden_states", "residual + self.dropout(hidden_states)")
     wanted = after(LAYER, norm=True, mlp=True, owned=OWNED)
-    wanted = wanted.replace("residual + hidden_states", "residual + self.resid_dropout(hidden_states)")
-    wanted = wanted.replace("hidden_states, residual)", "hidden_states, residual, dropout=self.resid_dropout)")
-    wanted = wanted.replace(f"{OWNED})", f"{OWNED}, dropout=self.resid_dropout)")
-    assert_edit(RECIPE, before, wanted)
+    wanted = wanted.replace("residual + hidden_states", "residual + self.dropout(hidden_states)")
+    wanted = wanted.replace("hidden_states, residual)", "hidden_states, residual, dropout=self.dropout)")
+    assert_edit(RECIPE, before, wanted.replace(f"{OWNED})", f"{OWNED}, dropout=self.dropout)"))
+
+
+def test_lines_that_grow_too_long_are_broken() -> None:
+    """phi3: a comment stands behind the sum."""
+    layer = LAYER.split("        hidden_states = self.mlp(")[0] + "        return hidden_states\n"
+    before = layer.replace(
+        "residual + hidden_states\n", "residual + self.resid_attn_dropout(hidden_states)  # main diff\n"
+    )
+    assert_edit(RECIPE, before, before.split("        hidden_states = residual")[0] + LONG)
+
+
+LONG = """        _amd_sum = None
+        if _amd and _amd.on.add_norm:
+            _amd_sum = _amd.add_norm(
+                self.post_attention_layernorm, hidden_states, residual, dropout=self.resid_attn_dropout
+            )
+        hidden_states = (
+            residual + self.resid_attn_dropout(hidden_states)
+            if _amd_sum is None
+            else _amd_sum[1]
+        )  # main diff
+
+        # Fully Connected
+        residual = hidden_states
+        hidden_states = self.post_attention_layernorm(hidden_states) if _amd_sum is None else _amd_sum[0]
+        return hidden_states
+"""
 
 
 def test_a_norm_between_mlp_and_add_leaves_the_second_sum_alone() -> None:

@@ -96,7 +96,7 @@ def test_the_diff_is_the_diff_and_small(entry: dict[str, Any]) -> None:
     diff = (LINE / entry["diff"]).read_text(encoding="utf-8")
     assert diff == "".join(lines)
     changed = [line for line in diff.splitlines()[2:] if line[:1] in "+-"]
-    assert 0 < len(changed) <= 80
+    assert 0 < len(changed) <= (120 if entry["model"] == "qwen2_moe" else 80)  # it has three attention classes
 
 
 @each_file
