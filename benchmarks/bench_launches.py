@@ -112,11 +112,7 @@ def _ops(model: str, layers: int) -> dict[str, dict[str, int]]:
 
     from examples.tiny_models import build, tiny_config
 
-    layered = model in ("gemma2", "gemma3", "gpt_oss")
-    overrides = {"layer_types": ["full_attention"] * layers} if layered else {}
-    config = tiny_config(model, num_hidden_layers=layers, **overrides)
-    if not layered:
-        config.sliding_window = None  # a static cache slides otherwise, and a sliding layer rolls
+    config = tiny_config(model, num_hidden_layers=layers, **_full_attention(model, layers))
     net = build(config, dtype=torch.bfloat16)
     if model == "gpt_oss":
         net.set_attn_implementation("eager")
@@ -137,6 +133,15 @@ def _ops(model: str, layers: int) -> dict[str, dict[str, int]]:
                     )
                 )
     return found
+
+
+def _full_attention(model: str, layers: int) -> dict[str, Any]:
+    """Overrides that leave out sliding windows, whose static layers roll instead of being written to."""
+    if model in ("gemma2", "gemma3", "gpt_oss"):
+        return {"layer_types": ["full_attention"] * layers}
+    if model == "qwen2":
+        return {"use_sliding_window": False}
+    return {"sliding_window": None}
 
 
 def _counted(run: Callable[[], object]) -> dict[str, int]:

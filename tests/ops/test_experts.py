@@ -192,6 +192,8 @@ def test_prepare_and_restore() -> None:
     report = amd_ops.prepare(block)
     assert [packing.linears for packing in report.fused] == [GATE_UP, DOWN]
     assert report.bytes_added == 0
+    packed = packed_experts(block.experts)  # kept, so that its memory is not given to anybody else
+    assert not isinstance(packed, str)
     storages = {p.untyped_storage().data_ptr() for p in block.experts.parameters()}
     agree(block)
     amd_ops.restore(block)

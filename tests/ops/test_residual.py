@@ -31,7 +31,7 @@ class Norm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return amd_ops.rms_norm(x, self.weight, self.variance_epsilon)
 
-    forward.amd_rms_norm = ("weight", "variance_epsilon", "llama")  # type: ignore[attr-defined]
+    forward._amd_rms_norm = ("weight", "variance_epsilon", "llama")  # type: ignore[attr-defined]
 
 
 class Mlp(nn.Module):
@@ -44,7 +44,7 @@ class Mlp(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
 
-    forward.amd_gated_mlp = {}  # type: ignore[attr-defined]  # noqa: RUF012 - as in the overlaid text
+    forward._amd_gated_mlp = {}  # type: ignore[attr-defined]  # noqa: RUF012 - as in the overlaid text
 
 
 class Adapter(nn.Module):
@@ -219,6 +219,23 @@ def test_hidden_states_that_do_not_fit_are_left_to_stock(x: torch.Tensor) -> Non
     assert amd_ops.add_norm(Norm(), x, R) is None
     assert amd_ops.mlp_add(Mlp(), x, R) is None
     assert len(reasons("add_norm")) == len(reasons("mlp_add")) == 1
+
+
+@pytest.mark.parametrize(
+    ("dropout", "reason"),
+    [
+        (nn.Dropout(0.5).train(), "dropout is on"),
+        (hooked(nn.Dropout(0.5)).eval(), "a hook is registered on the module"),
+        (nn.Identity(), "what stands for the dropout is not exactly nn.Dropout"),
+        (nn.Dropout(0.5).eval(), None),
+        (nn.Dropout(0.0).train(), None),
+    ],
+)
+def test_a_dropout_that_does_something_is_left_to_stock(dropout: nn.Module, reason: str | None) -> None:
+    normed = amd_ops.add_norm(Norm(), X, R, dropout=dropout)
+    added = amd_ops.mlp_add(Mlp(), X, R, dropout=dropout)
+    assert (normed is None) == (added is None) == (reason is not None)
+    assert list(reasons("add_norm")) == list(reasons("mlp_add")) == ([] if reason is None else [reason])
 
 
 def test_a_global_hook_is_honoured() -> None:

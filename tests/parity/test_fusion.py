@@ -80,6 +80,7 @@ def test_on_is_the_same_model_in_half_precision(case: str, everything_on: None) 
 EXPECTED = {
     "llama": ("add_rms_norm", "linear_add", "rope_into_cache"),
     "qwen3": ("add_rms_norm", "linear_add", "qk_norm_rope", "rope_into_cache"),
+    "phi3": ("add_rms_norm", "linear_add"),
     "gemma3": ("add_rms_norm", "qk_norm_rope", "rope_into_cache"),
     "mixtral": ("add_rms_norm", "moe", "softmax_top_k"),
     "qwen2_moe": ("add_rms_norm", "moe", "softmax_top_k", "rope_into_cache"),
@@ -106,6 +107,7 @@ LAYER = "model.layers.1"
 HOOKED = [
     ("llama", ("", "post_attention_layernorm", "self_attn", "self_attn.o_proj", "mlp", "mlp.down_proj", "mlp.act_fn")),
     ("qwen3", ("self_attn.q_norm", "self_attn.k_norm", "self_attn.v_proj")),
+    ("phi3", ("resid_attn_dropout", "resid_mlp_dropout", "mlp.gate_up_proj")),
     ("gemma3", ("pre_feedforward_layernorm", "post_feedforward_layernorm")),
     ("mixtral", ("block_sparse_moe", "block_sparse_moe.gate", "block_sparse_moe.experts.2")),
     ("qwen3_moe", ("mlp.experts.1.up_proj", "mlp.experts.0.act_fn")),
@@ -153,7 +155,7 @@ def test_a_hook_on_any_module_is_honoured(architecture: str, place: str, everyth
 # -- planted faults
 
 
-def no_residual_in_the_norm(norm: Any, x: torch.Tensor, residual: torch.Tensor) -> Any:
+def no_residual_in_the_norm(norm: Any, x: torch.Tensor, residual: torch.Tensor, **_: Any) -> Any:
     return norm(x), residual + x
 
 
@@ -162,22 +164,29 @@ def residual_lost_at_the_norm(norm: Any, x: torch.Tensor, residual: torch.Tensor
 
 
 def norm_of_the_other_form(norm: Any, x: torch.Tensor, residual: torch.Tensor) -> Any:
-    weight, eps, form = norm.forward.amd_rms_norm
+    weight, eps, form = type(norm).forward._amd_rms_norm
     other = "gemma" if form == "llama" else "llama"
     return amd_ops.add_rms_norm(x, residual, getattr(norm, weight), getattr(norm, eps), form=other)
 
 
-def no_residual_at_the_mlp(mlp: Any, x: torch.Tensor, residual: torch.Tensor, owned: bool = False) -> torch.Tensor:
+def no_residual_at_the_mlp(
+    mlp: Any, x: torch.Tensor, residual: torch.Tensor, owned: bool = False, **_: Any
+) -> torch.Tensor:
     return mlp(x)
 
 
-def residual_twice(mlp: Any, x: torch.Tensor, residual: torch.Tensor, owned: bool = False) -> torch.Tensor:
+def residual_twice(mlp: Any, x: torch.Tensor, residual: torch.Tensor, owned: bool = False, **_: Any) -> torch.Tensor:
     return mlp(x) + residual * 2
 
 
 def head_norms_left_out(attn: Any, cache: Any = None, position: Any = None, norms: bool = False) -> Any:
     plan = rope_file.Rotation(cache, None, position, None)
     return plan if norms else None
+
+
+def key_not_rotated_after_its_norm(q: Any, k: torch.Tensor, *rest: Any, **kwargs: Any) -> Any:
+    rotated, _ = REAL["qk_norm_rope"](q, k, *rest, **kwargs)
+    return rotated, amd_ops.rms_norm(k, rest[1], rest[2], **kwargs)
 
 
 def one_slot_early(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -222,7 +231,7 @@ def no_biases(hidden: Any, gate_up: Any, gate_up_bias: Any, down: Any, down_bias
 
 
 REAL: dict[str, Callable[..., Any]] = {
-    name: getattr(amd_ops, name) for name in ("rope_into_cache", "moe", "softmax_top_k", "clamped_moe")
+    name: getattr(amd_ops, name) for name in ("qk_norm_rope", "rope_into_cache", "moe", "softmax_top_k", "clamped_moe")
 }
 FAULTS: list[tuple[str, Any, str, Callable[..., Any], str, str]] = [
     ("residual not normed", amd_ops, "add_norm", no_residual_in_the_norm, "llama", "prefill"),
@@ -232,6 +241,7 @@ FAULTS: list[tuple[str, Any, str, Callable[..., Any], str, str]] = [
     ("residual dropped at the MLP", amd_ops, "mlp_add", no_residual_at_the_mlp, "llama", "prefill"),
     ("residual added twice", amd_ops, "mlp_add", residual_twice, "mistral", "decode"),
     ("head norms left out", amd_ops, "qk_rope", head_norms_left_out, "qwen3", "prefill"),
+    ("key not rotated", rope_file, "qk_norm_rope", key_not_rotated_after_its_norm, "qwen3", "prefill"),
     ("cache written one slot early", rope_file, "rope_into_cache", one_slot_early, "llama", "static-cache"),
     ("key in the cache not rotated", rope_file, "rope_into_cache", key_not_rotated, "qwen3", "static-cache"),
     ("experts in another order", experts_file, "moe", experts_swapped, "mixtral", "prefill"),

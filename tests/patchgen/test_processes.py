@@ -124,7 +124,8 @@ def test_an_overlay_imports_and_looks_like_stock(model: str, compared: tuple[boo
     assert found["said"][0] == found["said"][1]
     assert found["warned"][0] == found["warned"][1]
     assert len(found["settable"]) >= 3
-    assert all(found["settable"])
+    # qwen2_moe chooses a class per implementation, and stock says no for it, too.
+    assert not any(found["settable"]) if model == "qwen2_moe" else all(found["settable"])
     assert found["overlay"] == f"sha256:{ENTRIES[model]['stock_sha256']}"
 
 

@@ -28,27 +28,29 @@ END = "return self.weight * hidden_states.to(input_dtype)\n"
 
 
 def test_a_norm_is_marked_with_its_attributes_and_form() -> None:
-    mark = '\n    forward.amd_rms_norm = ("weight", "variance_epsilon", "llama")\n'
+    mark = '\n    forward._amd_rms_norm = ("weight", "variance_epsilon", "llama")\n'
     assert_edit(RECIPE, LLAMA, LLAMA.replace(END, END + mark))
     renamed = LLAMA.replace("variance_epsilon", "eps").replace("self.weight", "self.scale")
     end = END.replace("weight", "scale")
-    assert_edit(RECIPE, renamed, renamed.replace(end, end + '\n    forward.amd_rms_norm = ("scale", "eps", "llama")\n'))
+    assert_edit(
+        RECIPE, renamed, renamed.replace(end, end + '\n    forward._amd_rms_norm = ("scale", "eps", "llama")\n')
+    )
     end = "return output.type_as(x)\n"
-    assert_edit(RECIPE, GEMMA, GEMMA.replace(end, end + '\n    forward.amd_rms_norm = ("weight", "eps", "gemma")\n'))
+    assert_edit(RECIPE, GEMMA, GEMMA.replace(end, end + '\n    forward._amd_rms_norm = ("weight", "eps", "gemma")\n'))
 
 
 def test_an_mlp_is_marked_with_the_names_that_are_not_the_usual_ones() -> None:
     end = "        return down_proj\n"
-    assert_edit(RECIPE, MLP, MLP.replace(end, end + "\n    forward.amd_gated_mlp = {}\n"))
+    assert_edit(RECIPE, MLP, MLP.replace(end, end + "\n    forward._amd_gated_mlp = {}\n"))
     end = "        return current\n"
-    mark = '\n    forward.amd_gated_mlp = {"gate": "w1", "up": "w3", "down": "w2"}\n'
+    mark = '\n    forward._amd_gated_mlp = {"gate": "w1", "up": "w3", "down": "w2"}\n'
     assert_edit(RECIPE, EXPERT, EXPERT.replace(end, end + mark))
 
 
 def test_a_comment_behind_the_last_statement_stays_on_its_line() -> None:
     before = MLP.replace("return down_proj\n", "return down_proj  # done\n")
     end = "        return down_proj  # done\n"
-    assert_edit(RECIPE, before, before.replace(end, end + "\n    forward.amd_gated_mlp = {}\n"))
+    assert_edit(RECIPE, before, before.replace(end, end + "\n    forward._amd_gated_mlp = {}\n"))
 
 
 @pytest.mark.parametrize(

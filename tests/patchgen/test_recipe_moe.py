@@ -142,11 +142,12 @@ def test_experts_with_a_clamped_gate() -> None:
     first = "        batch_size = hidden_states.shape[0]\n"
     call = EARLY.format("clamped_experts(self, hidden_states, router_indices, routing_weights)")
     assert_edit(RECIPE, text, text.replace(first, call + first))
-    for old, new in (
+    neighbours = (
         ("::2]", "::3]"),
         ("(up + 1)", "(up + 2)"),
         ("max=self.limit", "max=7.0"),
         (".sum(dim=0)", ".mean(dim=0)"),
-    ):
+    )
+    for old, new in neighbours:
         assert old in text
         assert_untouched(RECIPE, text.replace(old, new))

@@ -39,6 +39,8 @@ class Attention(nn.Module):
         return q, k, v
 """
 )
+QWEN_Q = "q = self.q_norm(self.q_proj(x).view(shape)).transpose(1, 2)"
+OLMO_Q = "q = self.q_norm(self.q_proj(x))\n        q = q.view(shape).transpose(1, 2)"
 PLAN = """        _amd_qk = None
         if _amd and _amd.on.qk_rope:
             _amd_qk = _amd.qk_rope(self{})
@@ -55,13 +57,11 @@ CACHE = ", past_key_values, cache_position"
 def after(text: str, arguments: str, *, norms: bool, cache: bool = True) -> str:
     first = "        shape ="
     found = text.replace(first, PLAN.format(arguments) + first)
-    found = found.replace(
-        "        q, k = apply_rotary_pos_emb(q, k, cos, sin)\n", ROTATION.format("v" if cache else "None")
-    )
+    stock = "        q, k = apply_rotary_pos_emb(q, k, cos, sin)\n"
+    found = found.replace(stock, ROTATION.format("v" if cache else "None"))
     if norms:
-        found = found.replace("self.q_norm", "(_amd_qk or self).q_norm").replace(
-            "self.k_norm", "(_amd_qk or self).k_norm"
-        )
+        for name in ("q_norm", "k_norm"):
+            found = found.replace(f"self.{name}", f"(_amd_qk or self).{name}")
     return found.replace("past_key_values.update", "(_amd_qk or past_key_values).update") if cache else found
 
 
@@ -72,9 +72,8 @@ def test_norms_around_the_view() -> None:
 def test_norms_as_statements_of_their_own() -> None:
     gemma = QWEN.replace("self.q_norm(self.q_proj(x).view(shape))", "self.q_proj(x).view(shape)")
     gemma = gemma.replace("self.k_norm(self.k_proj(x).view(shape))", "self.k_proj(x).view(shape)")
-    gemma = gemma.replace(
-        "        cos, sin =", "        q = self.q_norm(q)\n        k = self.k_norm(k)\n        cos, sin ="
-    )
+    norms = "        q = self.q_norm(q)\n        k = self.k_norm(k)\n"
+    gemma = gemma.replace("        cos, sin =", f"{norms}        cos, sin =")
     assert_edit(RECIPE, gemma, after(gemma, f"{CACHE}, norms=True", norms=True))
 
 
@@ -101,10 +100,7 @@ def test_a_line_that_grows_too_long_is_broken() -> None:
     ("old", "new"),
     [
         # olmo2: the norm spans all heads, the view comes behind it
-        (
-            "q = self.q_norm(self.q_proj(x).view(shape)).transpose(1, 2)",
-            "q = self.q_norm(self.q_proj(x))\n        q = q.view(shape).transpose(1, 2)",
-        ),
+        (QWEN_Q, OLMO_Q),
         ("        cos, sin =", "        q = q * self.scale\n        cos, sin ="),
         ("        cos, sin =", "        self.seen = k\n        cos, sin ="),
         (".transpose(1, 2)\n        k =", ".transpose(1, 3)\n        k ="),
@@ -136,10 +132,9 @@ def test_something_at_the_update_keeps_it_stock(old: str, new: str) -> None:
 
 def test_a_rotation_under_a_condition_leaves_the_norms_to_stock() -> None:
     before = QWEN.replace("        q, k = apply", "        if self.use_rope:\n            q, k = apply")
-    wanted = after(before, CACHE, norms=False)
-    stock = "            q, k = apply_rotary_pos_emb(q, k, cos, sin)\n"
-    rotation = "".join(f"    {line}\n" for line in ROTATION.format("v").splitlines())
-    assert_edit(RECIPE, before, wanted.replace(stock, rotation))
+    nested = "".join(f"    {line}\n" for line in ROTATION.format("v").splitlines())
+    wanted = after(QWEN, CACHE, norms=False)
+    assert_edit(RECIPE, before, wanted.replace(ROTATION.format("v"), f"        if self.use_rope:\n{nested}"))
 
 
 @pytest.mark.parametrize(

@@ -69,10 +69,44 @@ def test_the_other_order_of_the_terms() -> None:
     assert_edit(RECIPE, before, wanted.replace("residual + hidden_states", "hidden_states + residual"))
 
 
-def test_a_norm_between_mlp_and_add_leaves_the_second_sum_alone() -> None:
-    gemma = LAYER.replace(
-        "self.mlp(hidden_states)\n", "self.mlp(hidden_states)\n        hidden_states = self.n(hidden_states * 1)\n"
+def test_a_dropout_around_the_term_is_handed_on() -> None:
+    before = LAYER.replace("residual + hidden_states", "residual + self.dropout(hidden_states)")
+    wanted = after(LAYER, norm=True, mlp=True, owned=OWNED)
+    wanted = wanted.replace("residual + hidden_states", "residual + self.dropout(hidden_states)")
+    wanted = wanted.replace("hidden_states, residual)", "hidden_states, residual, dropout=self.dropout)")
+    assert_edit(RECIPE, before, wanted.replace(f"{OWNED})", f"{OWNED}, dropout=self.dropout)"))
+
+
+def test_lines_that_grow_too_long_are_broken() -> None:
+    """phi3: a comment stands behind the sum."""
+    layer = LAYER.split("        hidden_states = self.mlp(")[0] + "        return hidden_states\n"
+    before = layer.replace(
+        "residual + hidden_states\n", "residual + self.resid_attn_dropout(hidden_states)  # main diff\n"
     )
+    assert_edit(RECIPE, before, before.split("        hidden_states = residual")[0] + LONG)
+
+
+LONG = """        _amd_sum = None
+        if _amd and _amd.on.add_norm:
+            _amd_sum = _amd.add_norm(
+                self.post_attention_layernorm, hidden_states, residual, dropout=self.resid_attn_dropout
+            )
+        hidden_states = (
+            residual + self.resid_attn_dropout(hidden_states)
+            if _amd_sum is None
+            else _amd_sum[1]
+        )  # main diff
+
+        # Fully Connected
+        residual = hidden_states
+        hidden_states = self.post_attention_layernorm(hidden_states) if _amd_sum is None else _amd_sum[0]
+        return hidden_states
+"""
+
+
+def test_a_norm_between_mlp_and_add_leaves_the_second_sum_alone() -> None:
+    norm = "        hidden_states = self.norm(hidden_states * 1)\n"
+    gemma = LAYER.replace("self.mlp(hidden_states)\n", f"self.mlp(hidden_states)\n{norm}")
     assert_edit(RECIPE, gemma, after(gemma, norm=True, mlp=False))
 
 
@@ -83,9 +117,8 @@ def test_a_module_that_is_no_mlp_by_its_name(attribute: str) -> None:
 
 
 def test_a_statement_before_the_mlp_means_that_the_residual_is_not_known_to_be_ours() -> None:
-    before = LAYER.replace(
-        "        hidden_states = self.mlp(", "        kept = residual\n        hidden_states = self.mlp("
-    )
+    call = "        hidden_states = self.mlp("
+    before = LAYER.replace(call, f"        kept = residual\n{call}")
     assert_edit(RECIPE, before, after(before, norm=True, mlp=True))
 
 
@@ -99,7 +132,9 @@ def test_an_mlp_of_its_own() -> None:
     [
         # granite: a multiplier sits between
         ("residual + hidden_states", "residual + hidden_states * self.residual_multiplier"),
-        ("residual + hidden_states", "residual + self.dropout(hidden_states)"),
+        ("residual + hidden_states", "residual + self.scale(hidden_states)"),
+        ("residual + hidden_states", "residual + self.dropout(residual)"),
+        ("residual + hidden_states", "self.dropout(residual) + hidden_states"),
         ("residual + hidden_states", "residual - hidden_states"),
         ("residual + hidden_states", "hidden_states + hidden_states"),
         ("hidden_states = residual + hidden_states", "hidden_states += residual"),
@@ -112,10 +147,7 @@ def test_another_sum_is_left_alone(old: str, new: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        (
-            "        residual = hidden_states\n        hidden_states = self.post",
-            "        residual = hidden_states\n        mark()\n        hidden_states = self.post",
-        ),
+        ("        hidden_states = self.post", "        mark()\n        hidden_states = self.post"),
         ("self.post_attention_layernorm(hidden_states)", "self.post_attention_layernorm(hidden_states, 1)"),
         ("self.post_attention_layernorm(hidden_states)", "self.post_attention_layernorm(residual)"),
         ("        hidden_states = self.post", "        normed = self.post"),

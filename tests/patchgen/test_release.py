@@ -163,7 +163,7 @@ def test_declare_prints_what_is_declared(line: str, wheel: Callable[[str], Path]
 @pytest.fixture
 def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, bytes], Path]:
     """Make package folders with one model ``x`` that must have one norm."""
-    monkeypatch.setattr(expected, "SITES", {"4.57": {"x": {"rms_norm": 1}}})
+    monkeypatch.setattr(expected, "SITES", {"4.57": {"x": {"rms_norm": 1, "forms": 1}}})
 
     def make(version: str, text: bytes) -> Path:
         root = tmp_path / version / "transformers"
