@@ -141,7 +141,8 @@ def kernel_variants(rows: int, hidden: int, where: str) -> dict[str, tuple[int, 
         ),
         "silu_and_mul": (3 * x.nbytes, amd_ops.silu_and_mul, torch_silu_and_mul, (both,)),
         "apply_rope": (
-            2 * (q.nbytes + k.nbytes + table.nbytes), amd_ops.apply_rope, lambda *a: torch_rope(*a, 1), (q, k, table, table),
+            2 * (q.nbytes + k.nbytes + table.nbytes), amd_ops.apply_rope, lambda *a: torch_rope(*a, 1),
+            (q, k, table, table),
         ),
     }  # fmt: skip
     found: dict[str, tuple[int, Variants]] = {}
