@@ -83,7 +83,7 @@ def by_expert(hidden: Tensor, weights: Tensor, ids: Tensor, count: int, run: Cal
     sizes = torch.bincount(flat, minlength=count).tolist()
     if len(sizes) != count:
         raise ValueError("an id names no expert")
-    parts = hidden[order // chosen].split(sizes)
+    parts = hidden[order // chosen].split_with_sizes(sizes)
     rows = torch.cat([run(expert, part) for expert, part in enumerate(parts) if part.shape[0]])
     return _weighted(rows, order, weights, hidden)
 
@@ -134,7 +134,7 @@ def _prove_grouped(device: torch.device, dtype: torch.dtype) -> str:
         found = torch._grouped_mm(rows, weight.transpose(1, 2), offs=ends)
     except (RuntimeError, NotImplementedError) as error:
         return f"torch's grouped GEMM raised {type(error).__name__} on this device"
-    parts = rows.split([5, 0, 1, 18])
+    parts = rows.split_with_sizes([5, 0, 1, 18])
     want = torch.cat([F.linear(part.float(), one.float()) for part, one in zip(parts, weight, strict=True)])
     apart = float((found.float() - want).abs().max() / want.abs().max())
     return "" if apart < 2e-2 else f"torch's grouped GEMM is {apart:.1e} off on this device"

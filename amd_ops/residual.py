@@ -19,10 +19,10 @@ from .modules import form_of, why_not_plain, why_not_unwatched
 from .norm import add_rms_norm
 from .projections import gated_hidden
 
-NORM_MARK = "amd_rms_norm"
-"""forward.amd_rms_norm = (weight attribute, eps attribute, form): that forward is this RMS norm and nothing else."""
-MLP_MARK = "amd_gated_mlp"
-"""forward.amd_gated_mlp = keywords of gated_mlp(): that forward is a gated MLP and nothing else."""
+NORM_MARK = "_amd_rms_norm"
+"""forward._amd_rms_norm = (weight attribute, eps attribute, form): that forward is this RMS norm and nothing else."""
+MLP_MARK = "_amd_gated_mlp"
+"""forward._amd_gated_mlp = keywords of gated_mlp(): that forward is a gated MLP and nothing else."""
 
 _compiling = torch.compiler.is_dynamo_compiling
 
@@ -52,10 +52,13 @@ def norm_form(norm: nn.Module) -> tuple[Tensor, float, str] | str:
     return weight, getattr(norm, form[1]), form[2]
 
 
-def add_norm(norm: nn.Module, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor] | None:
+def add_norm(
+    norm: nn.Module, x: Tensor, residual: Tensor, *, dropout: nn.Module | None = None
+) -> tuple[Tensor, Tensor] | None:
     """Return (norm(residual + x), residual + x) in one op, or None where the stock statements must run.
 
-    x and residual [..., D]; ``norm`` is the layer's module. Neither tensor is written to.
+    x and residual [..., D]; ``norm`` is the layer's module, ``dropout`` the one that stock puts around x. Neither
+    tensor is written to.
     """
     if _compiling():
         return None
@@ -64,7 +67,7 @@ def add_norm(norm: nn.Module, x: Tensor, residual: Tensor) -> tuple[Tensor, Tens
         _norm_site.declined(found)
         return None
     weight, eps, form = found
-    reason = _unlike(x, residual)
+    reason = _unlike(x, residual) or _drops(dropout)
     if reason:
         _norm_site.declined(reason)
         return None
@@ -72,12 +75,14 @@ def add_norm(norm: nn.Module, x: Tensor, residual: Tensor) -> tuple[Tensor, Tens
     return add_rms_norm(x, residual, weight, eps, form=form)
 
 
-def mlp_add(mlp: nn.Module, x: Tensor, residual: Tensor, owned: bool = False) -> Tensor | None:
+def mlp_add(
+    mlp: nn.Module, x: Tensor, residual: Tensor, owned: bool = False, *, dropout: nn.Module | None = None
+) -> Tensor | None:
     """Return residual + mlp(x) with the add inside the down projection's GEMM, or None where the stock statements must
     run.
 
     x and residual [..., H]. ``owned`` says that nobody but the calling forward holds ``residual`` (it is an add_norm's
-    sum): then it is written to, outside autograd.
+    sum): then it is written to, outside autograd. ``dropout`` is the module that stock puts around mlp(x).
     """
     if _compiling():
         return None
@@ -85,7 +90,7 @@ def mlp_add(mlp: nn.Module, x: Tensor, residual: Tensor, owned: bool = False) ->
     reason = (
         "the module's forward is not one that the overlaid text marks as a gated MLP"
         if names is None
-        else why_not_unwatched(mlp) or _unlike(x, residual)
+        else why_not_unwatched(mlp) or _unlike(x, residual) or _drops(dropout)
     )
     down = None if reason else mlp.__dict__["_modules"].get(names.get("down", "down_proj"))
     reason = reason or _why_not_down(down)
@@ -103,6 +108,17 @@ def _unlike(x: Tensor, residual: Tensor) -> str:
     if x.dtype is not residual.dtype or x.shape != residual.shape or x.device != residual.device:
         return "the hidden states and the residual differ in shape, dtype or device"
     return ""
+
+
+def _drops(dropout: nn.Module | None) -> str:
+    """Return "" where the dropout is none, or changes nothing and nobody watches it."""
+    if dropout is None:
+        return ""
+    if type(dropout) is not nn.Dropout:
+        return "what stands for the dropout is not exactly nn.Dropout"
+    if dropout.training and dropout.p:
+        return "dropout is on"
+    return why_not_unwatched(dropout)
 
 
 def _why_not_down(down: nn.Module | None) -> str:
@@ -123,8 +139,7 @@ def _why_not_down(down: nn.Module | None) -> str:
 
 def torch_linear_add(x: Tensor, weight: Tensor, residual: Tensor, owned: bool) -> Tensor:
     """One GEMM with beta = 1. On a GPU the out-of-place form copies the residual first, so an owned one is used up."""
-    if x.shape[:-1] != residual.shape[:-1] or residual.shape[-1] != weight.shape[0]:
-        raise ValueError("unusable arguments")  # addmm would broadcast the residual
+    _fit(x, weight, residual)
     rows, sums = x.reshape(-1, x.shape[-1]), residual.reshape(-1, residual.shape[-1])
     needed = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or residual.requires_grad)
     if owned and not needed and residual.is_contiguous():
@@ -134,10 +149,16 @@ def torch_linear_add(x: Tensor, weight: Tensor, residual: Tensor, owned: bool) -
 
 def eager_linear_add(x: Tensor, weight: Tensor, residual: Tensor, owned: bool) -> Tensor:
     """The stock order: the product is rounded before it is added."""
-    product = F.linear(x, weight)
-    if product.shape != residual.shape:
-        raise ValueError("unusable arguments")
-    return residual + product
+    _fit(x, weight, residual)
+    return residual + F.linear(x, weight)
+
+
+def _fit(x: Tensor, weight: Tensor, residual: Tensor) -> None:
+    """Refuse what broadcasting and promotion would accept; the public function then names the argument."""
+    if x.shape[:-1] != residual.shape[:-1] or residual.shape[-1] != weight.shape[0]:
+        raise ValueError("shapes do not fit")
+    if not x.dtype is weight.dtype is residual.dtype or not x.device == weight.device == residual.device:
+        raise ValueError("dtypes or devices differ")
 
 
 _linear_add = Op("linear_add", [Tier("torch", always(torch_linear_add)), Tier("eager", always(eager_linear_add))])

@@ -112,11 +112,7 @@ def _ops(model: str, layers: int) -> dict[str, dict[str, int]]:
 
     from examples.tiny_models import build, tiny_config
 
-    layered = model in ("gemma2", "gemma3", "gpt_oss")
-    overrides = {"layer_types": ["full_attention"] * layers} if layered else {}
-    config = tiny_config(model, num_hidden_layers=layers, **overrides)
-    if not layered:
-        config.sliding_window = None  # a static cache slides otherwise, and a sliding layer rolls
+    config = tiny_config(model, num_hidden_layers=layers, **_full_attention(model, layers))
     net = build(config, dtype=torch.bfloat16)
     if model == "gpt_oss":
         net.set_attn_implementation("eager")
@@ -125,8 +121,9 @@ def _ops(model: str, layers: int) -> dict[str, dict[str, int]]:
     with torch.inference_mode():
         net(ids, use_cache=True)  # fuses, binds and probes outside the counted calls
         for kind, cache in (("", DynamicCache()), ("static ", StaticCache(net.config, max_cache_len=16))):
-            if kind:
-                net(ids, past_key_values=cache, use_cache=True)  # allocates the cache
+            if kind:  # allocates the cache, then binds what writes into it
+                for _ in range(2):
+                    net(ids, past_key_values=cache, use_cache=True, cache_position=torch.arange(ids.shape[1]))
             for phase, part in (("prefill", ids), ("decode", ids[:, :1])):
                 start = {"prefill": 0, "decode": ids.shape[1]}[phase]
                 position = torch.arange(start, start + part.shape[1])
@@ -136,6 +133,15 @@ def _ops(model: str, layers: int) -> dict[str, dict[str, int]]:
                     )
                 )
     return found
+
+
+def _full_attention(model: str, layers: int) -> dict[str, Any]:
+    """Overrides that leave out sliding windows, whose static layers roll instead of being written to."""
+    if model in ("gemma2", "gemma3", "gpt_oss"):
+        return {"layer_types": ["full_attention"] * layers}
+    if model == "qwen2":
+        return {"use_sliding_window": False}
+    return {"sliding_window": None}
 
 
 def _counted(run: Callable[[], object]) -> dict[str, int]:

@@ -28,8 +28,16 @@ SITES: Mapping[str, Mapping[str, int]] = {
     "gemma3": _DECODER,
     "mixtral": {**_DECODER, "moe": 1},
     # phi3 stores q, k and v in one Linear: its qkv_proj and o_proj are plain linears.
-    # Its layer puts a dropout between attention and residual.
-    "phi3": {"rms_norm": 1, "rope": 1, "attention": 1, "gated_mlp": 1, "linear": 2, "forms": 2, "qk_rope": 1},
+    "phi3": {
+        "rms_norm": 1,
+        "rope": 1,
+        "attention": 1,
+        "gated_mlp": 1,
+        "linear": 2,
+        "forms": 2,
+        "residual": 1,
+        "qk_rope": 1,
+    },
     "qwen2": _DECODER,
     # Three attention classes that do not call the interface by name; the third leaves its rotation to the second.
     "qwen2_moe": {

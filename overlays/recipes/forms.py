@@ -1,4 +1,4 @@
-"""Mark the forwards whose formula we know: ``forward.amd_rms_norm = ("weight", "variance_epsilon", "llama")``.
+"""Mark the forwards whose formula we know: ``forward._amd_rms_norm = ("weight", "variance_epsilon", "llama")``.
 
 A decoder layer that wants to fuse with its norm or its MLP has a module in its hands, and must know what that module's
 forward computes. The mark sits on the function, so whoever replaces the forward (a subclass, a patch, a hub kernel)
@@ -39,7 +39,7 @@ def match(source: Source, function: Function) -> Iterator[Site[Mark]]:
         if rms_norm.guard(source, norm) is None:
             found = norm.found
             value = f'("{found.weight}", "{found.eps}", "{found.form}")'
-            yield Site(function, function.node, Mark("amd_rms_norm", value))
+            yield Site(function, function.node, Mark("_amd_rms_norm", value))
     for mlp in gated_mlp.match(source, function):
         if gated_mlp.guard(source, mlp) is None:
             yield Site(function, function.node, _mlp(function, mlp.found))
@@ -50,7 +50,7 @@ def _mlp(function: Function, found: gated_mlp.Mlp) -> Mark:
     if not whole or not isinstance(found.x, cst.Name) or function.parameters != ("self", found.x.value):
         return Mark("", "", "the forward does more than the gated MLP")
     words = [f'"{role}": "{name}"' for role, name in found.roles if name != gated_mlp._DEFAULTS[role]]
-    return Mark("amd_gated_mlp", f"{{{', '.join(words)}}}")
+    return Mark("_amd_gated_mlp", f"{{{', '.join(words)}}}")
 
 
 def _is_all(function: Function, expression: cst.BaseExpression) -> bool:

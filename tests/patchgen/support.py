@@ -11,7 +11,10 @@ from rocm_overlay.patchgen.recipe import AnyRecipe, Outcome, RecipeSet, Status
 
 HEAD = "import torch\nfrom torch import nn\n\n\n"
 DIGEST = "0123456789ab"
-MODELS = ("gemma", "gemma2", "llama", "mistral", "mixtral", "phi3", "qwen2", "qwen3")
+MODELS = (
+    "deepseek_v3", "gemma", "gemma2", "gemma3", "gpt_oss", "llama", "mistral",
+    "mixtral", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe",
+)  # fmt: skip
 RELEASES = ("4.57.0", "4.57.1", "4.57.2", "4.57.3", "4.57.4", "4.57.5", "4.57.6")
 
 

@@ -96,15 +96,17 @@ def test_the_diff_is_the_diff_and_small(entry: dict[str, Any]) -> None:
     diff = (LINE / entry["diff"]).read_text(encoding="utf-8")
     assert diff == "".join(lines)
     changed = [line for line in diff.splitlines()[2:] if line[:1] in "+-"]
-    assert 0 < len(changed) <= 60
+    assert 0 < len(changed) <= 80
 
 
 @each_file
 def test_what_transformers_looks_for_is_still_there(entry: dict[str, Any]) -> None:
     """It decides from the source text whether a class may change its attention implementation."""
     overlay = (LINE / entry["payload"]).read_text(encoding="utf-8")
-    assert "ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]" in overlay
-    kept = [line for line in stock_of(entry).decode().splitlines() if line.lstrip().startswith(("@", "class ", "def "))]
+    stock, lookup = stock_of(entry).decode(), "ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]"
+    assert (lookup in overlay) == (lookup in stock)
+    assert lookup in stock or entry["model"] == "qwen2_moe"  # a class per implementation, chosen by name
+    kept = [line for line in stock.splitlines() if line.lstrip().startswith(("@", "class ", "def "))]
     assert kept == [line for line in overlay.splitlines() if line.lstrip().startswith(("@", "class ", "def "))]
 
 
@@ -123,7 +125,7 @@ def test_the_committed_overlays_are_what_the_generator_makes(wheel: Callable[[st
 @pytest.fixture
 def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, bytes], Path]:
     """Make package folders with one model ``x`` that must have one norm."""
-    monkeypatch.setattr(expected, "SITES", {"x": {"rms_norm": 1}})
+    monkeypatch.setattr(expected, "SITES", {"x": {"rms_norm": 1, "forms": 1}})
 
     def make(version: str, text: bytes) -> Path:
         root = tmp_path / version / "transformers"

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:f4dcfcb9468579f94fce84ea5740d69a8c7934df936070aff863375447ddcabb generator=2 recipes=1b58d448ba75 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:f4dcfcb9468579f94fce84ea5740d69a8c7934df936070aff863375447ddcabb generator=2 recipes=e9c6dd352ca7 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2022 EleutherAI and the HuggingFace Inc. team. All rights reserved.
 #
@@ -79,7 +79,7 @@ class LlamaRMSNorm(nn.Module):
         hidden_states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
         return self.weight * hidden_states.to(input_dtype)
 
-    forward.amd_rms_norm = ("weight", "variance_epsilon", "llama")
+    forward._amd_rms_norm = ("weight", "variance_epsilon", "llama")
 
     def extra_repr(self):
         return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}"
@@ -176,7 +176,7 @@ class LlamaMLP(nn.Module):
         )
         return down_proj
 
-    forward.amd_gated_mlp = {}
+    forward._amd_gated_mlp = {}
 
 
 def repeat_kv(hidden_states: torch.Tensor, n_rep: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:2c67aa11e1c5f6a0c78b4a826a7440a95e56d456d081abaf5ef72ab2f61eb6b8 generator=2 recipes=1b58d448ba75 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:2c67aa11e1c5f6a0c78b4a826a7440a95e56d456d081abaf5ef72ab2f61eb6b8 generator=2 recipes=e9c6dd352ca7 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 The Qwen team, Alibaba Group and the HuggingFace Inc. team. All rights reserved.
 #
@@ -175,7 +175,7 @@ class Qwen2MoeRMSNorm(nn.Module):
         hidden_states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
         return self.weight * hidden_states.to(input_dtype)
 
-    forward.amd_rms_norm = ("weight", "variance_epsilon", "llama")
+    forward._amd_rms_norm = ("weight", "variance_epsilon", "llama")
 
     def extra_repr(self):
         return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}"
@@ -275,7 +275,7 @@ class Qwen2MoeMLP(nn.Module):
             else self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
         )
 
-    forward.amd_gated_mlp = {}
+    forward._amd_gated_mlp = {}
 
 
 # Copied from transformers.models.llama.modeling_llama.repeat_kv
