@@ -119,7 +119,8 @@ def rope(
     elif block < q_blocks + k_blocks:
         count = tl.where(keep, k_heads, 0)
         _heads(k, batch * k_sb + step * k_ss, k_sh, k_out, batch * ko_sb + slot * ko_ss, ko_sh, cos, c_at,
-               sin, s_at, w_k, eps, (block - q_blocks) * BLOCK_H, count, D, HALF, FORM, BACKWARD, BLOCK_H, BLOCK, BLOCK_REST)  # fmt: skip
+               sin, s_at, w_k, eps, (block - q_blocks) * BLOCK_H, count, D, HALF, FORM, BACKWARD, BLOCK_H, BLOCK,
+               BLOCK_REST)  # fmt: skip
     elif CACHE:
         _copy_heads(v, batch * v_sb + step * v_ss, v_sh, v_out, batch * vo_sb + slot * vo_ss, vo_sh,
                     (block - q_blocks - k_blocks) * BLOCK_H, k_heads, keep, DV, BLOCK_H, BLOCK_V)  # fmt: skip
