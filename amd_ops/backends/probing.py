@@ -32,7 +32,7 @@ def unusable(kind: str, *tensors: Tensor) -> str:
 
 
 def misplaced(kind: str, *tensors: Tensor) -> str:
-    """Say what is wrong with the type, place or size of a kernel's tensors, in the order that the cheapest test allows."""
+    """Say what is wrong with the type, place or size of a kernel's tensors; "" when nothing is."""
     for tensor in tensors:
         if type(tensor) not in _PLAIN:
             return f"{type(tensor).__name__} is not a plain tensor"

@@ -7,7 +7,7 @@ tensor is aligned, an integer is 1, a multiple of 16, or neither.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -45,7 +45,7 @@ class Recorder:
 
 
 @pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Iterator[list[Recorder]]:
+def recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> list[Recorder]:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     made = []
     for module, name in (
@@ -54,7 +54,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Iterator[list[Re
         recorder = Recorder(getattr(module.kernels, name))
         monkeypatch.setattr(module.kernels, name, recorder)
         made.append(recorder)
-    yield made
+    return made
 
 
 def assembly(kernel: Any, args: tuple[Any, ...], options: dict[str, Any], arch: str) -> str:
@@ -127,6 +127,11 @@ def cases(target: Target) -> dict[str, Callable[[], object]]:
     }
 
 
+STREAMS = {
+    "rms_norm": 2, "add_rms_norm": 3, "norm": 4, "silu": 2, "gelu": 2, "gelu_tanh": 2, "gate": 3, "rope": 4,
+    "qk_norm_rope": 4,
+}  # fmt: skip
+"""What a kernel streams: q and k are two halves each, in two branches."""
 NAMES = sorted(cases(Target("cuda", "gfx942", 64, 304)))
 
 
@@ -144,7 +149,6 @@ def test_a_launch_compiles_without_spills_and_with_wide_loads(recorded: list[Rec
     assert options["num_warps"] * target.wave <= 1024
     loads = re.findall(r"\b(?:global|buffer|flat)_load_(\w+)", text)
     wide = [load for load in loads if load in ("dwordx4", "b128")]
-    narrow = [load for load in loads if load not in ("dwordx4", "b128", "dwordx2", "b64")]
-    assert wide, f"no 16-byte load among {sorted(set(loads))}"
-    # Positions and rows of a table may be narrower; what a kernel streams is not.
-    assert len(narrow) <= len(loads) // 2, f"{len(narrow)} of {len(loads)} loads are narrow: {sorted(set(narrow))}"
+    assert len(wide) >= STREAMS[name.split()[0]], f"{len(wide)} loads of 16 bytes among {sorted(set(loads))}"
+    if "rope" not in name:  # a row of a table or of a head's weight is too short for 16 bytes a thread
+        assert len(wide) == len(loads), f"narrow loads: {sorted(set(loads) - set(wide))}"

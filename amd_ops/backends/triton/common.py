@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..probing import disagreement, misplaced, needs_grad
+from ..probing import disagreement, misplaced
 from .layout import unreachable
 from .target import Target
 
@@ -58,8 +58,10 @@ def prove(
     return ""
 
 
+def apply(function: Any, *args: Any) -> Any:
+    """Run an autograd function (torch gives ``apply`` no types)."""
+    return function.apply(*args)
+
+
 def _list(result: Any) -> list[Tensor]:
     return list(result) if isinstance(result, tuple) else [result]
-
-
-__all__ = ["DTYPES", "needs_grad", "prove", "unfit"]

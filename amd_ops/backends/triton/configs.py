@@ -50,8 +50,9 @@ def for_columns(size: int, few: bool, target: Target) -> Config:
 def for_heads(size: int, few: bool, target: Target) -> Config:
     """Return the cut of a kernel over heads of ``size`` rotated half columns."""
     block = power_of_two(size)
-    rows = min(max((256 if few else 1024) // block, 1), 16)
-    return Config(rows, block, waves(2 * rows * block, target.wave))
+    wave_rows = power_of_two(max(_PER_THREAD * target.wave // block, 1))  # heads whose halves fill one wave
+    rows = min(wave_rows if few else 2 * wave_rows, 32)
+    return Config(rows, block, waves(rows * block, target.wave))
 
 
 def neighbours(config: Config, target: Target) -> list[Config]:

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from ...dispatch import Candidate
 from ..probing import made_up, needs_grad
 from . import tuning
-from .common import prove, unfit
+from .common import apply, prove, unfit
 from .configs import FEW, Config, for_columns
 from .kernels import gate as kernels
 from .layout import Via, directly, rows_of, specialised
@@ -61,7 +61,7 @@ class GateFunction(torch.autograd.Function):
         return launch_gate(x, kind, config)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
         return launch_gate_backward(x, dy, *ctx.rest), None, None
@@ -86,7 +86,7 @@ def make(op: str, reference: Callable[..., Any], target: Target) -> Candidate:
 
     def run(x: Tensor) -> Tensor:
         if needs_grad(x):
-            result: Tensor = GateFunction.apply(x, kind, config(x))
+            result: Tensor = apply(GateFunction, x, kind, config(x))
             return result
         return launch_gate(x, kind, config(x))
 

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from ...dispatch import Candidate
 from ..probing import made_up, needs_grad
 from . import tuning
-from .common import prove, unfit
+from .common import apply, prove, unfit
 from .configs import FEW, MAX_BLOCK, Config, for_rows
 from .kernels import norm as kernels
 from .layout import MAX_OFFSET, Rows, Via, directly, reach, rows_of, specialised
@@ -94,7 +94,7 @@ class NormFunction(torch.autograd.Function):
         return launch_norm(x, None, weight, eps, form, config)[0]
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         dx, dw = launch_norm_backward(x, weight, dy, None, *ctx.rest)
@@ -114,7 +114,7 @@ class AddNormFunction(torch.autograd.Function):
         return out, total
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor, dtotal: Tensor) -> tuple[Tensor | None, ...]:
         total, weight = ctx.saved_tensors
         dx, dw = launch_norm_backward(total, weight, dy, dtotal, *ctx.rest)
@@ -178,7 +178,7 @@ def _rms_norm(reference: Callable[..., Any], target: Target) -> Candidate:
 
     def run(x: Tensor, weight: Tensor, eps: float, form: str) -> Tensor:
         if needs_grad(x, weight):
-            result: Tensor = NormFunction.apply(x, weight, eps, form, norm.config(x), norm.programs)
+            result: Tensor = apply(NormFunction, x, weight, eps, form, norm.config(x), norm.programs)
             return result
         return launch_norm(x, None, weight, eps, form, norm.config(x))[0]
 
@@ -199,8 +199,8 @@ def _add_rms_norm(reference: Callable[..., Any], target: Target) -> Candidate:
 
     def run(x: Tensor, residual: Tensor, weight: Tensor, eps: float, form: str) -> tuple[Tensor, Tensor]:
         if needs_grad(x, residual, weight):
-            both: tuple[Tensor, Tensor] = AddNormFunction.apply(
-                x, residual, weight, eps, form, norm.config(x), norm.programs
+            both: tuple[Tensor, Tensor] = apply(
+                AddNormFunction, x, residual, weight, eps, form, norm.config(x), norm.programs
             )
             return both
         return launch_norm(x, residual, weight, eps, form, norm.config(x))

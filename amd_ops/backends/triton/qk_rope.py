@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...dispatch import Candidate
 from ..probing import disagreement, made_up, needs_grad
-from .common import prove
+from .common import apply, prove
 from .configs import for_rows
 from .norm import FORMS, NormFunction
 from .rope import Cache, Norms, Rope, RopeFunction, launch_rope
@@ -49,9 +49,9 @@ def _qk_norm_rope(reference: Callable[..., Any], target: Target) -> Candidate:
         config = rope.config(q, cos, 1)
         if needs_grad(q, k, q_weight, k_weight):
             cut, programs = for_rows(q.shape[3], False, target), 4 * target.cu_count
-            q = NormFunction.apply(q, q_weight, eps, form, cut, programs)
-            k = NormFunction.apply(k, k_weight, eps, form, cut, programs)
-            both: tuple[Tensor, Tensor] = RopeFunction.apply(q, k, cos, sin, 1, config)
+            q = apply(NormFunction, q, q_weight, eps, form, cut, programs)
+            k = apply(NormFunction, k, k_weight, eps, form, cut, programs)
+            both: tuple[Tensor, Tensor] = apply(RopeFunction, q, k, cos, sin, 1, config)
             return both
         return launch_rope(q, k, cos, sin, 1, config, norms=Norms(q_weight, k_weight, eps, _form(form)))
 
@@ -127,7 +127,7 @@ class _IntoCache:
         return launch_rope(q, k, cos, sin, 1, config, norms=norms, cache=cache)[0]
 
     def variant(self, *args: Any) -> Hashable:
-        q, k, v, cos, sin, keys, values, position, q_weight, k_weight, _, form = args
+        q, k, v, cos, sin, keys, _, position, q_weight, k_weight, _, form = args
         normed = form if q_weight is not None and k_weight is not None else ""
         return normed, v.dtype, v.shape[3], position.dtype, keys.stride(2) % 16, self.rope.variant(q, k, cos, sin, 1)
 

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from ...dispatch import Candidate
 from ..probing import made_up, needs_grad
 from . import tuning
-from .common import prove, unfit
+from .common import apply, prove, unfit
 from .configs import FEW, Config, for_heads
 from .kernels import rope as kernels
 from .layout import MAX_OFFSET, Via, directly, power_of_two, reach, specialised
@@ -113,7 +113,7 @@ class RopeFunction(torch.autograd.Function):
         return launch_rope(q, k, cos, sin, dim, config)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, dq: Tensor, dk: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
         dim, config, dtypes = ctx.rest
@@ -186,7 +186,7 @@ def make(op: str, reference: Callable[..., Any], target: Target) -> Candidate:
     def run(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, dim: int) -> tuple[Tensor, Tensor]:
         config = rope.config(q, cos, dim)
         if needs_grad(q, k):
-            both: tuple[Tensor, Tensor] = RopeFunction.apply(q, k, cos, sin, dim, config)
+            both: tuple[Tensor, Tensor] = apply(RopeFunction, q, k, cos, sin, dim, config)
             return both
         return launch_rope(q, k, cos, sin, dim, config)
 

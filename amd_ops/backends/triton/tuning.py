@@ -7,6 +7,7 @@ new timing takes its place. A chip is a GPU here: the interpreter is never timed
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -87,13 +88,14 @@ def fastest(
             times[cut] = float("inf")
     for _ in range(ROUNDS):
         for cut in times:
-            times[cut] = min(times[cut], time(lambda cut=cut: run(cut)))
+            times[cut] = min(times[cut], time(functools.partial(run, cut)))
     return min(times, key=lambda cut: times[cut]) if times else None
 
 
 def gpu_time(call: Callable[[], object], launches: int = 20) -> float:
     """Milliseconds of one launch, by events around ``launches`` of them. Waits for the GPU: probes only."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    event: Any = torch.cuda.Event
+    start, end = event(enable_timing=True), event(enable_timing=True)
     start.record()
     for _ in range(launches):
         call()

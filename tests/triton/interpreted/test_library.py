@@ -1,4 +1,4 @@
-"""The kernels as torch ops: schema, fake implementation, autograd registration, and a compiled graph without a break."""
+"""The kernels as torch ops: schema, fake implementation, autograd registration, and a graph without a break."""
 
 from __future__ import annotations
 

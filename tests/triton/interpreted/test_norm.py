@@ -89,8 +89,9 @@ def test_rows_longer_than_a_block_are_walked(asked: None) -> None:
 def test_extreme_numbers_are_those_of_eager() -> None:
     x = torch.tensor([[0.0, 0.0], [1e-30, -1e-30], [3e38, 3e38], [float("inf"), 1.0], [float("nan"), 1.0]])
     for dtype in (torch.float32, torch.bfloat16):
-        out, _ = launch_norm(x.to(dtype), None, torch.ones(2, dtype=dtype), 1e-6, "llama", CUTS[0])
-        torch.testing.assert_close(out, eager_rms_norm(x.to(dtype), torch.ones(2, dtype=dtype), 1e-6, "llama"), equal_nan=True)  # fmt: skip
+        ones = torch.ones(2, dtype=dtype)
+        out, _ = launch_norm(x.to(dtype), None, ones, 1e-6, "llama", CUTS[0])
+        torch.testing.assert_close(out, eager_rms_norm(x.to(dtype), ones, 1e-6, "llama"), equal_nan=True)
 
 
 @few(25)

@@ -72,7 +72,10 @@ def _heads(
 
 
 @triton.jit
-def _copy_heads(x, x_at, x_sh, out, o_at, o_sh, first, count, keep, D: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def _copy_heads(
+    x, x_at, x_sh, out, o_at, o_sh, first, count, keep,
+    D: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     head = first + tl.arange(0, BLOCK_H)[:, None]
     col = tl.arange(0, BLOCK)[None, :]
     mask = (head < count) & (col < D) & keep
@@ -89,7 +92,8 @@ def rope(
     q_sb, q_ss, q_sh, k_sb, k_ss, k_sh, v_sb, v_ss, v_sh,
     cos_sb, cos_ss, sin_sb, sin_ss,
     ko_sb, ko_ss, ko_sh, vo_sb, vo_ss, vo_sh,
-    D: tl.constexpr, DV: tl.constexpr, HALF: tl.constexpr, FORM: tl.constexpr, BACKWARD: tl.constexpr, CACHE: tl.constexpr,
+    D: tl.constexpr, DV: tl.constexpr, HALF: tl.constexpr, FORM: tl.constexpr,
+    BACKWARD: tl.constexpr, CACHE: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK: tl.constexpr, BLOCK_REST: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """q_out dense [B, S, Hq, D]; k_out (and with CACHE v_out) by strides.
@@ -114,8 +118,9 @@ def rope(
                block * BLOCK_H, q_heads, D, HALF, FORM, BACKWARD, BLOCK_H, BLOCK, BLOCK_REST)  # fmt: skip
     elif block < q_blocks + k_blocks:
         count = tl.where(keep, k_heads, 0)
-        _heads(k, batch * k_sb + step * k_ss, k_sh, k_out, batch * ko_sb + slot * ko_ss, ko_sh, cos, c_at, sin, s_at, w_k, eps,
-               (block - q_blocks) * BLOCK_H, count, D, HALF, FORM, BACKWARD, BLOCK_H, BLOCK, BLOCK_REST)  # fmt: skip
+        _heads(k, batch * k_sb + step * k_ss, k_sh, k_out, batch * ko_sb + slot * ko_ss, ko_sh, cos, c_at,
+               sin, s_at, w_k, eps, (block - q_blocks) * BLOCK_H, count, D, HALF, FORM, BACKWARD, BLOCK_H, BLOCK,
+               BLOCK_REST)  # fmt: skip
     elif CACHE:
         _copy_heads(v, batch * v_sb + step * v_ss, v_sh, v_out, batch * vo_sb + slot * vo_ss, vo_sh,
                     (block - q_blocks - k_blocks) * BLOCK_H, k_heads, keep, DV, BLOCK_H, BLOCK_V)  # fmt: skip
