@@ -248,7 +248,7 @@ def test_explain_runs_nothing_and_counts_nothing() -> None:
     x = torch.randn(2, 4)
     explained = amd_ops.explain("rms_norm", x, torch.ones(4), 1e-6, form="gemma")
     assert explained.tier == "torch"
-    assert [(v.ok, v.tier) for v in explained.verdicts] == [(False, "aiter"), (True, "torch")]
+    assert [(v.ok, v.tier) for v in explained.verdicts] == [(False, "aiter"), (False, "triton"), (True, "torch")]
     assert "USE_OPTIMIZED_OPS is off" in str(explained)
     assert amd_ops.report().as_dict()["ops"] == []
 
