@@ -13,9 +13,11 @@ which of them are asked, with which arguments. Needs what aiter imports: pandas,
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib
 import inspect
 import json
+import math
 import os
 import stat
 import sys
@@ -191,6 +193,8 @@ class Answers:
 
     def answer(self, name: str, arguments: Any) -> Any:
         """Compute, or say that there is nothing here that could."""
+        from torch.multiprocessing.reductions import StorageWeakRef
+
         from tests.doubles.aiter import registry
 
         if isinstance(arguments, inspect.BoundArguments):
@@ -203,9 +207,40 @@ class Answers:
             weights, data, out = list(arguments.values())[:3]
             out.copy_(data.float() @ weights.float().t())
             return None
+        if name == "hipb_create_extension":
+            return None
+        if name == "hipb_mm":  # hipBLASLt: reads a shuffled weight only where bpreshuffle says so
+            given = {"A": arguments["mat1"], "B": arguments["mat2"].t(), "otype": arguments["out_dtype"]}
+            if arguments["bpreshuffle"]:  # the real shuffle_weight made it, so the double has not seen that
+                self.double.shuffled.append(StorageWeakRef(given["B"].untyped_storage()))
+                given["B"].is_shuffled = True
+            rest = {"bias": arguments["bias"], "scale_a": None, "scale_b": None, "scale_c": None}
+            return registry.run_kernel(self.double, "gemm_a16w16", {**given, **rest})
+        if name in OPUS:  # these are handed addresses
+            return registry.run_kernel(self.double, OPUS[name], _at_addresses(arguments))
         if name not in registry.KERNELS:
             raise NotImplementedError(f"nothing here stands in for the kernel {name}")
         return registry.run_kernel(self.double, name, arguments)
+
+
+OPUS = {"rms_norm_opus": "rmsnorm", "add_rms_norm_opus": "rmsnorm2d_fwd_with_add"}
+
+
+def _at_addresses(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The tensors behind the addresses that the opus norms are given; 16-bit rows without gaps only."""
+    import torch
+
+    rows, width = arguments["rows"], arguments["hidden"]
+    if arguments["is_bf16"] != 1 or arguments["in_s"] != width:
+        raise NotImplementedError(f"only dense bf16 rows are stood in for: {arguments}")
+    found: dict[str, Any] = {"epsilon": arguments["epsilon"]}
+    for key in ("out", "input", "weight", "residual_in", "residual_out"):
+        if key in arguments:
+            shape = (width,) if key == "weight" else (rows, width)
+            memory = (ctypes.c_char * (2 * math.prod(shape))).from_address(arguments[key])
+            found[key] = torch.frombuffer(memory, dtype=torch.bfloat16).view(shape)
+    flags = {"use_model_sensitive_rmsnorm": arguments["model_sensitive"], "gemma_norm": bool(arguments["gemma"])}
+    return found | flags
 
 
 def exercise(calls: list[str], arch: str, cu: int) -> list[dict[str, Any]]:
@@ -252,6 +287,14 @@ def exercise(calls: list[str], arch: str, cu: int) -> list[dict[str, Any]]:
             calls.clear()
             got = getattr(amd_ops, op)(*args, **options)
             rows.append({"op": op, "case": what, **_outcome(op, args, options, got), "kernels": list(calls)})
+        with amd_ops.override(use_preshuffle=1, preshuffle_m_thresh=0):
+            layer, x = torch.nn.Linear(64, 128).to(bf16), rand(6, 64)
+            amd_ops.reset_counters()
+            amd_ops.apply_linear(layer, x)
+            calls.clear()
+            got = amd_ops.apply_linear(layer, x)
+            found = _outcome("linear", (x, layer.weight, layer.bias), {}, got)
+            rows.append({"op": "linear", "case": "shuffled", **found, "kernels": list(calls)})
     return rows
 
 
@@ -259,11 +302,12 @@ def _outcome(op: str, args: tuple[Any, ...], options: dict[str, Any], got: Any) 
     """The tier of the last call, why aiter declined, and the largest difference from the eager tier."""
     import amd_ops
 
+    rest = [e for r in amd_ops.report().as_dict()["ops"] if r["op"] == "preshuffle" for e in r["tiers"][0]["declined"]]
     (row,) = [row for row in amd_ops.report().as_dict()["ops"] if row["op"] == op]
     tier = next(tier["tier"] for tier in reversed(row["tiers"]) if tier["calls"])
     first = row["tiers"][0]
     tier = "aiter" if first["calls"] else tier
-    reasons = [entry["reason"] for entry in first["declined"]]
+    reasons = [entry["reason"] for entry in (*first["declined"], *rest)]
     with amd_ops.override(tiers="eager"):
         want = getattr(amd_ops, op)(*args, **options)
     pairs = zip(got, want, strict=True) if isinstance(got, tuple) else [(got, want)]

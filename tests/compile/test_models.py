@@ -59,7 +59,7 @@ def test_decode_with_a_static_cache_is_one_graph(name: str) -> None:
         amd_ops.restore(model)
     for left, right in zip(got, want, strict=True):
         # bf16: the graph multiplies gate and up apart where eager takes the packed one, and rounds in between
-        assert float((left - right).norm() / right.norm()) < (0.015 if name == "aiter" else 1e-5)
+        assert float((left - right).norm() / right.norm()) < (0.025 if name == "aiter" else 1e-5)
         assert torch.equal(left.argmax(-1), right.argmax(-1))
     if name == "aiter":
         for op in ("attention", "rms_norm", "apply_rope", "linear"):
@@ -79,4 +79,4 @@ def test_inductor_agrees(name: str) -> None:
             got = torch.compile(model, fullgraph=True)(ids).logits
     finally:
         amd_ops.restore(model)
-    assert float((got - want).norm() / want.norm()) < (0.02 if name == "aiter" else 1e-5)
+    assert float((got - want).norm() / want.norm()) < (0.025 if name == "aiter" else 1e-5)
