@@ -175,13 +175,13 @@ def test_an_edit_after_the_commit_point_stays_and_a_person_decides(world: World)
         def replace(self, source: str, name: str, at: int) -> None:
             super().replace(source, name, at)
             if name == "b.py":
-                world.file("c.py").chmod(0o644)
-                world.file("c.py").unlink()
-                world.file("c.py").write_bytes(b"mine\n")
+                world.file("sub/c.py").chmod(0o644)
+                world.file("sub/c.py").unlink()
+                world.file("sub/c.py").write_bytes(b"mine\n")
 
     with pytest.raises(UnrecoveredError, match="neither the one before nor the one after"):
         harness.run(world, harness.install_plan(world), EditingFs())
-    assert world.file("c.py").read_bytes() == b"mine\n"
+    assert world.file("sub/c.py").read_bytes() == b"mine\n"
     with pytest.raises(UnrecoveredError):
         recover(world.place(), harness.VERSION)
     done = recover(world.place(), harness.VERSION, force=True)
