@@ -745,3 +745,14 @@ def test_attributes_that_are_there_already_are_not_set_again(world: World) -> No
 
     harness.run(world, harness.install_plan(world), InheritingFs())
     assert os.getxattr(world.file("a.py"), "user.origin") == b"wheel"
+
+
+def test_a_disk_that_loses_bytes_without_a_word_is_met_by_reading_back(world: World) -> None:
+    class LosingFs(harness.FastFs):
+        def write(self, fd: int, data: bytes | memoryview) -> int:
+            super().write(fd, bytes(data)[:-1])
+            return len(data)
+
+    with pytest.raises(WriteError, match="read back differs"):
+        harness.run(world, harness.install_plan(world), LosingFs())
+    assert texts(world) == ALL_STOCK
