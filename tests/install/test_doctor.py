@@ -264,8 +264,9 @@ def test_gpus_are_read_from_the_driver(here: Place) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "name"), [(90402, "gfx942"), (90500, "gfx950"), (90010, "gfx90a"), (110501, "gfx1151"), (120001, "gfx1201")]
-)  # fmt: skip
+    ("version", "name"),
+    [(90402, "gfx942"), (90500, "gfx950"), (90010, "gfx90a"), (110501, "gfx1151"), (120001, "gfx1201")],
+)
 def test_arch_names(version: int, name: str) -> None:
     assert arch_name(version) == name
 

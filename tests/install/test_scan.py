@@ -181,7 +181,8 @@ def test_an_ignore_mark(tmp_path: Path) -> None:
 
 def tree(folder: Path) -> Path:
     for name, text in {
-        "src/a.cu": "#include <cublas_v2.h>\n", "third_party/b.cu": "#include <cudnn.h>\n", ".git/c.cu": "#include <cudnn.h>\n",
+        "src/a.cu": "#include <cublas_v2.h>\n", "third_party/b.cu": "#include <cudnn.h>\n",
+        ".git/c.cu": "#include <cudnn.h>\n",
         "env/pyvenv.cfg": "", "env/lib/d.py": "import pynvml\n", "node_modules/e.cu": "#include <cudnn.h>\n",
     }.items():  # fmt: skip
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
