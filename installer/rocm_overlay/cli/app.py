@@ -59,7 +59,19 @@ CONTENTS: tuple[tuple[str, str, dict[str, str]], ...] = (
     (
         "Prove",
         "proving",
-        {"verify": "Prove on this machine that overlaid code computes what stock does."},
+        {
+            "verify": "Prove on this machine that overlaid code computes what stock does.",
+            "qualify": "Try every tier on this GPU and keep what is right and faster.",
+            "warmup": "Build and load every kernel that a profile uses, ahead of serving.",
+        },
+    ),
+    (
+        "Measure",
+        "measuring",
+        {
+            "bench": "Measure stock against overlaid code in fresh interleaved processes.",
+            "profile": "Trace a step of both builds: the share of time in ops of ours.",
+        },
     ),
     (
         "Generate overlays",
@@ -73,6 +85,11 @@ CONTENTS: tuple[tuple[str, str, dict[str, str]], ...] = (
         "Tune GEMM tables",
         "tuning",
         {"tune": "Find, check, merge and measure tuned GEMM tables."},
+    ),
+    (
+        "Synthesise modules",
+        "synthesising",
+        {"synth": "Generate and validate synthetic torch modules, and fuzz with them."},
     ),
     (
         "Port other code",

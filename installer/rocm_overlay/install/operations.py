@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from . import catalog, planning, record, spec
 from .planning import Changes
@@ -24,11 +26,13 @@ from .target import HOOK, Target, resolve
 from .transaction import journal, receipt, states
 from .transaction.apply import Done, execute, preflight
 from .transaction.decode import Reader
-from .transaction.errors import ForeignError, UnrecoveredError, UsageError
+from .transaction.errors import ForeignError, UnrecoveredError, UnsupportedError, UsageError, WriteError
 from .transaction.lock import locked
-from .transaction.place import BLOBS, RECEIPT, STATE, Place, new_id
+from .transaction.place import BLOBS, LOCK, RECEIPT, STATE, Place, new_id
 from .transaction.recovery import Recovered, recover, set_aside
 from .transaction.signals import Signals
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ def install(
     def plan() -> Changes:
         return planning.plan_install(read_situation(place, target, options.bundle), manifest, chosen, adopt=adopt)
 
-    changes = plan()
+    changes = _settled(place, plan)
     if options.dry_run:
         return Outcome("planned", target, changes, manifest, notes=target.notes)
     folders = {place.folder(path) for path in manifest.by_path()}
@@ -125,7 +129,7 @@ def _revert_files(options: Options, *, force: bool) -> Outcome:
     target = resolve(site_packages=options.site_packages, python=options.python, allow_missing=True)
     place = open_place(target)
     recovered = heal(place, target, options, force=force)
-    changes, notes = _plan_revert(place, target, options, force)
+    changes, notes = _settled(place, lambda: _plan_revert(place, target, options, force))
     if options.dry_run:
         return Outcome("planned", target, changes, notes=(*target.notes, *notes))
     if changes.plan is None:
@@ -155,6 +159,18 @@ def recover_only(options: Options) -> Outcome:
         removed = sum(place.tree.sweep(folder) for folder in sorted({*folders, STATE, BLOBS}))
     notes = (f"removed {removed} temporary file(s)",) if removed else ()
     return Outcome("recovered", target, Changes(None), recovered=recovered, notes=(*target.notes, *notes))
+
+
+def _settled(place: Place, plan: Callable[[], T]) -> T:
+    """Plan without the lock. What makes that refuse may be another command half way: then look again under the lock."""
+    try:
+        return plan()
+    except (ForeignError, UnsupportedError, UnrecoveredError):
+        if LOCK.rpartition("/")[2] not in place.tree.names(STATE):
+            raise
+        with contextlib.suppress(WriteError), locked(place, lock_seconds()):
+            return plan()
+        raise
 
 
 def _run(place: Place, target: Target, changes: Changes, options: Options) -> tuple[Done, list[str]]:

@@ -49,6 +49,9 @@ def gen(
     check: Annotated[bool, typer.Option("--check", help="Exit 1 when DIR is not what would be written.")] = False,
     fix: Annotated[bool, typer.Option("--fix", help="With --check: write what differs.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say why sites were declined.")] = False,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", metavar="N", min=1, help="Processes for --all; default: one per core.")
+    ] = None,
     json: Json = False,
 ) -> int:
     """Generate overlays from stock modeling files and the recipes.
@@ -74,19 +77,21 @@ def gen(
         fix=fix,
         verbose=verbose,
         as_json=json,
+        jobs=jobs,
     )
     return command.run(options)
 
 
 @app.command(
     epilog=examples(
+        "overlay drift 4.57.6 5.23.0 --models llama,qwen3",
         "overlay drift old/transformers new/transformers",
         "overlay drift transformers-4.57.3-py3-none-any.whl transformers-4.57.6-py3-none-any.whl --html drift.html",
     )
 )
 def drift(
-    old: Annotated[Path, typer.Argument(metavar="A", help="A transformers package folder or wheel.")],
-    new: Annotated[Path, typer.Argument(metavar="B", help="The one to move to.")],
+    old: Annotated[str, typer.Argument(metavar="A", help="A release of ours, or a transformers folder or wheel.")],
+    new: Annotated[str, typer.Argument(metavar="B", help="The one to move to.")],
     models: Annotated[str | None, typer.Option("--models", metavar="A,B", help="Only these models.")] = None,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write a page.")] = None,
     json: Json = False,
