@@ -37,7 +37,8 @@ def test_git_applies_the_patch_of_a_release_byte_for_byte(
     stock_tree: Callable[[str], Path], tmp_path: Path, overlay: Overlay
 ) -> None:
     tree = stock_tree("4.57.3") / "transformers"
-    names = [f"models/{model}/modeling_{model}.py" for model in MODELS]
+    names = [file.path for file in catalog.load("4.57").files if "4.57.3" in file.releases]
+    assert len(names) >= 8
     checkout = repository(tmp_path / "r", {f"src/transformers/{name}": (tree / name).read_bytes() for name in names})
     patch = overlay("export", "--transformers", "4.57.3").out.encode()
     apply(checkout, patch, "--check")

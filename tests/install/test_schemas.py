@@ -18,7 +18,7 @@ from rocm_overlay.cli.app import CONTENTS
 from tests.install.support import Done, make_site, modeling
 
 SCHEMAS = Path(rocm_overlay.cli.__file__).parent / "schemas"
-ELSEWHERE = {"gen", "drift", "verify", "tune"}
+ELSEWHERE = {"gen", "drift", "verify", "qualify", "warmup", "bench", "profile", "tune", "synth"}
 """Commands of other rooms, which print schemas of their own."""
 Overlay = Callable[..., Done]
 
