@@ -175,6 +175,28 @@ def test_comments_keep_every_position() -> None:
     assert without_comments('x = """keep"""  # go\n', "python").startswith('x = """keep"""')
 
 
+def test_the_short_cut_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names, import lines and include lines are looked at first; what they rule out is nowhere in the text."""
+    from rocm_overlay.install.scan import engine
+
+    lines = ["#include <cub/cub.cuh>", "x = nvcuda::wmma::fragment; thrust::cuda::par", "cudaMalloc(cudnnCreate)"]
+    lines += [
+        "import os, pynvml",
+        "from flash_attn import a",
+        "::cublasCreate(h)",
+        "a::cufftPlan1d",
+        "  import\ttensorrt",
+    ]
+    text = "\n".join(lines)
+    for kind in (kind_of(Path("a.cu")), kind_of(Path("a.py"))):
+        assert kind is not None
+        short = [(one.entry.id, one.line) for one in engine.look("a", text, kind)]
+        with monkeypatch.context() as patch:
+            patch.setattr(engine, "_DIGESTS", {})
+            assert [(one.entry.id, one.line) for one in engine.look("a", text, kind)] == short
+        assert len(short) >= 5
+
+
 def test_an_ignore_mark(tmp_path: Path) -> None:
     assert ids(tmp_path, "a.py", "import pynvml  # overlay-scan: ignore\nimport tensorrt\n") == ["tensorrt"]
 
