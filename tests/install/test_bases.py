@@ -11,6 +11,7 @@ from rocm_overlay.install import catalog
 from rocm_overlay.install.operations import install as install_in
 from rocm_overlay.install.operations import revert as revert_in
 from rocm_overlay.install.session import Options
+from rocm_overlay.install.transaction.errors import UnrecoveredError
 
 from tests.install.support import Done, digest, make_bundle, make_site, modeling, snapshot
 
@@ -219,3 +220,15 @@ def test_deep_without_a_record(tmp_path: Path, overlay: Overlay) -> None:
 
 def test_the_digest_helper() -> None:
     assert digest(b"").startswith("e3b0c442")
+
+
+def test_a_receipt_with_a_wrong_base_is_not_read(tmp_path: Path) -> None:
+    site, bundle = make_site(tmp_path / "site"), make_bundle(tmp_path / "bundle")
+    modeling(site, "one").write_bytes(b"mine\n")
+    options = Options(site_packages=site, bundle=bundle)
+    install_in(options, "1.0", adopt=True)
+    receipt = site / ".amd-overlay" / "receipt.json"
+    receipt.write_text(receipt.read_text().replace('"made_from": "', '"made_from": "x'))
+    with pytest.raises(UnrecoveredError, match="made_from"):
+        revert_in(options)
+    assert modeling(site, "one").read_bytes() != b"mine\n"
