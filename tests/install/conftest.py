@@ -13,7 +13,7 @@ from tests.install.support import MODELS, VERSION, Done, make_bundle, make_site
 
 @pytest.fixture
 def site(stock_tree: Callable[[str], Path], tmp_path: Path) -> Path:
-    """A packages folder with the eight models of a real release, free to change."""
+    """A packages folder with every model of a real release that has overlays, free to change."""
     return copy_models(stock_tree(VERSION), tmp_path / "site")
 
 

@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from rocm_overlay.install import catalog
+
 ROOT = Path(__file__).resolve().parents[2]
-MODELS = ("gemma", "gemma2", "llama", "mistral", "mixtral", "phi3", "qwen2", "qwen3")
+MODELS = catalog.load("4.57").models()
 VERSION = "4.57.6"
 
 

@@ -27,7 +27,12 @@ COMMANDS = [
     ["recover", "--site-packages", "SITE"],
     ["revert", "--site-packages", "SITE"],
     ["list"],
-    ["env"],
+    ["env", "--gpu", "gfx942"],
+    ["doctor", "--site-packages", "SITE"],
+    ["status", "--deep", "--site-packages", "SITE"],
+    ["attest", "--site-packages", "SITE"],
+    ["export", "--transformers", "4.57.6", "--models", "llama"],
+    ["scan", "SITE/transformers/models/llama"],
 ]
 HEAVY = {"torch", "transformers", "libcst", "numpy", "rich", "amd_ops"}
 
@@ -40,7 +45,7 @@ commands = json.loads(sys.argv[1])
 codes = [run(command) for command in commands]
 print("\\n" + json.dumps([codes, sorted({name.partition(".")[0] for name in sys.modules})]))
 """
-    commands = [[str(site) if word == "SITE" else word for word in command] for command in COMMANDS]
+    commands = [[word.replace("SITE", str(site)) for word in command] for command in COMMANDS]
     done = run_process(json.dumps(commands), code=code)
     codes, modules = json.loads(done.out.splitlines()[-1])
     assert codes == [0] * len(COMMANDS)

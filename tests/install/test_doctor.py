@@ -36,6 +36,8 @@ class Place:
         self.folder = folder
         self.site = make_site(folder / "site")
         self.bundle = make_bundle(folder / "bundle")
+        record = self.site / "transformers-1.0.0.dist-info" / "RECORD"
+        record.write_text(record.read_text() + "transformers/__init__.py,sha256=x,1\n")
         self.environ: dict[str, str] = {"PATH": str(folder / "bin")}
         for name in ("proc", "nodes", "tmp", "bin"):
             (folder / name).mkdir()
@@ -206,8 +208,6 @@ def test_bytecode_that_python_would_not_take(here: Place) -> None:
 def test_other_overlays(here: Place) -> None:
     (here.site / "transformers" / "models" / "siglip").mkdir()
     (here.site / "transformers" / "models" / "siglip" / "check.py").write_text("")
-    record = here.site / "transformers-1.0.0.dist-info" / "RECORD"
-    record.write_text(record.read_text() + "transformers/__init__.py,sha256=x,1\n")
     assert "openpi" in here.evidence("other-overlay")
     assert "models/siglip/check.py" in here.evidence("added-files")
     shutil.rmtree(here.site / "transformers" / "models" / "siglip")
@@ -264,8 +264,9 @@ def test_gpus_are_read_from_the_driver(here: Place) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "name"), [(90402, "gfx942"), (90500, "gfx950"), (90010, "gfx90a"), (110501, "gfx1151"), (120001, "gfx1201")]
-)  # fmt: skip
+    ("version", "name"),
+    [(90402, "gfx942"), (90500, "gfx950"), (90010, "gfx90a"), (110501, "gfx1151"), (120001, "gfx1201")],
+)
 def test_arch_names(version: int, name: str) -> None:
     assert arch_name(version) == name
 
@@ -313,10 +314,15 @@ def test_variables_of_aiter(here: Place) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("USE_AITER_GEMM", "yes"), ("USE_PRESHUFFLE", "2"), ("FORCE_EAGER_ATTENTION", "auto"), ("AMD_OPS_STRICT", "on"),
-        ("PRESHUFFLE_M_THRESH", "many"), ("AMD_OPS_TIERS", "torch,egaer"), ("AMD_OPS", "/no/such/profile.json"),
+        ("USE_AITER_GEMM", "yes"),
+        ("USE_PRESHUFFLE", "2"),
+        ("FORCE_EAGER_ATTENTION", "auto"),
+        ("AMD_OPS_STRICT", "on"),
+        ("PRESHUFFLE_M_THRESH", "many"),
+        ("AMD_OPS_TIERS", "torch,egaer"),
+        ("AMD_OPS", "/no/such/profile.json"),
     ],
-)  # fmt: skip
+)
 def test_values_that_amd_ops_refuses(here: Place, name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     here.environ[name] = value
     assert name in here.evidence("toggle-value")

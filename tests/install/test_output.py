@@ -87,3 +87,48 @@ def test_a_reader_that_leaves_changes_no_exit_code(site: Path, arguments: list[s
     finally:
         os.close(writing)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_path_that_is_no_text_at_all(tmp_path: Path) -> None:
+    """Names are bytes on Linux: one that no encoding explains is escaped, handled and reverted like any other."""
+    folder = os.fsencode(str(tmp_path)) + b"/\xff"
+    site = make_site(Path(os.fsdecode(folder)))
+    for arguments in (["status"], ["status", "--json"], ["diff"], ["doctor"], ["attest"], ["revert"]):
+        command = [sys.executable, "-m", "rocm_overlay", *arguments, "--site-packages", os.fsdecode(folder)]
+        done = subprocess.run(command, env=environment(), capture_output=True, timeout=120, check=False)
+        assert done.returncode == 0, (arguments, done.stderr)
+        assert b"Traceback" not in done.stderr
+    assert site.is_dir()
+
+
+@pytest.mark.parametrize("arguments", [["doctor"], ["scan", "."], ["export", "--transformers", "4.57.6"], ["attest"]])
+def test_new_commands_outlive_their_readers(site: Path, arguments: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    where = ["--site-packages", str(site)] if arguments[0] in ("doctor", "attest") else []
+    try:
+        command = [sys.executable, "-m", "rocm_overlay", *arguments, *where]
+        done = subprocess.run(command, env=environment(), stdout=writing, stderr=subprocess.PIPE, cwd=site, check=False)
+    finally:
+        os.close(writing)
+    assert b"Traceback" not in done.stderr
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_table_has_no_colour_where_none_is_wanted(site: Path) -> None:
+    import pty
+
+    for extra, coloured in (({"NO_COLOR": "1"}, False), ({"TERM": "xterm-256color"}, None)):
+        environ = {**environment(), **extra}
+        if "NO_COLOR" not in extra:
+            del environ["NO_COLOR"]
+        leader, follower = pty.openpty()
+        command = [sys.executable, "-m", "rocm_overlay", "status", "--site-packages", str(site)]
+        done = subprocess.run(command, env=environ, stdout=follower, timeout=120, check=False)
+        os.close(follower)
+        out = os.read(leader, 1 << 16)
+        os.close(leader)
+        assert done.returncode == 0
+        assert b"modeling_llama.py" in out
+        if coloured is False:
+            assert b"\x1b[" not in out

@@ -63,22 +63,39 @@ def test_the_table_is_whole() -> None:
 @pytest.mark.parametrize(
     ("line", "id"),
     [
-        ("#include <cublas_v2.h>", "cublas"), ('# include "cublasLt.h"', "cublaslt"), ("#include <cusparse.h>", "cusparse"),
-        ("#include <cufft.h>", "cufft"), ("#include <curand_kernel.h>", "curand"), ("#include <nccl.h>", "nccl"),
-        ("#include <thrust/device_vector.h>", "thrust"), ("#include <cub/cub.cuh>", "cub"), ("#include <cudnn.h>", "cudnn"),
-        ("#include <cutlass/gemm/device/gemm.h>", "cutlass"), ("#include <cute/tensor.hpp>", "cutlass"),
-        ("#include <NvInfer.h>", "tensorrt"), ("#include <nvml.h>", "nvml"), ("#include <mma.h>", "wmma"),
-        ("cublasSgemm(h);", "cublas"), ("cublasLtMatmul(h);", "cublaslt"), ("CUDNN_STATUS_SUCCESS;", "cudnn"),
-        ("cudaMalloc(&p, 4);", "cuda-runtime"), ("curand_init(1, 2, 3, &s);", "curand"),
-        ("nvcuda::wmma::fragment<A> a;", "wmma"), ("__pipeline_memcpy_async(a, b, 16);", "cooperative-async"),
+        ("#include <cublas_v2.h>", "cublas"),
+        ('# include "cublasLt.h"', "cublaslt"),
+        ("#include <cusparse.h>", "cusparse"),
+        ("#include <cufft.h>", "cufft"),
+        ("#include <curand_kernel.h>", "curand"),
+        ("#include <nccl.h>", "nccl"),
+        ("#include <thrust/device_vector.h>", "thrust"),
+        ("#include <cub/cub.cuh>", "cub"),
+        ("#include <cudnn.h>", "cudnn"),
+        ("#include <cutlass/gemm/device/gemm.h>", "cutlass"),
+        ("#include <cute/tensor.hpp>", "cutlass"),
+        ("#include <NvInfer.h>", "tensorrt"),
+        ("#include <nvml.h>", "nvml"),
+        ("#include <mma.h>", "wmma"),
+        ("cublasSgemm(h);", "cublas"),
+        ("cublasLtMatmul(h);", "cublaslt"),
+        ("CUDNN_STATUS_SUCCESS;", "cudnn"),
+        ("cudaMalloc(&p, 4);", "cuda-runtime"),
+        ("curand_init(1, 2, 3, &s);", "curand"),
+        ("nvcuda::wmma::fragment<A> a;", "wmma"),
+        ("__pipeline_memcpy_async(a, b, 16);", "cooperative-async"),
         ('asm volatile("mma.sync.aligned.m16n8k16 {%0}, {%1};" : "=r"(a));', "inline-ptx"),
         ('asm("ldmatrix.sync.aligned.m8n8.x4 {%0};" : "=r"(a));', "inline-ptx"),
-        ("v += __shfl_xor_sync(0xffffffff, v, 16);", "warp-size-32"), ("#define WARP_SIZE 32", "warp-size-32"),
-        ("constexpr int kWarpSize = 32;", "warp-size-32"), ("int lane = threadIdx.x & 31;", "warp-size-32"),
-        ("int warp = threadIdx.x >> 5;", "warp-size-32"), ("int lane = threadIdx.x % 32;", "warp-size-32"),
-        ("int n = __popc(__ballot_sync(m, p));", "warp-size-32"), ("#if __CUDA_ARCH__ >= 800", "cuda-arch-guards"),
+        ("v += __shfl_xor_sync(0xffffffff, v, 16);", "warp-size-32"),
+        ("#define WARP_SIZE 32", "warp-size-32"),
+        ("constexpr int kWarpSize = 32;", "warp-size-32"),
+        ("int lane = threadIdx.x & 31;", "warp-size-32"),
+        ("int warp = threadIdx.x >> 5;", "warp-size-32"),
+        ("int lane = threadIdx.x % 32;", "warp-size-32"),
+        ("int n = __popc(__ballot_sync(m, p));", "warp-size-32"),
+        ("#if __CUDA_ARCH__ >= 800", "cuda-arch-guards"),
     ],
-)  # fmt: skip
+)
 def test_sources(tmp_path: Path, line: str, id: str) -> None:
     assert ids(tmp_path, "a.cu", f"int x;\n{line}\n") == [id]
     found = scan(tmp_path / "a.cu").findings[0]
@@ -89,14 +106,21 @@ def test_sources(tmp_path: Path, line: str, id: str) -> None:
 @pytest.mark.parametrize(
     ("line", "id"),
     [
-        ("import pynvml", "nvml"), ("import os, pynvml", "nvml"), ("from flash_attn import flash_attn_func", "flash-attn"),
-        ("    import flash_attn.layers", "flash-attn"), ("import tensorrt as trt", "tensorrt"), ("import torch_tensorrt", "tensorrt"),
-        ("import cutlass", "cutlass"), ("from transformer_engine import pytorch", "transformer-engine"),
-        ("subprocess.run(['nvidia-smi', '-L'])", "nvidia-smi"), ("torch.cuda.get_device_capability()", "cuda-arch-guards"),
+        ("import pynvml", "nvml"),
+        ("import os, pynvml", "nvml"),
+        ("from flash_attn import flash_attn_func", "flash-attn"),
+        ("    import flash_attn.layers", "flash-attn"),
+        ("import tensorrt as trt", "tensorrt"),
+        ("import torch_tensorrt", "tensorrt"),
+        ("import cutlass", "cutlass"),
+        ("from transformer_engine import pytorch", "transformer-engine"),
+        ("subprocess.run(['nvidia-smi', '-L'])", "nvidia-smi"),
+        ("torch.cuda.get_device_capability()", "cuda-arch-guards"),
         ("x = tl.inline_asm_elementwise('...', '=r', [a], tl.int32, True, 1)", "inline-ptx"),
-        ("from cuda import cudart", "cuda-python"), ("from nvidia.dali import pipeline_def", "dali"),
+        ("from cuda import cudart", "cuda-python"),
+        ("from nvidia.dali import pipeline_def", "dali"),
     ],
-)  # fmt: skip
+)
 def test_python(tmp_path: Path, line: str, id: str) -> None:
     assert ids(tmp_path, "a.py", f"{line}\n") == [id]
 
@@ -104,16 +128,22 @@ def test_python(tmp_path: Path, line: str, id: str) -> None:
 @pytest.mark.parametrize(
     ("name", "line", "id"),
     [
-        ("requirements.txt", "flash-attn>=2.5", "flash-attn"), ("requirements-dev.txt", "nvidia-nccl-cu12==2.20", "nccl"),
-        ("pyproject.toml", 'dependencies = ["torch", "tensorrt"]', "tensorrt"), ("setup.py", 'install_requires=["pynvml"]', "nvml"),
+        ("requirements.txt", "flash-attn>=2.5", "flash-attn"),
+        ("requirements-dev.txt", "nvidia-nccl-cu12==2.20", "nccl"),
+        ("pyproject.toml", 'dependencies = ["torch", "tensorrt"]', "tensorrt"),
+        ("setup.py", 'install_requires=["pynvml"]', "nvml"),
         ("requirements.txt", "torch==2.4.0+cu121", "torch-cuda-wheel"),
         ("requirements.txt", "--extra-index-url https://download.pytorch.org/whl/cu124", "torch-cuda-wheel"),
-        ("requirements.txt", "cupy-cuda12x", "cupy"), ("CMakeLists.txt", "find_package(CUDAToolkit REQUIRED)", "cuda-build"),
-        ("CMakeLists.txt", "target_link_libraries(x PRIVATE CUDA::cublas)", "cublas"), ("Makefile", "LIBS = -lcufft", "cufft"),
-        ("CMakeLists.txt", "project(x LANGUAGES CXX CUDA)", "cuda-build"), ("setup.py", 'libraries=["cudnn"]', "cudnn"),
-        ("Dockerfile", "RUN nvidia-smi", "nvidia-smi"), ("build.sh", "nvcc -o x x.cu", "cuda-build"),
+        ("requirements.txt", "cupy-cuda12x", "cupy"),
+        ("CMakeLists.txt", "find_package(CUDAToolkit REQUIRED)", "cuda-build"),
+        ("CMakeLists.txt", "target_link_libraries(x PRIVATE CUDA::cublas)", "cublas"),
+        ("Makefile", "LIBS = -lcufft", "cufft"),
+        ("CMakeLists.txt", "project(x LANGUAGES CXX CUDA)", "cuda-build"),
+        ("setup.py", 'libraries=["cudnn"]', "cudnn"),
+        ("Dockerfile", "RUN nvidia-smi", "nvidia-smi"),
+        ("build.sh", "nvcc -o x x.cu", "cuda-build"),
     ],
-)  # fmt: skip
+)
 def test_build_and_requirement_files(tmp_path: Path, name: str, line: str, id: str) -> None:
     assert ids(tmp_path, name, f"{line}\n") == [id]
 
@@ -145,13 +175,36 @@ def test_comments_keep_every_position() -> None:
     assert without_comments('x = """keep"""  # go\n', "python").startswith('x = """keep"""')
 
 
+def test_the_short_cut_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names, import lines and include lines are looked at first; what they rule out is nowhere in the text."""
+    from rocm_overlay.install.scan import engine
+
+    lines = ["#include <cub/cub.cuh>", "x = nvcuda::wmma::fragment; thrust::cuda::par", "cudaMalloc(cudnnCreate)"]
+    lines += [
+        "import os, pynvml",
+        "from flash_attn import a",
+        "::cublasCreate(h)",
+        "a::cufftPlan1d",
+        "  import\ttensorrt",
+    ]
+    text = "\n".join(lines)
+    for kind in (kind_of(Path("a.cu")), kind_of(Path("a.py"))):
+        assert kind is not None
+        short = [(one.entry.id, one.line) for one in engine.look("a", text, kind)]
+        with monkeypatch.context() as patch:
+            patch.setattr(engine, "_DIGESTS", {})
+            assert [(one.entry.id, one.line) for one in engine.look("a", text, kind)] == short
+        assert len(short) >= 5
+
+
 def test_an_ignore_mark(tmp_path: Path) -> None:
     assert ids(tmp_path, "a.py", "import pynvml  # overlay-scan: ignore\nimport tensorrt\n") == ["tensorrt"]
 
 
 def tree(folder: Path) -> Path:
     for name, text in {
-        "src/a.cu": "#include <cublas_v2.h>\n", "third_party/b.cu": "#include <cudnn.h>\n", ".git/c.cu": "#include <cudnn.h>\n",
+        "src/a.cu": "#include <cublas_v2.h>\n", "third_party/b.cu": "#include <cudnn.h>\n",
+        ".git/c.cu": "#include <cudnn.h>\n",
         "env/pyvenv.cfg": "", "env/lib/d.py": "import pynvml\n", "node_modules/e.cu": "#include <cudnn.h>\n",
     }.items():  # fmt: skip
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -267,3 +267,65 @@ def test_without_dist_info_the_source_tells_the_version(tmp_path: Path) -> None:
     found = resolve(site_packages=site)
     assert found.version == "1.0.0"
     assert any("dist-info" in note for note in found.notes)
+
+
+def test_the_old_kind_of_editable_install(small_site: Path) -> None:
+    (small_site / "transformers.egg-info").mkdir()
+    assert refusal(site_packages=small_site).id == "editable"
+    (small_site / "transformers.egg-info").rename(small_site / "transformers-1.0.0-py3.11.egg-info")
+    (small_site / "transformers.egg-link").write_text("/src\n.")
+    assert refusal(site_packages=small_site).id == "editable"
+
+
+def test_a_user_site(venv: Callable[..., Environment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site, ask = make_site(tmp_path / "home" / "site-packages"), target.views
+
+    def with_user(executable: Path) -> tuple[object, object]:
+        normal, isolated = ask(executable)
+        return dataclasses.replace(normal, path=(*normal.path, str(site)), user_site=str(site)), isolated
+
+    monkeypatch.setattr(target, "views", with_user)
+    found = resolve(python=venv("a", None).python)
+    assert (found.site, found.kind) == (site, "user")
+    assert any("user site" in note for note in found.notes)
+
+
+def test_a_conda_environment(venv: Callable[..., Environment], monkeypatch: pytest.MonkeyPatch) -> None:
+    made, ask = venv("a"), target.views
+    (made.prefix / "conda-meta").mkdir()
+
+    def own(executable: Path) -> tuple[object, object]:
+        return tuple(dataclasses.replace(view, base_prefix=view.prefix) for view in ask(executable))  # type: ignore[return-value]
+
+    monkeypatch.setattr(target, "views", own)
+    assert resolve(python=made.python).kind == "conda"
+
+
+def test_further_copies_on_the_path_are_named(venv: Callable[..., Environment], small_site: Path) -> None:
+    made = venv("a")
+    (made.packages / "more.pth").write_text(f"{small_site}\n")
+    found = resolve(python=made.python)
+    assert found.others == (small_site,)
+    assert any(str(small_site / "transformers") in note for note in found.notes)
+
+
+@pytest.mark.parametrize("kind", ["checkout", "link", "editable"])
+def test_what_is_not_written_may_still_be_looked_at(small_site: Path, tmp_path: Path, kind: str) -> None:
+    if kind == "checkout":
+        (small_site / ".git").mkdir()
+    elif kind == "link":
+        (small_site / "transformers").rename(tmp_path / "elsewhere")
+        (small_site / "transformers").symlink_to(tmp_path / "elsewhere")
+    else:
+        direct = small_site / "transformers-1.0.0.dist-info" / "direct_url.json"
+        direct.write_text(json.dumps({"url": "file:///src", "dir_info": {"editable": True}}))
+    refusal(site_packages=small_site)
+    assert resolve(site_packages=small_site, writes=False).version == "1.0.0"
+
+
+def test_a_hook_that_outlived_transformers_can_be_found(tmp_path: Path) -> None:
+    site = tmp_path / "site-packages"
+    site.mkdir()
+    refusal(site_packages=site, allow_missing=True)
+    (site / target.HOOK).write_text("# amd-overlay {}\n")
+    assert resolve(site_packages=site, allow_missing=True).version is None

@@ -40,7 +40,10 @@ def profile(
     folder: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="Folder of the traces.")] = None,
     json: Json = False,
 ) -> int:
-    """Trace one prefill and one decode step, stock and overlaid: the share of time in ops of ours, and the gaps."""
+    """Trace a step of both builds: the share of time in ops of ours.
+
+    One prefill and one decode step each, with the gaps between kernels.
+    """
     from rocm_overlay.bench import command, profiling
 
     return profiling.run(

@@ -49,7 +49,7 @@ def verify(
     ] = None,
     json: Json = False,
 ) -> int:
-    """Prove on this machine that overlaid code computes what stock computes."""
+    """Prove on this machine that overlaid code computes what stock does."""
     from rocm_overlay.install.transaction.errors import UsageError
 
     if (model is None) == (hf_tests is None):
@@ -84,7 +84,10 @@ def qualify(
     ] = True,
     json: Json = False,
 ) -> int:
-    """Find out which faster paths are right and faster here for a model, and write them to a profile."""
+    """Try every tier on this GPU and keep what is right and faster.
+
+    What was kept for a model is written to a profile.
+    """
     from rocm_overlay.verify.qualify.command import Options, run
 
     return run(Options(model, output, python, dtype, max_capture, time_limit, build_limit, dry_run, register, json))
@@ -98,7 +101,10 @@ def warmup(
     python: Python = None,
     json: Json = False,
 ) -> int:
-    """Trigger and time every first call that a profile needs, such as kernels that are built on demand."""
+    """Build and load every kernel that a profile uses, ahead of serving.
+
+    Every first call is triggered and timed.
+    """
     from rocm_overlay.verify.qualify import command
 
     return command.warmup(profile, python=python, json_output=json)

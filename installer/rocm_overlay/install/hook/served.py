@@ -19,6 +19,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib.abc import ExecutionLoader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 
 SCHEMA = "amd-overlay.hook/1"
@@ -143,8 +144,7 @@ class ServedFinder(MetaPathFinder):
 
 
 def _read(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read()
+    return Path(path).read_bytes()
 
 
 def _line() -> str:

@@ -124,7 +124,10 @@ def look(path: str, text: str, kind: Kind) -> Iterator[Finding]:
     code = without_comments(text, kind.language)
     lines = text.splitlines() if "\f" not in text else text.split("\n")
     seen: set[tuple[int, str]] = set()
-    for entry, pattern in _compiled(kind.patterns):
+    digests = {name: make(code) for name, make in _DIGESTS.items() if name in kind.patterns}
+    for entry, sort, pattern in _compiled(kind.patterns):
+        if sort in digests and pattern.search(digests[sort]) is None:
+            continue
         for match in pattern.finditer(code):
             start = match.start("at") if "at" in pattern.groupindex else match.start()
             line = code.count("\n", 0, start) + 1
@@ -138,14 +141,30 @@ def look(path: str, text: str, kind: Kind) -> Iterator[Finding]:
 
 
 @lru_cache(maxsize=32)
-def _compiled(kinds: tuple[str, ...]) -> tuple[tuple[Entry, re.Pattern[str]], ...]:
+def _compiled(kinds: tuple[str, ...]) -> tuple[tuple[Entry, str, re.Pattern[str]], ...]:
     made = []
     for entry in table.entries():
         for kind in kinds:
             for expression in entry.patterns.get(kind, ()):
-                made.append((entry, re.compile(_WRAPPED.get(kind, "{0}").format(expression), re.MULTILINE)))
+                made.append((entry, kind, re.compile(_WRAPPED.get(kind, "{0}").format(expression), re.MULTILINE)))
     return tuple(made)
 
+
+def _names(code: str) -> str:
+    """Return every name of a text once."""
+    return "\n".join(dict.fromkeys(re.findall(r"[A-Za-z_]\w*(?:::\w+)*", code)))
+
+
+def _lines_with(*words: str) -> Callable[[str], str]:
+    return lambda code: "\n".join(line for line in code.split("\n") if any(word in line for word in words))
+
+
+# A pattern that finds nothing in the digest of a text finds nothing in the text: most of them end there.
+_DIGESTS: dict[str, Callable[[str], str]] = {
+    "symbols": _names,
+    "imports": _lines_with("import"),
+    "headers": _lines_with("include"),
+}
 
 _WRAPPED = {
     "headers": r"^[ \t]*#[ \t]*include[ \t]*[<\"](?P<at>{0})[>\"]",

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from importlib.machinery import PathFinder
+from importlib.machinery import PathFinder, SourceFileLoader
 from importlib.util import module_from_spec
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -13,9 +13,8 @@ def _start() -> None:
     settings = json.loads(os.environ["AMD_OVERLAY_HOOK"])
     hook = os.path.dirname(_HERE)
     path = os.path.join(hook, "start.py")
-    with open(path, "rb") as file:
-        scope = {"__name__": "_amd_overlay_start"}
-        exec(compile(file.read(), path, "exec"), scope)
+    scope = {"__name__": "_amd_overlay_start"}
+    exec(compile(SourceFileLoader("_amd_overlay_start", path).get_data(path), path, "exec"), scope)
     scope["begin"](settings, os.path.join(hook, "served.py"))  # type: ignore[operator]
 
 
