@@ -92,7 +92,8 @@ def test_right_and_fast_is_enabled_right_and_slow_is_not(done: Outcome) -> None:
     found = results(done)
     fast = found["rms_norm@LlamaRMSNorm.forward@rms_norm:triton"]
     assert fast["status"] == "valid"
-    assert all(item["interval"][1] < 1.0 and item["stock_us"] > item["candidate_us"] > 0 for item in fast["timings"])
+    assert choose.is_faster(fast), fast
+    assert all(item["stock_us"] > 0 and item["candidate_us"] > 0 for item in fast["timings"])
     slow = found["rope@apply_rotary_pos_emb@apply_rope:triton"]
     assert slow["status"] == "valid"
     assert all(item["interval"][0] > 1.0 for item in slow["timings"])

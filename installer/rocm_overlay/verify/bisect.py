@@ -133,9 +133,8 @@ def watched(model: Any) -> Iterator[list[_Call]]:
     """Record every call of a module whose class is defined where a modeling file defines it; innermost first."""
     calls: list[_Call] = []
     paths = {id(module): path for path, module in model.named_modules()}
-    homes = {
-        type(module).__module__ for module in model.modules() if type(module).__module__.startswith("transformers.models.")
-    }
+    homes = {type(module).__module__ for module in model.modules()}
+    homes = {home for home in homes if home.startswith("transformers.models.")}
     classes = {
         cls
         for home in homes
