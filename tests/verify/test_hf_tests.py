@@ -77,7 +77,7 @@ def test_what_stock_passes_is_compared_with_what_the_overlay_passes(
     good = command.compare(made_up, "llama", ["all"], sys.executable, quiet)
     assert [len(outcome.passed) for outcome in good] == [2, 2]
     assert [list(outcome.failed) for outcome in good] == [
-        ["tests/models/overlay/test_modeling_llama.py::LlamaModelTest::test_that_stock_fails"]
+        ["tests/models/overlay/test_modeling_llama.py::LlamaTest::test_that_stock_fails"]
     ] * 2
     assert not good[0].ran
     assert good[1].ran["rms_norm"] > 0
