@@ -10,6 +10,7 @@ small, with seeded weights; what a cell says does not depend on the machine.
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib
 import sys
 import warnings
@@ -22,7 +23,7 @@ import torch
 import transformers
 from rocm_overlay.install import catalog
 from rocm_overlay.verify.cases import CASES, Outputs
-from rocm_overlay.verify.compare import judge
+from rocm_overlay.verify.compare import difference, judge
 from rocm_overlay.verify.inputs import Inputs, kind_of
 from rocm_overlay.verify.models import model_class, randomise
 
@@ -126,7 +127,7 @@ def _column(pair: Pair, name: str, dtype: str, settings: dict[str, Any]) -> str:
             deviating.append(f"{case} ({type(error).__name__}: {str(error)[:80]})")
             continue
         verdict = judge(want, found, tier=name.split()[0], dtype=dtype, bitwise=name == "off")
-        if not verdict.ok:
+        if not verdict.ok and not (dtype != "float32" and _is_own_rounding(pair, case, want, found)):
             deviating.append(f"{case} ({verdict.worst.name} {verdict.worst.max_rel:.1e})")
     rows = amd_ops.report().as_dict()["ops"]
     tier = name.split()[0]
@@ -137,6 +138,22 @@ def _column(pair: Pair, name: str, dtype: str, settings: dict[str, Any]) -> str:
     if not done:
         return "no case"
     return f"equal, {done} cases" if name == "off" else f"within, {done} cases, {ops} ops"
+
+
+def _is_own_rounding(pair: Pair, case: str, want: Outputs, found: Outputs) -> bool:
+    """True when the result is no further from the same weights in fp32 than twice what stock's own bf16 is.
+
+    Multipliers on the residual stream and experts chosen by a near tie make rounding count for more than the table
+    allows, in stock as in ours.
+    """
+    exact_model = copy.deepcopy(pair.stock).float()
+    exact = CASES[case].run(exact_model, pair.inputs)
+    names = [name for name in want if want[name].is_floating_point() and not name.startswith("pads")]
+    if any(want[name].shape != found[name].shape for name in names):
+        return False
+    own = max(difference(name, exact[name], want[name].float()).max_rel for name in names)
+    ours = max(difference(name, exact[name], found[name].float()).max_rel for name in names)
+    return ours <= 2 * own
 
 
 @contextmanager
@@ -184,7 +201,8 @@ INTRO = """# Parity matrix
 
 Small models with seeded weights, stock against overlaid code, eager attention. *equal*: every bit is that of stock.
 *within*: every case is within the tolerance table of `overlay verify` (fp32; bf16 for aiter, which is a double that
-runs on a CPU and is stricter than the real one). The number of ops says how many ran on that tier. Written by
+runs on a CPU and is stricter than the real one; there also where it is no further from fp32 than twice stock's own
+bf16). The number of ops says how many ran on that tier. Written by
 `python -m tests.verify.matrix --write`, once per installed release; tests hold sampled rows to it.
 """
 
