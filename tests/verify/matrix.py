@@ -3,7 +3,7 @@
     python -m tests.verify.matrix --write      # writes docs/parity.md
     python -m tests.verify.matrix --check      # exit 1 where the file says something else than a run does
 
-Columns: toggles off (every bit), torch tier, eager tier, and a double of aiter on a fake gfx942 (bf16, and for mixtures of experts where at most one position in eight is outside: a near tie chose another expert). Models are
+Columns: toggles off (every bit), torch tier, eager tier, and a double of aiter on a fake gfx942 (bf16). Models are
 small, with seeded weights; what a cell says does not depend on the machine.
 """
 
@@ -219,7 +219,8 @@ INTRO = """# Parity matrix
 Small models with seeded weights, stock against overlaid code, eager attention. *equal*: every bit is that of stock.
 *within*: every case is within the tolerance table of `overlay verify` (fp32; bf16 for aiter, which is a double that
 runs on a CPU and is stricter than the real one; there also where it is no further from fp32 than twice stock's own
-bf16). The number of ops says how many ran on that tier. Written by
+bf16, and for mixtures of experts where at most one position in eight is outside: a near tie chose another expert).
+The number of ops says how many ran on that tier. Written by
 `python -m tests.verify.matrix --write`, once per installed release; tests hold sampled rows to it.
 """
 
