@@ -1,4 +1,4 @@
-"""`overlay qualify` from end to end on a CPU, with doubles for kernels that are good, slow, wrong, fatal and endless."""
+"""`overlay qualify` from end to end on a CPU, with doubles for kernels: good, slow, wrong, fatal and endless ones."""
 
 from __future__ import annotations
 
@@ -92,7 +92,8 @@ def test_right_and_fast_is_enabled_right_and_slow_is_not(done: Outcome) -> None:
     found = results(done)
     fast = found["rms_norm@LlamaRMSNorm.forward@rms_norm:triton"]
     assert fast["status"] == "valid"
-    assert all(item["interval"][1] < 1.0 and item["stock_us"] > item["candidate_us"] > 0 for item in fast["timings"])
+    assert choose.is_faster(fast), fast
+    assert all(item["stock_us"] > 0 and item["candidate_us"] > 0 for item in fast["timings"])
     slow = found["rope@apply_rotary_pos_emb@apply_rope:triton"]
     assert slow["status"] == "valid"
     assert all(item["interval"][0] > 1.0 for item in slow["timings"])
@@ -120,7 +121,8 @@ def test_crashing_and_hanging_are_survived(done: Outcome) -> None:
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, **environment}
-    return subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=env, capture_output=True, text=True)
+    run = [sys.executable, "-W", "ignore", "-c", code]
+    return subprocess.run(run, env=env, capture_output=True, text=True, check=False)
 
 
 USE = "import torch, amd_ops; amd_ops.rms_norm(torch.ones(2, 8), torch.ones(8), 1e-6); print(amd_ops.report())"
@@ -190,7 +192,7 @@ def test_one_pytest_file_per_compute_that_passes(done: Outcome) -> None:
     (chosen,) = [path for path in tests if "RMSNorm" in path.name]
     run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(chosen)]
     env = {**os.environ, "OVERLAY_TEST_DOUBLES": DOUBLES, "PYTHONPATH": str(HERE / "doubles")}
-    found = subprocess.run(run, cwd=done.output.parent, env=env, capture_output=True, text=True)
+    found = subprocess.run(run, cwd=done.output.parent, env=env, capture_output=True, text=True, check=False)
     assert "1 passed" in found.stdout, found.stdout + found.stderr
 
 

@@ -103,9 +103,7 @@ def _first_layer(model: Any, run: dict[str, Any], within: Judge, stock: list[str
         within()
     allowed = tolerance(run["tier"], dtype, "value").relative
     worst: tuple[float, dict[str, Any]] | None = None
-    for a, b in zip(want, got, strict=False):
-        if a.path != b.path:
-            break
+    for a, b in _paired(want, got):
         error, before = _error(a.outputs, b.outputs), _error(a.inputs, b.inputs)
         found = {"path": a.path, "class": a.kind, "max_rel": error if error != float("inf") else None}
         if error > allowed >= before:
@@ -113,6 +111,16 @@ def _first_layer(model: Any, run: dict[str, Any], within: Judge, stock: list[str
         if worst is None or error - before > worst[0]:
             worst = error - before, found
     return worst[1] if worst is not None and worst[0] > 0 else None
+
+
+def _paired(want: list[_Call], got: list[_Call]) -> Iterator[tuple[_Call, _Call]]:
+    """Yield the calls of both runs that belong together; a module that one of them does not call is left out."""
+    known: dict[str, list[_Call]] = {}
+    for call in got:
+        known.setdefault(call.path, []).append(call)
+    for call in want:
+        if known.get(call.path):
+            yield call, known[call.path].pop(0)
 
 
 def _error(want: list[torch.Tensor], got: list[torch.Tensor]) -> float:
@@ -125,9 +133,8 @@ def watched(model: Any) -> Iterator[list[_Call]]:
     """Record every call of a module whose class is defined where a modeling file defines it; innermost first."""
     calls: list[_Call] = []
     paths = {id(module): path for path, module in model.named_modules()}
-    homes = {
-        type(module).__module__ for module in model.modules() if type(module).__module__.startswith("transformers.")
-    }
+    homes = {type(module).__module__ for module in model.modules()}
+    homes = {home for home in homes if home.startswith("transformers.models.")}
     classes = {
         cls
         for home in homes

@@ -38,13 +38,12 @@ def model_class(config: Any) -> Any:
         found = getattr(transformers, name, None)
         if found is not None:
             return found
-    mappings = (
-        "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING",
-        "MODEL_FOR_CAUSAL_LM_MAPPING",
-        "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING",
-        "MODEL_MAPPING",
-    )
-    for name in mappings:
+    names = ["MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING", "MODEL_FOR_CAUSAL_LM_MAPPING", "MODEL_MAPPING"]
+    if getattr(config, "is_encoder_decoder", False):
+        names.insert(0, "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING")
+    elif type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING:  # an encoder, which can also be made a decoder
+        names.remove("MODEL_FOR_CAUSAL_LM_MAPPING")
+    for name in names:
         mapping = getattr(transformers, name, {})
         if type(config) in mapping:
             found = mapping[type(config)]

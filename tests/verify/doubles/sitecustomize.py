@@ -18,9 +18,16 @@ def burn(seconds):
         pass
 
 
+def run_of(tiers):
+    """Return what tier torch runs."""
+    from amd_ops import toggles
+
+    return next(tier.offer(toggles.settings()).run for tier in tiers if tier.name == "torch")
+
+
 def doubles(kind, op):
     """Return ``run`` of the double for an op, or None to leave the op as it is."""
-    torch_run = next(tier.offer(None).run for tier in op.tiers if tier.name == "torch")
+    torch_run = run_of(op.tiers)
 
     def scaled(result):
         return tuple(map(scaled, result)) if isinstance(result, tuple) else result * 1.01
@@ -56,7 +63,7 @@ def apply(amd_ops):
         double = dispatch.Tier("triton", dispatch.always(doubles(kind, op)))
         tiers = [tier for tier in op.tiers if tier.name != "triton"]
         if kind == "fast":  # clearly faster than torch's tier, whatever else this machine does
-            run = next(tier.offer(None).run for tier in tiers if tier.name == "torch")
+            run = run_of(tiers)
 
             def burning(*args, run=run):
                 burn(0.001)

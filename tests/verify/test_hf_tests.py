@@ -1,0 +1,157 @@
+"""transformers' own tests: a made-up sdist shows the machinery; the real one runs in the full suite."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import tarfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+from rocm_overlay.install.transaction.errors import UsageError
+from rocm_overlay.verify import target
+from rocm_overlay.verify.hf_tests import command, layout
+
+from tests.verify.support import generated
+
+MODELS = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3", "phi3", "mixtral", "qwen3_moe", "olmo2",
+          "granite", "gpt_oss")  # fmt: skip
+SDISTS = "OVERLAY_TEST_SDISTS"
+MIXIN = """
+import torch
+from .generation.test_utils import GenerationTesterMixin
+
+
+class ModelTesterMixin(GenerationTesterMixin):
+    def test_scale(self):
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        assert self.all_model_classes[1](config).model.layers[0].self_attn.scaling > 0
+
+    def test_shape(self):
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        model = self.all_model_classes[1](config).eval()
+        with torch.no_grad():
+            assert model(**inputs).logits.shape == (13, 7, 99)
+
+    def test_that_stock_fails(self):
+        assert False
+"""
+
+
+def sdist(folder: Path, files: dict[str, str], release: str = "") -> Path:
+    """Write a source archive of a release with these files below it."""
+    release = release or transformers.__version__
+    path = folder / f"transformers-{release}.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name, text in files.items():
+            info = tarfile.TarInfo(f"transformers-{release}/{name}")
+            info.size = len(text.encode())
+            archive.addfile(info, io.BytesIO(text.encode()))
+    return path
+
+
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    files = {"tests/test_modeling_common.py": MIXIN, "tests/deeper/test_other.py": "raise SystemExit", "setup.py": ""}
+    return sdist(tmp_path_factory.mktemp("sdist"), files)
+
+
+def quiet(text: str) -> None:
+    """Progress is not what is tested."""
+
+
+def test_what_stock_passes_is_compared_with_what_the_overlay_passes(
+    made_up: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = target.find_sources
+
+    def faulty(*arguments: Any) -> list[target.Source]:
+        old, new = b"self.scaling = self.head_dim**-0.5", b"self.scaling = -self.head_dim**-0.5"
+        return [replace(source, overlay=source.overlay.replace(old, new)) for source in find(*arguments)]
+
+    good = command.compare(made_up, "llama", ["all"], sys.executable, quiet)
+    assert [len(outcome.passed) for outcome in good] == [2, 2]
+    assert [list(outcome.failed) for outcome in good] == [
+        ["tests/models/overlay/test_modeling_llama.py::LlamaTest::test_that_stock_fails"]
+    ] * 2
+    assert not good[0].ran
+    assert good[1].ran["rms_norm"] > 0
+    assert not good[1].lost
+    monkeypatch.setattr(target, "find_sources", faulty)
+    bad = command.compare(made_up, "llama", ["off"], sys.executable, quiet)
+    (lost,) = bad[1].lost
+    assert lost.endswith("::test_scale")
+
+
+def test_the_tree_that_is_laid_out(made_up: Path, tmp_path: Path) -> None:
+    tests = layout.lay_out(made_up, ["llama", "qwen3_moe"], tmp_path) / "tests"
+    assert (tests / "models/overlay/test_modeling_qwen3_moe.py").read_text().count('"qwen3_moe"') == 1
+    assert not (tests / "deeper").exists(), "only what stands beside the mixin is taken"
+    assert (tests / "generation/test_utils.py").is_file()
+
+
+@pytest.mark.parametrize("name", ["transformers-4.57.6.zip", "other-4.57.6.tar.gz", "transformers-4.57.6.tar.gz"])
+def test_what_is_no_sdist(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if not name.startswith("transformers-4.57.6.tar"):
+        path.touch()
+    with pytest.raises(UsageError, match="is no sdist"):
+        layout.version_of(path)
+
+
+def test_sdists_that_cannot_be_used(tmp_path: Path) -> None:
+    damaged = tmp_path / f"transformers-{transformers.__version__}.tar.gz"
+    damaged.write_bytes(b"nothing")
+    with pytest.raises(UsageError, match="cannot be read"):
+        command.compare(damaged, "llama", [], sys.executable, quiet)
+    with pytest.raises(UsageError, match=r"has no tests/test_modeling_common\.py"):
+        layout.lay_out(sdist(tmp_path, {"setup.py": ""}, "1.2.3"), [], tmp_path / "tree")
+    with pytest.raises(UsageError, match=r"the sdist is 1\.2\.3"):
+        command.compare(sdist(tmp_path, {}, "1.2.3"), None, [], sys.executable, quiet)
+
+
+def test_a_model_without_an_overlay_is_refused(made_up: Path) -> None:
+    with pytest.raises(UsageError, match="there is no overlay"):
+        command.compare(made_up, "llama,nothing", [], sys.executable, quiet)
+
+
+@pytest.fixture
+def real_sdist() -> Path:
+    folder = os.environ.get(SDISTS)
+    path = Path(folder or "") / f"transformers-{transformers.__version__}.tar.gz"
+    if not folder or not path.is_file():
+        pytest.skip(f"{SDISTS} names no folder with {path.name}: `pip download --no-binary :all: --no-deps` fetches it")
+    return path
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("model", MODELS)
+def test_the_mixin_passes_what_stock_passes(
+    model: str, real_sdist: Path, monkeypatch: pytest.MonkeyPatch, overlays: Callable[[str], None]
+) -> None:
+    overlays(model)
+    outcomes = command.compare(real_sdist, model, [], sys.executable, quiet)
+    assert len(outcomes[0].passed) > 30
+    assert [outcome.lost for outcome in outcomes] == [{}, {}, {}]
+    assert outcomes[2].ran, "toggles on, and nothing of ours ran"
+
+
+@pytest.fixture
+def overlays(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Let a model that the bundle does not have for this release be generated on the fly."""
+
+    def provide(model: str) -> None:
+        try:
+            command._models(model, transformers.__version__)
+        except UsageError:
+            source = generated(model)
+            monkeypatch.setattr(command, "_models", lambda text, release: [model])
+            monkeypatch.setattr(target, "find_sources", lambda *arguments: [source])
+
+    return provide
