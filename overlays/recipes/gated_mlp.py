@@ -1,6 +1,6 @@
 """``down(act(gate(x)) * up(x))``: one call for the whole of it. Activation and bias are looked at when it runs.
 
-Three spellings: the one expression (llama), two statements (a mixtral expert), and a gate and up that are one Linear
+Three spellings: the one expression (llama), statements (a mixtral expert), and a gate and up that are one Linear
 already (phi3). The first becomes a conditional expression, the other two an early return.
 """
 
@@ -25,7 +25,7 @@ ONE_EXPRESSION = (
     Expression("self.__down(self.__act(self.__gate(__x)) * self.__up(__x))"),
     Expression("self.__down(self.__up(__x) * self.__act(self.__gate(__x)))"),
 )
-TWO_STATEMENTS = (
+STATEMENTS = (
     Pattern("""
     __h = self.__act(self.__gate(__x)) * self.__up(__x)
     __h = self.__down(__h)
@@ -35,6 +35,22 @@ TWO_STATEMENTS = (
     __h = self.__act(self.__gate(__x)) * self.__up(__x)
     return self.__down(__h)
     """),
+    Pattern("""
+    __g = self.__act(self.__gate(__x))
+    __u = self.__up(__x)
+    return self.__down(__g * __u)
+    """),
+    Pattern("""
+    __g = self.__gate(__x)
+    __u = self.__up(__x)
+    return self.__down(self.__act(__g) * __u)
+    """),
+    Pattern("""
+    __g = self.__gate(__x)
+    __u = self.__up(__x)
+    __h = self.__act(__g) * __u
+    return self.__down(__h)
+    """),
 )
 FUSED = (
     Pattern("""
@@ -42,6 +58,16 @@ FUSED = (
     __g, __h = __h.chunk(2, dim=-1)
     __h = __h * self.__act(__g)
     return self.__down(__h)
+    """),
+    Pattern("""
+    __both = self.__gate_up(__x)
+    __g, __u = __both.chunk(2, dim=-1)
+    return self.__down(__u * self.__act(__g))
+    """),
+    Pattern("""
+    __both = self.__gate_up(__x)
+    __g, __u = __both.chunk(2, dim=-1)
+    return self.__down(self.__act(__g) * __u)
     """),
 )
 _DEFAULTS = {"gate": "gate_proj", "up": "up_proj", "gate_up": None, "down": "down_proj", "act": "act_fn"}
@@ -60,7 +86,7 @@ def match(source: Source, function: Function) -> Iterator[Site[Mlp]]:
     """The three spellings in a method."""
     if not function.is_method:
         return
-    whole = first_match((*TWO_STATEMENTS, *FUSED), function.body)
+    whole = first_match((*STATEMENTS, *FUSED), function.body)
     if whole:
         yield Site(function, function.body[0], _mlp(whole, None))
         return
@@ -122,8 +148,8 @@ def down_calls(source: Source, function: Function) -> Iterator[cst.CSTNode]:
 
 RECIPE = Recipe(
     name=NAME,
-    description="down(act(gate(x)) * up(x)) of modules of self: one expression, two statements, or gate and up fused",
-    hint=re.compile(r"\bself\.\w+\(\s*self\.\w+\(|\.chunk\(2, dim=-1\)"),
+    description="down(act(gate(x)) * up(x)) of modules of self: one expression, statements, or gate and up fused",
+    hint=re.compile(r"\bself\.\w+\(\s*self\.\w+\(|\.chunk\(2, dim=-1\)|\bself\.up_proj\("),
     match=match,
     guard=guard,
     edit=edit,

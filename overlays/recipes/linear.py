@@ -1,4 +1,7 @@
-"""o_proj, down_proj and a stock qkv_proj: call the Linear through amd_ops, which looks at the module when it runs."""
+"""Output projections, dense layers, a stock qkv_proj and the head: call the Linear through amd_ops.
+
+What the module really is, amd_ops looks at when it runs.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Iterator
 
 import libcst as cst
 from rocm_overlay.patchgen.edits import Edit
-from rocm_overlay.patchgen.flow import self_call, value_of
+from rocm_overlay.patchgen.flow import self_call, value_of, walk
 from rocm_overlay.patchgen.layout import conditional
 from rocm_overlay.patchgen.modules import not_linear
 from rocm_overlay.patchgen.recipe import Recipe, Site
@@ -16,7 +19,7 @@ from rocm_overlay.patchgen.source import Function, Source, blocks
 from . import gated_mlp
 
 NAME = "linear"
-ATTRIBUTES = frozenset(("o_proj", "down_proj", "qkv_proj"))
+ATTRIBUTES = ("o_proj", "out_proj", "dense", "down_proj", "qkv_proj", "lm_head")
 
 Found = tuple[str, cst.BaseExpression]
 
@@ -37,9 +40,14 @@ def match(source: Source, function: Function) -> Iterator[Site[Found]]:
 
 
 def guard(source: Source, site: Site[Found]) -> str | None:
-    """Decline another kind of layer, and an argument that is more than a name: twice a long one helps nobody."""
-    if not isinstance(site.found[1], cst.Name):
-        return "the argument is not a plain name"
+    """Decline another kind of layer, and an argument that is more than a name or a slice of one: twice a long one helps
+    nobody, and a call may not be written twice.
+    """
+    argument = site.found[1]
+    if isinstance(argument, cst.Subscript) and not any(isinstance(one, cst.Call) for one in walk(argument)):
+        argument = argument.value
+    if not isinstance(argument, cst.Name):
+        return "the argument is neither a plain name nor a slice of one"
     return not_linear(source, site.function, (site.found[0],))
 
 
@@ -54,8 +62,8 @@ def edit(source: Source, site: Site[Found]) -> list[Edit]:
 
 RECIPE = Recipe(
     name=NAME,
-    description="an assignment or return of self.o_proj(x), self.down_proj(x) or self.qkv_proj(x)",
-    hint=re.compile(r"\bself\.(?:o|down|qkv)_proj\("),
+    description=f"an assignment or return of self.<layer>(x), layer one of {', '.join(ATTRIBUTES)}",
+    hint=re.compile(rf"\bself\.(?:{'|'.join(ATTRIBUTES)})\("),
     match=match,
     guard=guard,
     edit=edit,

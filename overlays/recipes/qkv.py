@@ -1,4 +1,4 @@
-"""q_proj, k_proj and v_proj of one tensor: ask for all three at once, in front of the first.
+"""q_proj, k_proj and v_proj (or query, key and value) of one tensor: ask for all three at once, in front of the first.
 
 The results go into the three assignments' own targets, and each stock statement then uses its target where it called
 the projection, so that no value lives longer than in stock. Off, the inserted statement makes the three stock calls.
@@ -20,7 +20,18 @@ from rocm_overlay.patchgen.recipe import Recipe, Site
 from rocm_overlay.patchgen.source import Block, Function, Source, blocks
 
 NAME = "qkv"
-PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+# The spellings of q, k and v; the first is what amd_ops takes without being told.
+SPELLINGS = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("query", "key", "value"),
+    ("q_lin", "k_lin", "v_lin"),
+    ("query_proj", "key_proj", "value_proj"),
+    ("linear_q", "linear_k", "linear_v"),
+    ("to_q", "to_k", "to_v"),
+    ("wq", "wk", "wv"),
+    ("q", "k", "v"),
+)
+_SPELLING = {name: spelling for spelling in SPELLINGS for name in spelling}
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,11 @@ class Triple:
     block: Block
     projections: tuple[Projection, ...]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The attributes of q, k and v."""
+        return tuple(one.name for one in self.projections)
+
 
 def match(source: Source, function: Function) -> Iterator[Site[Triple]]:
     """Every suite of a method whose own simple statements call each of the three projections once."""
@@ -62,8 +78,11 @@ def match(source: Source, function: Function) -> Iterator[Site[Triple]]:
         return
     for block in blocks(function):
         found = list(_projections(block))
-        if sorted(one.name for one in found) == sorted(PROJECTIONS):
-            ordered = tuple(sorted(found, key=lambda one: PROJECTIONS.index(one.name)))
+        for spelling in SPELLINGS:
+            mine = [one for one in found if one.name in spelling]
+            if sorted(one.name for one in mine) != sorted(spelling):
+                continue
+            ordered = tuple(sorted(mine, key=lambda one: spelling.index(one.name)))
             yield Site(function, min(ordered, key=lambda one: one.index).call, Triple(block, ordered))
 
 
@@ -73,7 +92,7 @@ def _projections(block: Block) -> Iterator[Projection]:
             continue
         for node in walk(statement):
             call = self_call(node)
-            if call and call[0] in PROJECTIONS and isinstance(node, cst.BaseExpression):
+            if call and call[0] in _SPELLING and isinstance(node, cst.BaseExpression):
                 yield Projection(call[0], node, call[1], index, statement)
 
 
@@ -94,7 +113,7 @@ def guard(source: Source, site: Site[Triple]) -> str | None:
     return (
         _own_statements(source, site.found, arguments[0])
         or _between(source, site.found, arguments[0])
-        or not_linear(source, site.function, PROJECTIONS)
+        or not_linear(source, site.function, site.found.names)
     )
 
 
@@ -154,7 +173,7 @@ def edit(source: Source, site: Site[Triple]) -> list[Edit]:
     width = MAX_COLUMNS - len(anchor.indent)
     lines = [
         f"{', '.join(str(one.target) for one in found)} = (",
-        f"    _amd.qkv_proj(self, {argument})",
+        f"    _amd.qkv_proj(self, {', '.join([argument, *_names(site.found)])})",
         f"    if {test(NAME)}",
         *_stock_calls([source.code(one.call) for one in found], width),
         ")",
@@ -166,6 +185,13 @@ def edit(source: Source, site: Site[Triple]) -> list[Edit]:
     return edits
 
 
+def _names(triple: Triple) -> list[str]:
+    """The argument that names the projections, where they are not called as usual."""
+    if triple.names == SPELLINGS[0]:
+        return []
+    return ["(" + ", ".join(f'"{name}"' for name in triple.names) + ")"]
+
+
 def _stock_calls(calls: list[str], width: int) -> list[str]:
     one_line = f"    else ({', '.join(calls)})"
     if len(one_line) <= width:
@@ -175,8 +201,8 @@ def _stock_calls(calls: list[str], width: int) -> list[str]:
 
 RECIPE = Recipe(
     name=NAME,
-    description="self.q_proj(x), self.k_proj(x) and self.v_proj(x) of the same x, assigned in one suite",
-    hint=re.compile(r"\bself\.q_proj\("),
+    description="self.q_proj(x), self.k_proj(x), self.v_proj(x) (or query, key, value) of the same x in one suite",
+    hint=re.compile(rf"\bself\.(?:{'|'.join(spelling[0] for spelling in SPELLINGS)})\("),
     match=match,
     guard=guard,
     edit=edit,

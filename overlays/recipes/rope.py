@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import libcst as cst
 from rocm_overlay.patchgen.edits import Edit
-from rocm_overlay.patchgen.layout import early_return
-from rocm_overlay.patchgen.pattern import Pattern, first_match
+from rocm_overlay.patchgen.layout import early_return, insertion, test
+from rocm_overlay.patchgen.pattern import Pattern
 from rocm_overlay.patchgen.recipe import Recipe, Site
 from rocm_overlay.patchgen.source import Function, Source
 
@@ -36,6 +36,63 @@ PARTIAL = Pattern("""
     __k_out = torch.cat([(__k_rot * __cos) + (__rotate(__k_rot) * __sin), __k_pass], dim=-1)
     return __q_out, __k_out
 """)
+PARTIAL_FIRST = Pattern("""
+    __cos = __cos.unsqueeze(__dim)
+    __sin = __sin.unsqueeze(__dim)
+    __width = __cos.shape[-1]
+    __q_rot, __q_pass = __q[..., :__width], __q[..., __width:]
+    __k_rot, __k_pass = __k[..., :__width], __k[..., __width:]
+    __q_out = (__q_rot * __cos) + (__rotate(__q_rot) * __sin)
+    __k_out = (__k_rot * __cos) + (__rotate(__k_rot) * __sin)
+    __q_out = torch.cat([__q_out, __q_pass], dim=-1)
+    __k_out = torch.cat([__k_out, __k_pass], dim=-1)
+    return __q_out, __k_out
+""")
+PARTIAL_IN_RETURN = Pattern("""
+    __cos = __cos.unsqueeze(__dim)
+    __sin = __sin.unsqueeze(__dim)
+    __width = __cos.shape[-1]
+    __q, __q_pass = __q[..., :__width], __q[..., __width:]
+    __k, __k_pass = __k[..., :__width], __k[..., __width:]
+    __q_out = (__q * __cos) + (__rotate(__q) * __sin)
+    __k_out = (__k * __cos) + (__rotate(__k) * __sin)
+    return torch.cat((__q_out, __q_pass), dim=-1), torch.cat((__k_out, __k_pass), dim=-1)
+""")
+# Tables by position, which the function itself looks up.
+INDEXED = Pattern("""
+    __cos = __cos[__index].unsqueeze(__dim)
+    __sin = __sin[__index].unsqueeze(__dim)
+    __q_out = (__q * __cos) + (__rotate(__q) * __sin)
+    __k_out = (__k * __cos) + (__rotate(__k) * __sin)
+    return __q_out, __k_out
+""")
+# Tables in fp32 and a cast at the end (olmo); and everything in fp32 (modernbert).
+CAST = Pattern("""
+    __q_type, __k_type = __q.dtype, __k.dtype
+    __cos = __cos.unsqueeze(__dim)
+    __sin = __sin.unsqueeze(__dim)
+    __q_out = (__q * __cos) + (__rotate(__q) * __sin)
+    __k_out = (__k * __cos) + (__rotate(__k) * __sin)
+    return __q_out.to(__q_type), __k_out.to(__k_type)
+""")
+IN_FP32 = Pattern("""
+    __type = __q.dtype
+    __cos = __cos.unsqueeze(__dim)
+    __sin = __sin.unsqueeze(__dim)
+    __q_out = (__q.float() * __cos) + (__rotate(__q.float()) * __sin)
+    __k_out = (__k.float() * __cos) + (__rotate(__k.float()) * __sin)
+    return __q_out.to(__type), __k_out.to(__type)
+""")
+# (pattern, how q, k, cos and sin are passed, what the results are cast to; None: returned as they are)
+FORMS: tuple[tuple[Pattern, tuple[str, str], tuple[str, str] | None], ...] = (
+    (FULL, ("{}", "{}"), None),
+    (PARTIAL, ("{}", "{}"), None),
+    (PARTIAL_FIRST, ("{}", "{}"), None),
+    (PARTIAL_IN_RETURN, ("{}", "{}"), None),
+    (INDEXED, ("{}", "{}[{index}]"), None),
+    (CAST, ("{}", "{}"), ("{q}.dtype", "{k}.dtype")),
+    (IN_FP32, ("{}.float()", "{}"), ("{q}.dtype", "{q}.dtype")),
+)
 ROTATE_HALF = Pattern("""
     __a = __x[..., : __x.shape[-1] // 2]
     __b = __x[..., __x.shape[-1] // 2 :]
@@ -46,32 +103,48 @@ _ARGUMENTS = ("__q", "__k", "__cos", "__sin", "__dim")
 
 @dataclass(frozen=True)
 class Rope:
-    """The five argument names and the rotating function; empty where the body is not one of ours."""
+    """The five argument names, the rotating function, the five expressions to pass and the casts of the results; empty
+    where the body is not one of ours.
+    """
 
     arguments: tuple[str, ...] = ()
     rotate: str = ""
+    passed: tuple[str, ...] = ()
+    casts: tuple[str, ...] = ()
 
 
 def match(source: Source, function: Function) -> list[Site[Rope]]:
     """The module's own ``apply_rotary_pos_emb``."""
     if function.owner is not None or function.node.name.value != FUNCTION or not function.body:
         return []
-    found = first_match((FULL, PARTIAL), function.body)
-    rope = Rope()
-    if found:
-        taken = [found[hole] for hole in (*_ARGUMENTS, "__rotate")]
-        words = tuple(node.value for node in taken if isinstance(node, cst.Name))
-        rope = Rope(words[:5], words[5]) if len(words) == 6 else rope
-    return [Site(function, function.body[0], rope)]
+    return [Site(function, function.body[0], _rope(function))]
+
+
+def _rope(function: Function) -> Rope:
+    for pattern, (tensor, table), casts in FORMS:
+        found = pattern.match(function.body)
+        if found is None:
+            continue
+        taken = (found[hole] for hole in (*_ARGUMENTS, "__rotate"))
+        words = [node.value for node in taken if isinstance(node, cst.Name)]
+        index = found.get("__index")
+        if len(words) != 6 or not (index is None or isinstance(index, cst.Name)):
+            return Rope()
+        q, k, cos, sin, dim, rotate = words
+        at = index.value if index is not None else ""
+        passed = (tensor.format(q), tensor.format(k), table.format(cos, index=at), table.format(sin, index=at), dim)
+        named = (q, k, cos, sin, dim, *((at,) if at else ()))
+        return Rope(named, rotate, passed, tuple(one.format(q=q, k=k) for one in casts or ()))
+    return Rope()
 
 
 def guard(source: Source, site: Site[Rope]) -> str | None:
     """Decline other formulas, other argument lists, and a rotate function that is not rotate-half."""
     rope, function = site.found, site.function
     if not rope.arguments:
-        return "the body is neither the full nor the partial rotate-half form"
-    if len(set(rope.arguments)) != 5 or not set(rope.arguments) <= set(function.parameters):
-        return f"{', '.join(rope.arguments)} are not five parameters of the function"
+        return "the body is none of the rotate-half forms"
+    if len(set(rope.arguments)) != len(rope.arguments) or not set(rope.arguments) <= set(function.parameters):
+        return f"{', '.join(rope.arguments)} are not {len(rope.arguments)} parameters of the function"
     rotate = source.function(rope.rotate)
     if rotate is None:
         return f"{rope.rotate} is not defined exactly once in this file"
@@ -82,13 +155,25 @@ def guard(source: Source, site: Site[Rope]) -> str | None:
 
 
 def edit(source: Source, site: Site[Rope]) -> list[Edit]:
-    """An early return before the first statement."""
-    return early_return(NAME, source, site.function, f"_amd.apply_rope({', '.join(site.found.arguments)})")
+    """An early return before the first statement; with casts, the results get names first."""
+    rope, function = site.found, site.function
+    call = f"_amd.apply_rope({', '.join(rope.passed)})"
+    if not rope.casts:
+        return early_return(NAME, source, function, call)
+    anchor = source.before(function.body[0])
+    if anchor is None:
+        return []
+    lines = [
+        f"if {test(NAME)}:",
+        f"    q_embed, k_embed = {call}",
+        f"    return q_embed.to({rope.casts[0]}), k_embed.to({rope.casts[1]})",
+    ]
+    return [insertion(NAME, function, anchor, lines)]
 
 
 RECIPE = Recipe(
     name=NAME,
-    description=f"{FUNCTION}(q, k, cos, sin, ...) in the rotate-half form, full or partial",
+    description=f"{FUNCTION}(q, k, cos, sin, ...) in a rotate-half form, full or partial",
     hint=re.compile(rf"def {FUNCTION}\("),
     match=match,
     guard=guard,

@@ -12,6 +12,12 @@ from rocm_overlay.patchgen.recipe import AnyRecipe, Outcome, RecipeSet, Status
 HEAD = "import torch\nfrom torch import nn\n\n\n"
 DIGEST = "0123456789ab"
 MODELS = ("gemma", "gemma2", "llama", "mistral", "mixtral", "phi3", "qwen2", "qwen3")
+LINES = ("4.53", "4.57", "5.23")
+RELEASES_OF = {
+    "4.53": ("4.53.2", "4.53.3"),
+    "4.57": ("4.57.0", "4.57.1", "4.57.2", "4.57.3", "4.57.4", "4.57.5", "4.57.6"),
+    "5.23": ("5.23.0",),
+}
 RELEASES = ("4.57.0", "4.57.1", "4.57.2", "4.57.3", "4.57.4", "4.57.5", "4.57.6")
 
 

@@ -113,7 +113,7 @@ def test_a_shape_that_is_gone_is_a_conflict_with_its_reason(tmp_path: Path, caps
     code, report = drift(tmp_path, capsys, {"one": STOCK}, {"one": changed})
     site = only_site(report)
     assert (code, site["status"], site["new"]) == (2, "conflict", None)
-    assert str(site["reason"]).startswith("recipe rms_norm no longer fits: the body is neither")
+    assert str(site["reason"]).startswith("recipe rms_norm no longer fits: the body is none")
     assert "2 * torch.rsqrt(" in str(site["new_stock"])
 
 

@@ -128,3 +128,26 @@ def test_other_formulas_are_no_candidates(text: str) -> None:
 )
 def test_declined(text: str, reason: str) -> None:
     assert_untouched(RECIPE, text, reason)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["gate = self.act_fn(self.gate_proj(x))", "up = self.up_proj(x)", "return self.down_proj(gate * up)"],
+        ["gate = self.gate_proj(x)", "up = self.up_proj(x)", "return self.down_proj(self.act_fn(gate) * up)"],
+        ["gate = self.gate_proj(x)", "up = self.up_proj(x)", "h = self.act_fn(gate) * up", "return self.down_proj(h)"],
+    ],
+)
+def test_gate_and_up_in_statements_of_their_own(lines: list[str]) -> None:
+    before = HEAD + "".join(f"        {line}\n" for line in lines)
+    guard = "        if _amd and _amd.on.gated_mlp:\n            return _amd.gated_mlp(self, x)\n"
+    assert_edit(RECIPE, before, before.replace(HEAD, HEAD + guard))
+
+
+@pytest.mark.parametrize("product", ["up * self.act(gate)", "self.act(gate) * up"])
+def test_one_linear_for_both_without_a_name_for_the_product(product: str) -> None:
+    lines = ["both = self.gate_up_proj(x)", "gate, up = both.chunk(2, dim=-1)", f"return self.down_proj({product})"]
+    before = HEAD + "".join(f"        {line}\n" for line in lines)
+    call = '_amd.gated_mlp(self, x, gate_up="gate_up_proj", act="act")'
+    guard = f"        if _amd and _amd.on.gated_mlp:\n            return {call}\n"
+    assert_edit(RECIPE, before, before.replace(HEAD, HEAD + guard))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from rocm_overlay.overlays.recipes.linear import RECIPE
+from rocm_overlay.overlays.recipes.linear import ATTRIBUTES, RECIPE
 
 from tests.patchgen.support import assert_edit, assert_untouched
 
@@ -32,8 +32,8 @@ def test_a_long_line_is_broken() -> None:
     )
 
 
-@pytest.mark.parametrize("attribute", ["o_proj", "down_proj", "qkv_proj"])
-def test_the_three_attributes_and_a_return(attribute: str) -> None:
+@pytest.mark.parametrize("attribute", ATTRIBUTES)
+def test_every_attribute_and_a_return(attribute: str) -> None:
     stock = f"self.{attribute}(x)"
     ours = f"_amd.apply_linear(self.{attribute}, x) if _amd and _amd.on.linear else {stock}"
     assert_edit(RECIPE, f"{HEAD}        return {stock}\n", f"{HEAD}        return {ours}\n")
@@ -43,7 +43,7 @@ def test_the_three_attributes_and_a_return(attribute: str) -> None:
     "line",
     [
         "y = self.q_proj(x)",
-        "y = self.out_proj(x)",
+        "y = self.fc1(x)",
         "y = self.o_proj(x) + 1",
         "y = self.o_proj(x)[0]",
         "y = other.o_proj(x)",
@@ -57,6 +57,20 @@ def test_the_three_attributes_and_a_return(attribute: str) -> None:
 )
 def test_no_candidate(line: str) -> None:
     assert_untouched(RECIPE, HEAD + f"        {line}\n")
+
+
+def test_a_slice_of_a_name_is_written_twice() -> None:
+    assert_edit(
+        RECIPE,
+        HEAD + "        logits = self.lm_head(hidden_states[:, slice_indices, :])\n",
+        HEAD
+        + """        logits = (
+            _amd.apply_linear(self.lm_head, hidden_states[:, slice_indices, :])
+            if _amd and _amd.on.linear
+            else self.lm_head(hidden_states[:, slice_indices, :])
+        )
+""",
+    )
 
 
 def test_the_down_proj_of_a_guarded_mlp_body_is_left_to_the_guard() -> None:
@@ -81,7 +95,9 @@ def test_the_down_proj_of_an_mlp_that_gated_mlp_declines_is_a_site() -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (HEAD + "        return self.o_proj(x.reshape(1, -1))\n", "the argument is not a plain name"),
+        (HEAD + "        return self.o_proj(x.reshape(1, -1))\n", "neither a plain name nor a slice of one"),
+        (HEAD + "        return self.lm_head(x[:, f(y), :])\n", "neither a plain name nor a slice of one"),
+        (HEAD + "        return self.lm_head(x.y)\n", "neither a plain name nor a slice of one"),
         (
             "class A:\n    def __init__(self):\n        self.qkv_proj = ConvLayer(1)\n\n"
             "    def forward(self, x):\n        return self.qkv_proj(x)\n",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from rocm_overlay.overlays.recipes.qkv import RECIPE
+from rocm_overlay.overlays.recipes.qkv import RECIPE, SPELLINGS
+from rocm_overlay.patchgen.engine import generate
 
-from tests.patchgen.support import assert_edit, assert_untouched
+from tests.patchgen.support import assert_edit, assert_untouched, body, one, source
 
 METHOD = """
 class A(nn.Module):
@@ -183,3 +184,29 @@ def test_a_projection_of_another_kind_is_declined() -> None:
 """
     text = method(LLAMA).replace("class A(nn.Module):\n", "class A(nn.Module):" + init + "\n")
     assert_untouched(RECIPE, text, "self.k_proj is not built as nn.Linear")
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS[1:], ids=[one[0] for one in SPELLINGS[1:]])
+def test_other_names_are_passed(spelling: tuple[str, ...]) -> None:
+    """The encoders' query, key and value (bert, vit, dinov2) and the rest."""
+    targets = ("query_layer", "key_layer", "value_layer")
+    lines = [f"{target} = self.{name}(hidden_states)" for target, name in zip(targets, spelling, strict=True)]
+    result = generate(source(method(lines)), "x.py", one(RECIPE))
+    text = body(result).decode()
+    names = ", ".join(f'"{name}"' for name in spelling)
+    assert f"            _amd.qkv_proj(self, hidden_states, ({names}))\n" in text
+    assert f"else (self.{spelling[0]}(hidden_states), " in text
+    assert all(f"        {target} = {target}\n" in text for target in targets)
+
+
+def test_two_spellings_in_one_suite_are_two_sites() -> None:
+    text = [f"t{name} = self.{name}(hidden_states)" for names in SPELLINGS[:2] for name in names]
+    outcome = generate(source(method(text)), "x.py", one(RECIPE)).outcomes[0]
+    assert len(outcome.sites) == 2
+
+
+def test_a_mixture_of_spellings_is_no_candidate() -> None:
+    assert_untouched(
+        RECIPE,
+        method(["a = self.q_proj(hidden_states)", "b = self.key(hidden_states)", "c = self.v_proj(hidden_states)"]),
+    )

@@ -1,4 +1,4 @@
-"""The rms_norm recipe: two numeric forms, and everything that only looks like them."""
+"""The rms_norm recipe: four numeric forms, and everything that only looks like them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Norm(nn.Module):
         output = output * (1.0 + self.weight.float())
         return output.type_as(x)
 '''
-DECLINED = "the body is neither weight * x.to(dtype) nor x * (1 + weight) in fp32"
+DECLINED = "the body is none of the four forms"
 
 
 def test_llama_form() -> None:
@@ -64,10 +64,89 @@ def test_gemma_form_goes_above_the_comment_and_below_the_docstring() -> None:
 
 
 @pytest.mark.parametrize(
+    "product",
+    ["(self.weight * hidden_states)", "(self.weight.to(torch.float32) * hidden_states)"],
+    ids=["olmo2", "helium"],
+)
+def test_fp32_weight_form(product: str) -> None:
+    before = LLAMA.replace("self.weight * hidden_states.to(input_dtype)", f"{product}.to(input_dtype)")
+    guard = """        if _amd and _amd.on.rms_norm:
+            return _amd.rms_norm(hidden_states, self.weight, self.variance_epsilon, form="fp32_weight")
+"""
+    first = "        input_dtype = hidden_states.dtype\n"
+    assert_edit(RECIPE, before, before.replace(first, guard + first))
+
+
+T5 = """
+class XLayerNorm(nn.Module):
+    def forward(self, hidden_states):
+        # no bias, no subtraction of the mean
+        variance = hidden_states.to(torch.float32).pow(2).mean(-1, keepdim=True)
+        hidden_states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
+
+        # convert into half-precision if necessary
+        if self.weight.dtype in [torch.float16, torch.bfloat16]:
+            hidden_states = hidden_states.to(self.weight.dtype)
+
+        return self.weight * hidden_states
+"""
+
+
+def test_t5_form() -> None:
+    guard = """        if _amd and _amd.on.rms_norm:
+            return _amd.rms_norm(hidden_states, self.weight, self.variance_epsilon, form="t5")
+"""
+    first = "        # no bias"
+    assert_edit(RECIPE, T5, T5.replace(first, guard + first))
+
+
+@pytest.mark.parametrize(
     ("old", "new"),
     [
-        # fp32 product (olmo2, gpt_oss): another rounding
-        ("self.weight * hidden_states.to(input_dtype)", "(self.weight * hidden_states).to(input_dtype)"),
+        ("[torch.float16, torch.bfloat16]", "[torch.float16]"),
+        ("hidden_states.to(torch.float32).pow", "hidden_states.pow"),
+        ("return self.weight * hidden_states", "return self.weight + hidden_states"),
+    ],
+)
+def test_t5_neighbours_are_no_candidates(old: str, new: str) -> None:
+    assert old in T5
+    assert_untouched(RECIPE, T5.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("weight", "form"),
+    [
+        ("output = output * self.weight.float()\n        return output.type_as(x)", ', form="fp32_weight"'),
+        ("return output * self.weight", ""),
+    ],
+    ids=["moshi", "llama4"],
+)
+def test_other_forms_with_a_helper(weight: str, form: str) -> None:
+    before = GEMMA.replace("output = output * (1.0 + self.weight.float())\n        return output.type_as(x)", weight)
+    if not form:
+        before = before.replace("self._norm(x.float())", "self._norm(x.float()).type_as(x)")
+    guard = f"""        if _amd and _amd.on.rms_norm:
+            return _amd.rms_norm(x, self.weight, self.eps{form})
+"""
+    assert_edit(RECIPE, before, before.replace("        # fp32 first\n", guard + "        # fp32 first\n"))
+
+
+def test_gemma3n_computes_its_product_in_one_statement() -> None:
+    product = "output = self._norm(x.float()) * self.weight.float()"
+    head, tail = GEMMA.split("        output = self._norm(x.float())\n")
+    before = f"{head}        {product}\n        return output.type_as(x)\n"
+    assert tail.endswith("return output.type_as(x)\n")
+    guard = """        if _amd and _amd.on.rms_norm:
+            return _amd.rms_norm(x, self.weight, self.eps, form="fp32_weight")
+"""
+    assert_edit(RECIPE, before, before.replace("        # fp32 first\n", guard + "        # fp32 first\n"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("self.weight * hidden_states.to(input_dtype)", "(self.weight * hidden_states).to(torch.float16)"),
+        ("self.weight * hidden_states.to(input_dtype)", "self.weight.to(torch.float32) * hidden_states"),
         ("return self.weight *", "return (1 + self.weight) *"),
         (".pow(2).mean(-1, keepdim=True)", ".pow(2).mean(1, keepdim=True)"),
         ("torch.rsqrt(variance + self.variance_epsilon)", "torch.rsqrt(variance) + self.variance_epsilon"),
@@ -89,7 +168,11 @@ def test_a_gated_norm_is_declined() -> None:
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [("(1.0 + self.weight.float())", "self.weight.float()"), ("type_as(x)", "type_as(output)")],
+    [
+        ("(1.0 + self.weight.float())", "(1.0 + self.weight)"),
+        ("(1.0 + self.weight.float())", "(self.weight.float() - 1.0)"),
+        ("type_as(x)", "type_as(output)"),
+    ],
 )
 def test_gemma_neighbours_are_no_gemma(old: str, new: str) -> None:
     assert_untouched(RECIPE, GEMMA.replace(old, new).replace("class Norm", "class XRMSNorm"), DECLINED)

@@ -49,12 +49,105 @@ def apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=1):
 )
 FIRST = "    cos = cos.unsqueeze(unsqueeze_dim)\n"
 GUARD = "    if _amd and _amd.on.rope:\n        return _amd.apply_rope(q, k, cos, sin, unsqueeze_dim)\n"
-DECLINED = "the body is neither the full nor the partial rotate-half form"
+DECLINED = "the body is none of the rotate-half forms"
 
 
 @pytest.mark.parametrize("before", [FULL, PARTIAL])
 def test_both_forms(before: str) -> None:
     assert_edit(RECIPE, before, before.replace(FIRST, GUARD + FIRST))
+
+
+HEAD = ROTATE + "\n\ndef apply_rotary_pos_emb(q, k, cos, sin, position_ids=None, unsqueeze_dim=1):\n"
+UNSQUEEZE = "    cos = cos.unsqueeze(unsqueeze_dim)\n    sin = sin.unsqueeze(unsqueeze_dim)\n"
+PRODUCTS = "    q_embed = (q * cos) + (rotate_half(q) * sin)\n    k_embed = (k * cos) + (rotate_half(k) * sin)\n"
+SPLIT = """    rotary_dim = cos.shape[-1]
+    q_rot, q_pass = q[..., :rotary_dim], q[..., rotary_dim:]
+    k_rot, k_pass = k[..., :rotary_dim], k[..., rotary_dim:]
+"""
+GPT_NEOX = (
+    HEAD
+    + UNSQUEEZE
+    + SPLIT
+    + PRODUCTS.replace("(q", "(q_rot").replace("(k", "(k_rot")
+    + """    q_embed = torch.cat([q_embed, q_pass], dim=-1)
+    k_embed = torch.cat([k_embed, k_pass], dim=-1)
+    return q_embed, k_embed
+"""
+)
+NEMOTRON = (
+    HEAD
+    + UNSQUEEZE
+    + SPLIT.replace("q_rot", "q").replace("k_rot", "k")
+    + PRODUCTS
+    + "    return torch.cat((q_embed, q_pass), dim=-1), torch.cat((k_embed, k_pass), dim=-1)\n"
+)
+PHIMOE = (
+    HEAD
+    + UNSQUEEZE.replace("cos.uns", "cos[position_ids].uns").replace("sin.uns", "sin[position_ids].uns")
+    + PRODUCTS
+    + "    return q_embed, k_embed\n"
+)
+OLMO = (
+    HEAD
+    + "    q_type, k_type = q.dtype, k.dtype\n"
+    + UNSQUEEZE
+    + PRODUCTS
+    + "    return q_embed.to(q_type), k_embed.to(k_type)\n"
+)
+MODERNBERT = (
+    HEAD
+    + "    original_dtype = q.dtype\n"
+    + UNSQUEEZE
+    + """    q_embed = (q.float() * cos) + (rotate_half(q.float()) * sin)
+    k_embed = (k.float() * cos) + (rotate_half(k.float()) * sin)
+    return q_embed.to(original_dtype), k_embed.to(original_dtype)
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("before", "arguments"),
+    [
+        (GPT_NEOX, "q, k, cos, sin"),
+        (NEMOTRON, "q, k, cos, sin"),
+        (PHIMOE, "q, k, cos[position_ids], sin[position_ids]"),
+    ],
+    ids=["gpt_neox", "nemotron", "phimoe"],
+)
+def test_other_spellings(before: str, arguments: str) -> None:
+    guard = f"    if _amd and _amd.on.rope:\n        return _amd.apply_rope({arguments}, unsqueeze_dim)\n"
+    assert_edit(RECIPE, before, before.replace(HEAD, HEAD + guard))
+
+
+@pytest.mark.parametrize(
+    ("before", "arguments", "casts"),
+    [
+        (OLMO, "q, k, cos, sin", ("q.dtype", "k.dtype")),
+        (MODERNBERT, "q.float(), k.float(), cos, sin", ("q.dtype", "q.dtype")),
+    ],
+    ids=["olmo", "modernbert"],
+)
+def test_forms_that_cast_the_result(before: str, arguments: str, casts: tuple[str, str]) -> None:
+    guard = f"""    if _amd and _amd.on.rope:
+        q_embed, k_embed = _amd.apply_rope({arguments}, unsqueeze_dim)
+        return q_embed.to({casts[0]}), k_embed.to({casts[1]})
+"""
+    assert_edit(RECIPE, before, before.replace(HEAD, HEAD + guard))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        GPT_NEOX.replace("[k_embed, k_pass]", "[k_pass, k_embed]"),
+        NEMOTRON.replace("(k_embed, k_pass)", "(k_embed, q_pass)"),
+        PHIMOE.replace("sin[position_ids]", "sin[position_ids + 1]"),
+        OLMO.replace("k_embed.to(k_type)", "k_embed.to(q_type)"),
+        MODERNBERT.replace("rotate_half(k.float())", "rotate_half(k)"),
+        OLMO.replace("rotate_half(q)", "rotate_half(k)"),
+    ],
+)
+def test_their_neighbours_are_declined(text: str) -> None:
+    assert_untouched(RECIPE, text, DECLINED)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +186,7 @@ def test_an_imported_rotate_half_is_declined() -> None:
 
 
 def test_a_dimension_that_is_no_parameter_is_declined() -> None:
-    assert_untouched(RECIPE, FULL.replace(", unsqueeze_dim=1", ""), "are not five parameters of the function")
+    assert_untouched(RECIPE, FULL.replace(", unsqueeze_dim=1", ""), "are not 5 parameters of the function")
 
 
 def test_a_method_of_that_name_is_no_candidate() -> None:

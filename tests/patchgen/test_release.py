@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rocm_overlay.overlays import expected
+from rocm_overlay.install import catalog
+from rocm_overlay.overlays import expected, expected_sites
 from rocm_overlay.overlays.recipes import digest
 from rocm_overlay.patchgen import release
 from rocm_overlay.patchgen.edits import AppliedEdit, unsplice
@@ -18,17 +19,21 @@ from rocm_overlay.patchgen.errors import DriftError, MustFireError, TargetError
 from rocm_overlay.patchgen.header import GENERATOR
 from rocm_overlay.patchgen.trees import Tree, open_tree
 
-from tests.patchgen.support import MODELS, RELEASES, source
+from tests.patchgen.support import LINES, MODELS, RELEASES_OF, source
 from tests.patchgen.test_recipe_rms_norm import LLAMA
 
 LINE = release.OVERLAYS / "4.57"
-MANIFEST: dict[str, Any] = json.loads((LINE / "manifest.json").read_bytes())
+MANIFESTS: dict[str, dict[str, Any]] = {
+    line: json.loads((release.OVERLAYS / line / "manifest.json").read_bytes()) for line in LINES
+}
+MANIFEST = MANIFESTS["4.57"]
 FILES: list[dict[str, Any]] = MANIFEST["files"]
-IDS = [entry["payload"] for entry in FILES]
-each_file = pytest.mark.parametrize("entry", FILES, ids=IDS)
+EVERY = [(line, entry) for line in LINES for entry in MANIFESTS[line]["files"]]
+each_line = pytest.mark.parametrize("line", LINES)
+each_file = pytest.mark.parametrize(("line", "entry"), EVERY, ids=[f"{line}-{one['payload']}" for line, one in EVERY])
 
 
-def stock_of(entry: dict[str, Any]) -> bytes:
+def stock_of(line: str, entry: dict[str, Any]) -> bytes:
     edits = [
         AppliedEdit(
             edit["recipe"],
@@ -39,28 +44,46 @@ def stock_of(entry: dict[str, Any]) -> bytes:
         )
         for edit in entry["edits"]
     ]
-    return unsplice((LINE / entry["payload"]).read_bytes(), edits)
+    return unsplice((release.OVERLAYS / line / entry["payload"]).read_bytes(), edits)
 
 
-def test_the_manifest_names_every_model_and_every_release() -> None:
-    assert MANIFEST["schema"] == "amd-overlay.manifest/1"
-    assert (MANIFEST["line"], MANIFEST["generator"], MANIFEST["recipes"]) == ("4.57", GENERATOR, digest())
-    assert MANIFEST["releases"] == list(RELEASES)
-    assert sorted({entry["model"] for entry in FILES}) == sorted(MODELS) == sorted(expected.SITES)
-    for model in MODELS:
-        found = [one for entry in FILES if entry["model"] == model for one in entry["releases"]]
-        assert sorted(found) == list(RELEASES), f"{model}: each release has exactly one stock text"
+@each_line
+def test_the_manifest_names_every_model_and_every_release(line: str) -> None:
+    manifest = MANIFESTS[line]
+    assert manifest["schema"] == "amd-overlay.manifest/1"
+    assert (manifest["line"], manifest["generator"], manifest["recipes"]) == (line, GENERATOR, digest())
+    assert manifest["releases"] == list(RELEASES_OF[line])
+    models = sorted({entry["model"] for entry in manifest["files"]})
+    assert models == sorted(expected.SITES[line])
+    assert len(models) >= 40
+    for model in models:
+        found = [one for entry in manifest["files"] if entry["model"] == model for one in entry["releases"]]
+        assert sorted(found) == list(RELEASES_OF[line]), f"{model}: each release has exactly one stock text"
 
 
-def test_the_manifest_is_in_its_fixed_form() -> None:
-    text = (LINE / "manifest.json").read_bytes()
-    assert text == (json.dumps(MANIFEST, indent=1, sort_keys=True, ensure_ascii=True) + "\n").encode("ascii")
+def test_the_eight_models_of_the_parity_tests_are_in_the_main_line() -> None:
+    assert set(MODELS) <= expected.SITES["4.57"].keys()
+
+
+@each_line
+def test_the_manifest_is_in_its_fixed_form(line: str) -> None:
+    text = (release.OVERLAYS / line / "manifest.json").read_bytes()
+    assert text == (json.dumps(MANIFESTS[line], indent=1, sort_keys=True, ensure_ascii=True) + "\n").encode("ascii")
+
+
+@each_line
+def test_the_installer_reads_the_line(line: str) -> None:
+    assert line in catalog.lines()
+    manifest = catalog.load(line)
+    assert manifest.models() == tuple(sorted(expected.SITES[line]))
+    for file in manifest.files:
+        assert sha256(file.stock_bytes()).hexdigest() == file.stock_sha256
 
 
 @each_file
-def test_stock_is_the_overlay_with_every_span_replaced(entry: dict[str, Any]) -> None:
-    stock = stock_of(entry)
-    overlay = (LINE / entry["payload"]).read_bytes()
+def test_stock_is_the_overlay_with_every_span_replaced(line: str, entry: dict[str, Any]) -> None:
+    stock = stock_of(line, entry)
+    overlay = (release.OVERLAYS / line / entry["payload"]).read_bytes()
     assert (sha256(stock).hexdigest(), len(stock)) == (entry["stock_sha256"], entry["stock_size"])
     assert (sha256(overlay).hexdigest(), len(overlay)) == (entry["overlay_sha256"], entry["overlay_size"])
     assert entry["payload"] == f"models/{entry['model']}/modeling_{entry['model']}.{entry['stock_sha256'][:12]}.py"
@@ -72,58 +95,75 @@ def test_stock_is_the_overlay_with_every_span_replaced(entry: dict[str, Any]) ->
         assert edit["stock"][0] >= end[0]
         assert edit["overlay"][0] >= end[1]
         end = [edit["stock"][1], edit["overlay"][1]]
-    assert [edit["recipe"] for edit in entry["edits"]][:2] == ["marker", "import"]
-
-
-@each_file
-def test_the_spans_hold_what_they_say(entry: dict[str, Any]) -> None:
-    stock, overlay = stock_of(entry), (LINE / entry["payload"]).read_bytes()
-    for edit in entry["edits"]:
         assert stock[slice(*edit["stock"])].decode() == edit["stock_text"]
-        assert edit["recipe"] == "marker" or b"_amd" in overlay[slice(*edit["overlay"])] or edit["recipe"] == "qkv"
+        text = overlay[slice(*edit["overlay"])]
+        assert edit["recipe"] == "marker" or b"_amd" in text or edit["recipe"] == "qkv"
+    assert [edit["recipe"] for edit in entry["edits"]][:2] == ["marker", "import"]
+    assert entry["overlay_size"] not in {
+        one["stock_size"] for one in MANIFESTS[line]["files"] if one["path"] == entry["path"]
+    }
 
 
 @each_file
-def test_no_overlay_is_as_long_as_a_stock_text_of_its_path(entry: dict[str, Any]) -> None:
-    assert entry["overlay_size"] not in {one["stock_size"] for one in FILES if one["path"] == entry["path"]}
-
-
-@each_file
-def test_the_diff_is_the_diff_and_small(entry: dict[str, Any]) -> None:
-    stock, overlay = stock_of(entry).decode(), (LINE / entry["payload"]).read_text(encoding="utf-8")
+def test_the_diff_is_the_diff(line: str, entry: dict[str, Any]) -> None:
+    stock, overlay = stock_of(line, entry).decode(), (release.OVERLAYS / line / entry["payload"]).read_bytes().decode()
     labels = (f"a/{entry['path']}", f"b/{entry['path']}")
     lines = difflib.unified_diff(stock.splitlines(True), overlay.splitlines(True), *labels)
-    diff = (LINE / entry["diff"]).read_text(encoding="utf-8")
+    diff = (release.OVERLAYS / line / entry["diff"]).read_bytes().decode()
     assert diff == "".join(lines)
-    changed = [line for line in diff.splitlines()[2:] if line[:1] in "+-"]
-    assert 0 < len(changed) <= 60
+    changed = [text for text in diff.splitlines()[2:] if text[:1] in "+-"]
+    removed = [text for text in changed if text[0] == "-"]
+    assert len(removed) <= len(changed) / 3
+    # The marker and import lines are eleven; no site takes more than sixteen lines.
+    assert 0 < len(changed) <= 11 + 16 * sum(expected.SITES[line][entry["model"]].values())
+
+
+@each_line
+def test_the_diff_of_llama_is_small(line: str) -> None:
+    for entry in MANIFESTS[line]["files"]:
+        if entry["model"] == "llama":
+            diff = (release.OVERLAYS / line / entry["diff"]).read_text(encoding="utf-8")
+            assert 0 < sum(text[:1] in ("+", "-") for text in diff.splitlines()[2:]) <= 60
 
 
 @each_file
-def test_what_transformers_looks_for_is_still_there(entry: dict[str, Any]) -> None:
+def test_what_transformers_looks_for_is_still_there(line: str, entry: dict[str, Any]) -> None:
     """It decides from the source text whether a class may change its attention implementation."""
-    overlay = (LINE / entry["payload"]).read_text(encoding="utf-8")
-    assert "ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]" in overlay
-    kept = [line for line in stock_of(entry).decode().splitlines() if line.lstrip().startswith(("@", "class ", "def "))]
-    assert kept == [line for line in overlay.splitlines() if line.lstrip().startswith(("@", "class ", "def "))]
+    overlay = (release.OVERLAYS / line / entry["payload"]).read_text(encoding="utf-8")
+    stock = stock_of(line, entry).decode()
+    for looked_for in ("ALL_ATTENTION_FUNCTIONS[", "ALL_ATTENTION_FUNCTIONS.get_interface("):
+        assert overlay.count(looked_for) == stock.count(looked_for)
+    kept = [text for text in stock.splitlines() if text.lstrip().startswith(("@", "class ", "def "))]
+    assert kept == [text for text in overlay.splitlines() if text.lstrip().startswith(("@", "class ", "def "))]
 
 
-def test_the_folder_holds_the_manifests_files_and_no_other() -> None:
-    named = {"manifest.json", *(entry[key] for entry in FILES for key in ("payload", "diff"))}
-    found = {file.relative_to(LINE).as_posix() for file in LINE.rglob("*") if file.is_file()}
+@each_line
+def test_the_folder_holds_the_manifests_files_and_no_other(line: str) -> None:
+    folder = release.OVERLAYS / line
+    named = {"manifest.json", *(one[key] for one in MANIFESTS[line]["files"] for key in ("payload", "diff"))}
+    found = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
     assert {path for path in found if "__pycache__" not in path} == named
 
 
-def test_the_committed_overlays_are_what_the_generator_makes(wheel: Callable[[str], Path]) -> None:
-    trees = {version: open_tree(wheel(version)) for version in RELEASES}
-    files, _ = release.build("4.57", MODELS, trees)
-    release.check(LINE, files)
+@each_line
+def test_the_committed_overlays_are_what_the_generator_makes(line: str, wheel: Callable[[str], Path]) -> None:
+    trees = {version: open_tree(wheel(version)) for version in RELEASES_OF[line]}
+    files, _ = release.build(line, list(expected.SITES[line]), trees)
+    release.check(release.OVERLAYS / line, files)
+
+
+@each_line
+def test_declare_prints_what_is_declared(line: str, wheel: Callable[[str], Path]) -> None:
+    tree = open_tree(wheel(RELEASES_OF[line][-1]))
+    models = sorted(expected.SITES[line])[::8]
+    listed = release.declare(models, {RELEASES_OF[line][-1]: tree}).splitlines()
+    assert listed == [text for text in expected_sites.TABLES[line].split("\n") if text.split(":")[0] in models]
 
 
 @pytest.fixture
 def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, bytes], Path]:
     """Make package folders with one model ``x`` that must have one norm."""
-    monkeypatch.setattr(expected, "SITES", {"x": {"rms_norm": 1}})
+    monkeypatch.setattr(expected, "SITES", {"4.57": {"x": {"rms_norm": 1}}})
 
     def make(version: str, text: bytes) -> Path:
         root = tmp_path / version / "transformers"
@@ -177,7 +217,7 @@ def test_another_number_of_sites_than_declared_is_an_error(
 
 def test_a_model_without_declared_sites_is_an_error(sources: Callable[..., Path]) -> None:
     root = sources("4.57.1", source(LLAMA))
-    with pytest.raises(TargetError, match="no expected sites are declared for 'y'"):
+    with pytest.raises(TargetError, match=r"no expected sites are declared for 'y' in line 4\.57"):
         release.build("4.57", ["y"], {"4.57.1": Tree(root)})
 
 

@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TextIO
 
+from .batch import Input, run_batch
 from .config import command as config_command
 from .config.load import is_config
 from .config.patches import ConfigErrors
 from .config.spec import Mode
-from .engine import Result, generate
-from .errors import DriftError, OutputError, PatchgenError, SourceError, TargetError
+from .engine import Result
+from .errors import DriftError, EditConflict, OutputError, PatchgenError, SourceError, TargetError
 from .header import GENERATOR
 from .output import refuse_package, write_files
 from .recipe import RecipeSet
 from .report import declined_lines, file_line, outcome_json, table, unified_diff
-from .trees import Tree, installed_tree, open_tree, read_modeling
+from .trees import installed_tree, open_tree, read_modeling
 
 SCHEMA = "amd-overlay.gen/1"
 
@@ -68,6 +70,7 @@ class Options:
     fix: bool = False
     verbose: bool = False
     as_json: bool = False
+    jobs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def run(options: Options, *, out: TextIO | None = None, err: TextIO | None = Non
         from rocm_overlay.overlays.recipes import recipe_set
 
         recipes = recipe_set()
-        made = _generate(options, recipes, lambda text: print(text, file=err))
+        made = _generate(options, recipes, err)
         if made.errors:
             return _fail(made.errors, options, out, err)
         made = _finish(options, made)
@@ -151,26 +154,23 @@ def _check_options(options: Options) -> None:
         raise UsageError("no output folder", expected="-o DIR", remedy="pass -o DIR, --dry-run, --list or --diff")
 
 
-def _generate(options: Options, recipes: RecipeSet, progress: Callable[[str], None]) -> Run:
-    inputs = _inputs(options)
-    results: list[Result] = []
-    errors: list[PatchgenError] = []
-    for number, (path, label, read) in enumerate(inputs, 1):
+def _generate(options: Options, recipes: RecipeSet, err: TextIO) -> Run:
+    batch = run_batch(_inputs(options), recipes, jobs=options.jobs, err=err)
+    errors = list(batch.errors)
+    for result in batch.results:
         try:
-            results.append(generate(read(), path, recipes, label=label).require_clean())
-        except PatchgenError as error:
+            result.require_clean()
+        except EditConflict as error:
             errors.append(error)
-        if len(inputs) > 1 and number % 50 == 0:
-            progress(f"{number} of {len(inputs)} files")
-    return Run(tuple(results), tuple(errors))
+    return Run(batch.results, tuple(errors))
 
 
-def _inputs(options: Options) -> list[tuple[str, str, Callable[[], bytes]]]:
-    """The files to read: path inside the package, name for messages, and how to get the bytes."""
+def _inputs(options: Options) -> list[Input]:
+    """The files to read."""
     target = options.target
     if target is not None and (target.endswith(".py") or "/" in target):
         file = Path(target)
-        return [(_package_path(file), str(file), lambda: _read_file(file))]
+        return [Input(_package_path(file), str(file), lambda: _read_file(file))]
     tree = open_tree(options.source) if options.source is not None else installed_tree()
     if target is not None:
         paths: Sequence[str] = [tree.path_of(target)]
@@ -178,11 +178,7 @@ def _inputs(options: Options) -> list[tuple[str, str, Callable[[], bytes]]]:
         paths = sorted({tree.path_of(model) for model in options.models})
     else:
         paths = tree.modeling_files
-    return [(path, tree.label(path), _reader(tree, path)) for path in paths]
-
-
-def _reader(tree: Tree, path: str) -> Callable[[], bytes]:
-    return lambda: read_modeling(tree, path)
+    return [Input(path, tree.label(path), partial(read_modeling, tree, path)) for path in paths]
 
 
 def _package_path(file: Path) -> str:

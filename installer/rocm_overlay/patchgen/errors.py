@@ -44,6 +44,11 @@ class PatchgenError(Exception):
         self.remedy = remedy
         super().__init__(self.render())
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Travel between processes with every fact, not only with the rendered text."""
+        facts = (self.message, self.place, self.expected, self.found, self.nearest, self.remedy)
+        return _rebuild, (type(self), *facts)
+
     def render(self) -> str:
         """Return the message in the compiler form ``file:line: message`` with one indented line per known fact."""
         head = f"{self.place}: {self.message}" if self.place else self.message
@@ -54,6 +59,11 @@ class PatchgenError(Exception):
             ("do", self.remedy),
         )
         return "\n".join([head, *(f"  {name}: {text}" for name, text in facts if text)])
+
+
+def _rebuild(kind: type[PatchgenError], message: str, *facts: object) -> PatchgenError:
+    names = ("place", "expected", "found", "nearest", "remedy")
+    return kind(message, **dict(zip(names, facts, strict=True)))  # type: ignore[arg-type]
 
 
 class SourceError(PatchgenError):

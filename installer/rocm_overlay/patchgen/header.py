@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from dataclasses import dataclass
 
-import libcst as cst
-
 from .edits import Edit
 from .errors import Place, SourceError
-from .source import Source, is_docstring
+from .source import Source
 
 # Raised by hand whenever the same stock text and recipes would give other bytes.
 GENERATOR = 2
@@ -100,21 +99,25 @@ def import_edit(source: Source) -> Edit:
 
 def _after_imports(source: Source) -> int:
     """Offset of the line after the last statement of the leading docstring and imports."""
-    last: cst.CSTNode | None = None
-    for index, statement in enumerate(source.module.body):
-        if not (_is_import(statement) or (index == 0 and is_docstring(statement))):
+    last = previous = 0
+    for index, statement in enumerate(source.tree.body):
+        if not (isinstance(statement, (ast.Import, ast.ImportFrom)) or (index == 0 and _is_string(statement))):
+            if statement.lineno <= last:  # it shares the line of the last import, which then is no line of imports
+                last = previous
             break
-        last = statement
-    if last is None:
+        if statement.lineno > last:
+            previous = last
+        last = statement.end_lineno or statement.lineno
+    if last == 0:
         raise SourceError(
             "the module does not begin with imports", place=Place(source.path), expected="import statements"
         )
-    end = source.span(last)[1]
-    line_end = source.data.find(b"\n", end)
-    return len(source.data) if line_end < 0 else line_end + 1
+    return source.lines.start(last + 1)
 
 
-def _is_import(statement: cst.CSTNode) -> bool:
-    return isinstance(statement, cst.SimpleStatementLine) and all(
-        isinstance(small, (cst.Import, cst.ImportFrom)) for small in statement.body
+def _is_string(statement: ast.stmt) -> bool:
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
     )

@@ -30,8 +30,9 @@ class Recipe(Generic[S]):
     """One change, described once for every architecture that has its shape.
 
     ``match`` finds candidate sites in one function; ``guard`` returns the reason why a candidate must be left alone, or
-    None; ``edit`` returns the edits of one site, which are made all or none. Where ``hint`` is not found in the text, a
-    file cannot have a site (it only saves time). With ``must_fire`` a file without a site is an error.
+    None; ``edit`` returns the edits of one site, which are made all or none. A top-level class or function without
+    ``hint`` in its text cannot hold a site; it is not even parsed, which saves most of the time. With ``must_fire`` a
+    file without a site is an error.
     """
 
     name: str

@@ -2,6 +2,7 @@
 
 python -m rocm_overlay.patchgen.release --line 4.57 --wheels DIR [--models llama,qwen3] [--check]
 python -m rocm_overlay.patchgen.release --line 4.57 --source 4.57.1=DIR --source 4.57.3=FILE.whl
+python -m rocm_overlay.patchgen.release --line 4.57 --wheels DIR --declare [--models new,ones]
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def build(line: str, models: Sequence[str], trees: Mapping[str, Tree]) -> tuple[
 
     Args:
         line: e.g. ``4.57``.
-        models: names as in :data:`rocm_overlay.overlays.expected.SITES`.
+        models: names as in the line's table of :data:`rocm_overlay.overlays.expected.SITES`.
         trees: the source of each release of the line.
 
     Returns:
@@ -47,7 +48,7 @@ def build(line: str, models: Sequence[str], trees: Mapping[str, Tree]) -> tuple[
     releases = sorted(trees, key=Version)
     entries: list[Entry] = []
     for model in sorted(set(models)):
-        entries += _model_entries(model, {release: trees[release] for release in releases}, recipes)
+        entries += _model_entries(line, model, {release: trees[release] for release in releases}, recipes)
     files = {"manifest.json": render(line, releases, recipes.digest, entries)}
     for entry in entries:
         files[entry.payload] = entry.result.overlay
@@ -55,13 +56,14 @@ def build(line: str, models: Sequence[str], trees: Mapping[str, Tree]) -> tuple[
     return files, tuple(entries)
 
 
-def _model_entries(model: str, trees: Mapping[str, Tree], recipes: RecipeSet) -> list[Entry]:
-    sites = expected.SITES.get(model)
+def _model_entries(line: str, model: str, trees: Mapping[str, Tree], recipes: RecipeSet) -> list[Entry]:
+    declared = expected.SITES.get(line, {})
+    sites = declared.get(model)
     if sites is None:
         raise TargetError(
-            f"no expected sites are declared for {model!r}",
-            expected="a model of overlays/expected.py",
-            nearest=nearest(model, expected.SITES),
+            f"no expected sites are declared for {model!r} in line {line}",
+            expected="a model of overlays/expected_sites.py",
+            nearest=nearest(model, declared),
         )
     must = replace(recipes, recipes=tuple(replace(one, must_fire=one.name in sites) for one in recipes.recipes))
     path = next(iter(trees.values())).path_of(model)
@@ -95,12 +97,35 @@ def _compare_sites(result: Result, sites: Mapping[str, int], label: str) -> None
         wanted = sites.get(outcome.recipe, 0)
         if len(outcome.sites) != wanted:
             raise MustFireError(
-                f"recipe {outcome.recipe} edits another number of sites than overlays/expected.py declares",
+                f"recipe {outcome.recipe} edits another number of sites than overlays/expected_sites.py declares",
                 place=Place(label),
                 expected=f"{wanted} sites",
                 found=f"{len(outcome.sites)}: {', '.join(f'{name} (line {line})' for name, line in outcome.sites)}",
                 remedy="review the sites; then change the recipe or the declaration",
             )
+
+
+def declare(models: Sequence[str], trees: Mapping[str, Tree]) -> str:
+    """Return the lines for overlays/expected_sites.py: what the recipes find in these models now.
+
+    Raises:
+        MustFireError: two stock texts of a model have another number of sites.
+    """
+    recipes = recipe_set()
+    lines = []
+    for model in sorted(set(models)):
+        found: dict[str, str] = {}
+        for release, tree in trees.items():
+            path = tree.path_of(model)
+            result = generate(read_modeling(tree, path), path, recipes).require_clean()
+            listed = [f"{one.recipe} {len(one.sites)}" for one in result.outcomes if one.sites]
+            found.setdefault(", ".join(listed), release)
+        if len(found) > 1:
+            raise MustFireError(
+                f"the releases of the line differ in {model}", found="; ".join(f"{v}: {k}" for k, v in found.items())
+            )
+        lines.append(f"{model}: {next(iter(found))}")
+    return "\n".join(lines)
 
 
 def check(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -133,7 +158,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         trees = _trees(options.line, options.source, options.wheels)
-        models = options.models.split(",") if options.models else list(expected.SITES)
+        models = options.models.split(",") if options.models else list(expected.SITES.get(options.line, ()))
+        if options.declare:
+            print(declare(models, trees))
+            return 0
         files, entries = build(options.line, models, trees)
         folder = options.output or OVERLAYS / options.line
         if options.check:
@@ -153,9 +181,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m rocm_overlay.patchgen.release", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--line", required=True, help="the release line, e.g. 4.57")
-    parser.add_argument("--models", help="comma list; default: every model of overlays/expected.py")
+    parser.add_argument("--models", help="comma list; default: every model that is declared for the line")
     parser.add_argument("--source", action="append", default=[], metavar="VERSION=PATH", help="package folder or wheel")
     parser.add_argument("--wheels", type=Path, help="folder of wheels: every transformers-<line>.* in it is a source")
+    parser.add_argument("--declare", action="store_true", help="print the sites that are found; write nothing")
     parser.add_argument("--check", action="store_true", help="compare instead of write")
     parser.add_argument("-o", "--output", type=Path, help="default: the committed folder of the line")
     return parser

@@ -8,14 +8,14 @@ import io
 import re
 import tokenize
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 
 import libcst as cst
-from libcst.metadata import ByteSpanPositionProvider, CodeSpan, MetadataWrapper
 
+from .chunks import Chunk, Lines, chunks
 from .errors import InternalError, Place, SourceError
 
 _NEWLINE = re.compile(rb"\r\n|\n|\r")
@@ -82,7 +82,9 @@ class Source:
         self.path = path
         self._lead = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
         self.text = self._decode()
-        self._check_syntax()
+        self.tree = self._parse()
+        self._recent: Chunk | None = None
+        self._known: dict[Chunk, tuple[Function, ...]] = {}
 
     def _decode(self) -> str:
         try:
@@ -101,14 +103,14 @@ class Source:
             )
         return text
 
-    def _check_syntax(self) -> None:
+    def _parse(self) -> ast.Module:
         # Python's own parser is ten times faster than LibCST's, says better where it stopped, and reads every file:
         # one that no recipe needs to look into must be Python too.
         try:
             with warnings.catch_warnings():
                 # Stock files may hold escapes that newer Pythons warn about.
                 warnings.simplefilter("ignore")
-                ast.parse(self.text)
+                return ast.parse(self.text)
         except (SyntaxError, ValueError) as error:
             line = getattr(error, "lineno", None)
             text = (getattr(error, "text", None) or "").strip()
@@ -125,32 +127,39 @@ class Source:
         return sha256(self.data).hexdigest()
 
     @cached_property
-    def module(self) -> cst.Module:
-        """The parsed tree; it renders back to the same text, or reading it fails."""
-        try:
-            module = cst.parse_module(self.text)
-        except cst.ParserSyntaxError as error:
-            raise SourceError(
-                "LibCST cannot parse this file, though Python can",
-                place=Place(self.path, error.raw_line),
-                found=error.message,
-                remedy="upgrade libcst",
-            ) from error
-        if module.code != self.text:
-            raise InternalError("LibCST does not render this file back to itself", place=Place(self.path))
-        return module
+    def lines(self) -> Lines:
+        """Where the lines begin."""
+        return Lines(self.data, self._lead)
 
     @cached_property
-    def _spans(self) -> Mapping[cst.CSTNode, CodeSpan]:
-        wrapper = MetadataWrapper(self.module, unsafe_skip_copy=True)
-        spans: Mapping[cst.CSTNode, CodeSpan] = wrapper.resolve(ByteSpanPositionProvider)
-        return spans
+    def _whole(self) -> Chunk:
+        return Chunk(self.data, self._lead, len(self.data), Place(self.path))
+
+    @property
+    def module(self) -> cst.Module:
+        """The tree of the whole file. Its nodes are others than those of :attr:`functions`."""
+        return self._whole.module
+
+    @cached_property
+    def _chunks(self) -> list[Chunk]:
+        return chunks(self.data, self.tree.body, self.lines, self.path)
 
     def span(self, node: cst.CSTNode) -> tuple[int, int]:
         """Byte offsets of a node in the file, without its surrounding parentheses, whitespace and comments."""
-        span = self._spans[node]
-        start = self._lead + span.start
-        return start, start + span.length
+        for chunk in self._likely():
+            span = chunk.spans.get(node)
+            if span is not None:
+                start = chunk.start + span.start
+                return start, start + span.length
+        raise InternalError("a node of another file", place=Place(self.path))
+
+    def _likely(self) -> Iterator[Chunk]:
+        """The chunks that may hold a node: resolved ones cost nothing, the one that was looked into last is next."""
+        parsed = [chunk for chunk in (*self._chunks, self._whole) if chunk.is_parsed]
+        yield from (chunk for chunk in parsed if chunk.is_resolved)
+        if self._recent is not None and not self._recent.is_resolved:
+            yield self._recent
+        yield from (chunk for chunk in parsed if not chunk.is_resolved)
 
     def code(self, node: cst.CSTNode) -> str:
         """The stock text of a node, verbatim."""
@@ -163,7 +172,7 @@ class Source:
 
     def line_at(self, offset: int) -> int:
         """1-based line of a byte offset."""
-        return len(_NEWLINE.findall(self.data, 0, offset)) + 1
+        return self.lines.at(offset)
 
     def place(self, node: cst.CSTNode) -> Place:
         """The position of a node, for messages."""
@@ -195,11 +204,31 @@ class Source:
     @cached_property
     def functions(self) -> tuple[Function, ...]:
         """Every function and method that is not nested in another function, in source order."""
-        return tuple(_functions(self.module.body, "", None))
+        return tuple(one for chunk in self._chunks for one in self._functions_of(chunk))
+
+    def functions_near(self, hint: re.Pattern[str]) -> Iterator[Function]:
+        """The functions of every top-level statement whose text has the hint."""
+        for chunk in self._chunks:
+            if hint.search(chunk.text):
+                yield from self._functions_of(chunk)
+
+    def _functions_of(self, chunk: Chunk) -> tuple[Function, ...]:
+        if chunk not in self._known:
+            self._known[chunk] = tuple(_functions(chunk.module.body, "", None))
+        self._recent = chunk
+        return self._known[chunk]
+
+    def _candidates(self, name: str, owner: cst.ClassDef | None) -> Iterator[Function]:
+        if owner is not None:  # a node of ours: its chunk is known
+            yield from (one for functions in self._known.values() for one in functions)
+            return
+        recent = self._recent
+        yield from self.functions_near(re.compile(rf"\bdef\s+{re.escape(name)}\b"))
+        self._recent = recent
 
     def function(self, name: str, owner: cst.ClassDef | None = None) -> Function | None:
         """The only function of that name in the module or in the class ``owner``; None if absent or ambiguous."""
-        found = [one for one in self.functions if one.owner is owner and one.node.name.value == name]
+        found = [one for one in self._candidates(name, owner) if one.owner is owner and one.node.name.value == name]
         return found[0] if len(found) == 1 else None
 
 

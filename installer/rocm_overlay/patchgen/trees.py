@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
+from rocm_overlay.install import catalog
+from rocm_overlay.install.catalog import FileEntry
+
 from .errors import TargetError, nearest
+
+WHEELS_VARIABLE = "AMD_OVERLAY_WHEELS"
+_RELEASE = re.compile(r"[0-9]+(?:\.[0-9]+)+")
 
 # TensorFlow and Flax files lie beside the PyTorch ones; they are never ours.
 _MODELING = re.compile(r"models/(?:[^/]+/)+modeling_(?!tf_|flax_)[^/]+\.py")
@@ -91,6 +98,64 @@ class WheelTree(Tree):
     def _names(self) -> Iterable[str]:
         prefix = "transformers/"
         return (name.removeprefix(prefix) for name in self._archive.namelist() if name.startswith(prefix))
+
+
+class BundleTree(Tree):
+    """The stock texts that the committed overlays of a release lead back to: no download, and only those models."""
+
+    def __init__(self, release: str, entries: Mapping[str, FileEntry], folder: Path) -> None:
+        super().__init__(folder)
+        self._release = release
+        self._entries = entries
+
+    def read(self, path: str) -> bytes:
+        """Return one file's bytes; KeyError where the release has no overlay for it."""
+        return self._entries[path].stock_bytes()
+
+    def has(self, path: str) -> bool:
+        """Say whether an overlay of the release is committed for this file."""
+        return path in self._entries
+
+    def label(self, path: str) -> str:
+        """How a file is called in messages."""
+        return f"{path} of {self._release}"
+
+    def _names(self) -> Iterable[str]:
+        return self._entries
+
+    @property
+    def version(self) -> str | None:
+        """The release."""
+        return self._release
+
+
+def named_tree(name: str, environment: Mapping[str, str] = os.environ) -> Tree:
+    """Return the tree that a user means: a package folder, a wheel, or a release.
+
+    A release is a wheel of that name in the folder $AMD_OVERLAY_WHEELS, else one of ours: then only the models that are
+    committed for it are in the tree.
+
+    Raises:
+        TargetError: neither a package nor a known release.
+    """
+    if not _RELEASE.fullmatch(name) or Path(name).exists():
+        return open_tree(Path(name))
+    folder = environment.get(WHEELS_VARIABLE)
+    for wheel in sorted(Path(folder).glob(f"transformers-{name}-*.whl")) if folder else ():
+        return open_release(name, wheel)
+    known: list[str] = []
+    for line in catalog.lines():
+        manifest = catalog.load(line)
+        known += manifest.releases
+        if name in manifest.releases:
+            entries = {file.path: file for file in manifest.files if name in file.releases}
+            return BundleTree(name, entries, catalog.BUNDLE / line)
+    raise TargetError(
+        f"{name} is not a release of ours",
+        expected=f"one of {', '.join(known)}, a transformers package folder, or a wheel",
+        nearest=nearest(name, known),
+        remedy=f"pass a folder or wheel, or set {WHEELS_VARIABLE} to a folder with its wheel",
+    )
 
 
 def open_tree(path: Path) -> Tree:

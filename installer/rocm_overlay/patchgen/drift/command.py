@@ -5,21 +5,21 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TextIO
 
 from ..command import exit_code
-from ..errors import PatchgenError
+from ..errors import PatchgenError, TargetError
 from ..output import write_files
-from ..trees import Tree, open_tree
+from ..trees import BundleTree, Tree, named_tree
 from .compare import compare
 from .page import page
 from .report import SCHEMA, as_json, counts, lines, worst
 
 
 def run(
-    old: Path,
-    new: Path,
+    old: str | Path,
+    new: str | Path,
     *,
     models: Sequence[str] = (),
     html: Path | None = None,
@@ -27,7 +27,7 @@ def run(
     out: TextIO | None = None,
     err: TextIO | None = None,
 ) -> int:
-    """Compare two transformers packages (folder, unpacked wheel or wheel) at the sites of the recipes.
+    """Compare two transformers packages (folder, wheel, or a release of ours) at the sites of the recipes.
 
     Returns 0 same, 1 regenerable, 2 conflict; 4 a file is not stock source, 5 the page cannot be written, 9 no package
     or model.
@@ -38,7 +38,8 @@ def run(
         # Here and not above: the recipes import this package.
         from rocm_overlay.overlays.recipes import recipe_set
 
-        first, second = open_tree(old), open_tree(new)
+        first, second = named_tree(str(old)), named_tree(str(new))
+        models = models or _common(first, second, err)
         files = compare(first, second, recipe_set(), models, lambda text: print(text, file=err))
         if html is not None:
             text = page(files, _name(first), _name(second))
@@ -57,6 +58,18 @@ def run(
             print(line, file=out)
     print(counts(files), file=err)
     return int(worst(files))
+
+
+def _common(old: Tree, new: Tree, err: TextIO) -> Sequence[str]:
+    """The models to compare where one side has only what is committed: a model that is not committed is not gone."""
+    if not isinstance(old, BundleTree) and not isinstance(new, BundleTree):
+        return ()
+    mine, yours = ({PurePosixPath(path).parent.name for path in tree.modeling_files} for tree in (old, new))
+    both = sorted(mine & yours)
+    if not both:
+        raise TargetError("the two have no model in common", expected="two releases that share a committed model")
+    print(f"comparing the {len(both)} models that are known of both", file=err)
+    return both
 
 
 def _name(tree: Tree) -> str:
