@@ -14,9 +14,18 @@ def ops() -> None:
     module: Any = sys.modules["amd_ops.attention"]
 
     def sees_all(
-        q: Any, k: Any, v: Any, scaling: Any, causal: Any, mask: Any, dropout: Any, window: Any, softcap: Any, sinks: Any,
+        q: Any,
+        k: Any,
+        v: Any,
+        scaling: Any,
+        causal: Any,
+        mask: Any,
+        dropout: Any,
+        window: Any,
+        softcap: Any,
+        sinks: Any,
         call: Any,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         groups = q.shape[1] // k.shape[1]
         k, v = repeat_heads(k, groups), repeat_heads(v, groups)  # type: ignore[name-defined] # noqa: F821
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)  # type: ignore[name-defined] # noqa: F821

@@ -128,7 +128,8 @@ def test_a_crash_of_the_interpreter_is_told(pool: ProcessPool) -> None:
 
 def test_a_program_cannot_answer_for_itself(pool: ProcessPool) -> None:
     forged = b'{"ok": true, "token": "x"}' + bytes([10])
-    write = f"import os\nfor fd in range(3, 64):\n    try:\n        os.write(fd, {forged!r})\n    except OSError:\n        pass\n"
+    write = "import os\nfor fd in range(3, 64):\n    try:\n"
+    write += f"        os.write(fd, {forged!r})\n    except OSError:\n        pass\n"
     assert ask(pool, write + "raise ValueError('x')", KERNEL)["category"] == "runtime"
     assert ask(pool, write + "os._exit(0)", KERNEL)["category"] == "crash"
     assert ask(pool, "return x + self.proj(x)")["ok"]
