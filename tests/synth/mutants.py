@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from typing import Any
 
 
 def ops() -> None:
-    """The torch tier of rms_norm forgets gemma's offset of one."""
-    from amd_ops import norm
+    """The torch tier of attention lets queries see later keys."""
+    import amd_ops  # noqa: F401 - which holds a function under the module's name
 
-    def without_offset(x: Any, weight: Any, eps: float, form: str) -> Any:
-        return F.rms_norm(x, weight.shape, weight, eps).to(x.dtype)  # type: ignore[name-defined] # noqa: F821
+    module: Any = sys.modules["amd_ops.attention"]
 
-    norm.torch_rms_norm.__code__ = without_offset.__code__
+    def sees_all(
+        q: Any,
+        k: Any,
+        v: Any,
+        scaling: Any,
+        causal: Any,
+        mask: Any,
+        dropout: Any,
+        window: Any,
+        softcap: Any,
+        sinks: Any,
+        call: Any,
+    ) -> Any:
+        groups = q.shape[1] // k.shape[1]
+        k, v = repeat_heads(k, groups), repeat_heads(v, groups)  # type: ignore[name-defined] # noqa: F821
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)  # type: ignore[name-defined] # noqa: F821
+        return out.transpose(1, 2).contiguous()
+
+    module.torch_attention.__code__ = sees_all.__code__
 
 
 def kernelize() -> None:

@@ -82,7 +82,7 @@ def test_residuals_gates_and_rarer_operators_are_not_level_2(body: str) -> None:
 def test_renaming_does_not_make_a_new_program() -> None:
     first = examine(program("h = self.proj(x)\nreturn F.silu(h) * h"))
     other = program("value = self.layer(x)\nreturn F.silu(value) * value", "self.layer = nn.Linear(8, 8)", "Other")
-    other = other.replace("def forward(self, x)", "def forward(self, x)  # comment").replace(
+    other = other.replace("        return F", "        # not the same text\n        return F").replace(
         "torch.randn", "torch.rand"
     )
     renamed = examine(other)

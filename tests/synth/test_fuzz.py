@@ -27,7 +27,7 @@ def session(target: str, mutant: str = "", **more: Any) -> Session:
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_planted_fault_is_found_and_made_small(target: str, tmp_path: Path) -> None:
     with session(target, PLANTED[target], num_total_samples=24) as mutant:
-        findings = mutant.run(mutant.fresh_corpus(), print)
+        findings = mutant.run(mutant.fresh_corpus(), print, most=1)
         assert findings, mutant.counts
         smallest = min(findings, key=lambda finding: finding.lines)
         assert smallest.lines <= 15, smallest.source
@@ -40,9 +40,9 @@ def test_a_planted_fault_is_found_and_made_small(target: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_code_as_it_is_has_no_finding(target: str) -> None:
-    with session(target, num_total_samples=12) as real:
+    with session(target, num_total_samples=8) as real:
         assert real.run(real.fresh_corpus(), print) == []
-    assert real.counts["touched"] >= 6, real.counts
+    assert real.counts["touched"] >= 4, real.counts
     assert real.counts["invalid"] == 0, real.counts
 
 

@@ -38,7 +38,11 @@ class Journal:
             raise BusyError(
                 "busy", f"Another run works in {folder}.", remedy="wait for it, or choose another output_dir"
             ) from error
-        self._read(fingerprint)
+        try:
+            self._read(fingerprint)
+        except BaseException:
+            os.close(self._fd)
+            raise
 
     def _read(self, fingerprint: dict[str, Any]) -> None:
         data = self.path.read_bytes()

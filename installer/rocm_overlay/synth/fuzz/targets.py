@@ -231,7 +231,7 @@ _FORMS: dict[str, Callable[..., Any]] = {
     "T5LayerNorm": _norm("t5", "variance_epsilon"),
     "SiluAndMul": lambda self, x: amd_ops.silu_and_mul(x),
     "GeluTanhAndMul": lambda self, x: amd_ops.gelu_tanh_and_mul(x),
-    "GatedMLP": lambda self, x: amd_ops.gated_mlp(self, x),
+    "GatedMLP": amd_ops.gated_mlp,
     "SwiGLU": lambda self, x: amd_ops.gated_mlp(self, x, gate="w1", up="w3", down="w2", act=""),
     "PhiMLP": lambda self, x: amd_ops.gated_mlp(self, x, gate_up="gate_up_proj", act="activation_fn"),
 }

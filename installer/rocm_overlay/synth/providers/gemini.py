@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from importlib import import_module
 from typing import Any
 
 from rocm_overlay.install.transaction.errors import TargetError, UsageError
@@ -10,6 +12,15 @@ from rocm_overlay.install.transaction.errors import TargetError, UsageError
 from ..sampler.plan import Plan
 from ..settings import Settings
 from .base import Pace, ProviderError, Reply, Retry, Transient, find_key, load_prompts, no_client, prompt
+
+
+def _transport_errors() -> tuple[type[Exception], ...]:
+    """The errors of a lost or slow connection: those of the HTTP library that the client came with."""
+    found = []
+    for name in ("httpx2", "httpx"):
+        with contextlib.suppress(ImportError):
+            found.append(import_module(name).TransportError)
+    return tuple(found)
 
 
 class Gemini:
@@ -21,9 +32,8 @@ class Gemini:
             from google.genai import errors, types
         except ImportError as error:
             raise no_client("google-genai", "model_name=gemini") from error
-        import httpx
-
-        self._errors, self._types, self._lost = errors, types, httpx.TransportError
+        self._errors, self._types = errors, types
+        self._lost = _transport_errors()
         self._settings = settings
         load_prompts(settings.prompts)
         self._model = settings.llm_model or os.environ.get("GEMINI_MODEL", "")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import select
 import shutil
 import signal
@@ -18,12 +19,17 @@ import tempfile
 import time
 import traceback
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from . import kernel, watch
 
 _MAX_ANSWER = 1 << 20
+_PIPE = 3  # where a child finds the pipe to its server; everything above is closed
+
+Say = Callable[[dict[str, Any]], None]
 
 
 def main(arguments: list[str]) -> int:
@@ -70,6 +76,7 @@ def _run(job: dict[str, Any], scratch: Path) -> dict[str, Any]:
     """Run one job in a child and return its answer, whatever becomes of the child."""
     folder = Path(tempfile.mkdtemp(dir=scratch))
     read, write = os.pipe()
+    job["token"] = secrets.token_hex(8)
     start = time.monotonic()
     child = os.fork()
     if child == 0:
@@ -77,14 +84,14 @@ def _run(job: dict[str, Any], scratch: Path) -> dict[str, Any]:
         _child(job, write, folder)
     os.close(write)
     try:
-        answer = _listen(read, child, start + job["timeout"])
+        answer = _listen(read, child, start + job["timeout"], job["token"])
     finally:
         os.close(read)
         shutil.rmtree(folder, ignore_errors=True)
     return {"id": job["id"], "seconds": round(time.monotonic() - start, 4), **answer}
 
 
-def _listen(read: int, child: int, deadline: float) -> dict[str, Any]:
+def _listen(read: int, child: int, deadline: float, token: str) -> dict[str, Any]:
     """Collect what the child says until it ends or its time is over; then nothing of its process group is left."""
     said = b""
     late = False
@@ -104,10 +111,11 @@ def _listen(read: int, child: int, deadline: float) -> dict[str, Any]:
     with contextlib.suppress(ProcessLookupError):
         os.kill(child, signal.SIGKILL)
     status = os.waitpid(child, 0)[1]
-    return _judge(said, status, late)
+    return _judge(said, status, late, token)
 
 
-def _judge(said: bytes, status: int, late: bool) -> dict[str, Any]:
+def _judge(said: bytes, status: int, late: bool, token: str) -> dict[str, Any]:
+    """Make an answer of what was said. Lines without the job's token are the program's own and count for nothing."""
     attempts: list[str] = []
     answer: dict[str, Any] | None = None
     for line in said.splitlines():
@@ -115,9 +123,11 @@ def _judge(said: bytes, status: int, late: bool) -> dict[str, Any]:
             message = json.loads(line)
         except ValueError:
             continue  # a line that the kill cut off, or that the program wrote into the pipe
-        if isinstance(message, dict) and "attempt" in message:
+        if not isinstance(message, dict) or message.pop("token", None) != token:
+            continue
+        if "attempt" in message:
             attempts.append(str(message["attempt"]))
-        elif isinstance(message, dict) and "ok" in message:
+        elif "ok" in message:
             answer = message
     if attempts:
         return {"ok": False, "category": "hostile", "message": "; ".join(dict.fromkeys(attempts))}
@@ -133,27 +143,31 @@ def _judge(said: bytes, status: int, late: bool) -> dict[str, Any]:
 
 def _child(job: dict[str, Any], write: int, folder: Path) -> None:
     """Confine this process, run the job, answer, and end without the parent's clean-up code."""
+    token = job["token"]
     try:
         os.setpgid(0, 0)
         kernel.die_with_parent()
         null = os.open(os.devnull, os.O_RDWR)
         for fd in (0, 1, 2):
             os.dup2(null, fd)
+        os.dup2(write, 3)
+        os.closerange(4, os.sysconf("SC_OPEN_MAX"))
         os.chdir(folder)
-        _say(write, _answer(job, write, folder))
+        say = partial(_say, token)
+        say(_answer(job, say, folder))
     except BaseException as error:  # noqa: BLE001 - the last line of a process that must not return into the server
-        _say(write, {"ok": False, "category": "crash", "message": f"{type(error).__name__}: {error}"[:300]})
+        _say(token, {"ok": False, "category": "crash", "message": f"{type(error).__name__}: {error}"[:300]})
     finally:
         os._exit(0)
 
 
-def _answer(job: dict[str, Any], write: int, folder: Path) -> dict[str, Any]:
+def _answer(job: dict[str, Any], say: Say, folder: Path) -> dict[str, Any]:
     from .program import Failure
 
     layers = job.get("layers", ["builtins", "audit", "kernel"])
-    builtins = watch.program_builtins(lambda what: _say(write, {"attempt": what})) if "builtins" in layers else None
+    builtins = watch.program_builtins(lambda what: say({"attempt": what})) if "builtins" in layers else None
     kind = _function(job["kind"])
-    _confine(job, layers, write, folder)
+    _confine(job, layers, say, folder)
     try:
         return {"ok": True, **kind(job, builtins)}
     except Failure as failure:
@@ -167,7 +181,7 @@ def _answer(job: dict[str, Any], write: int, folder: Path) -> dict[str, Any]:
         return {"ok": False, "category": "internal", "message": text[-800:]}
 
 
-def _confine(job: dict[str, Any], layers: list[str], write: int, folder: Path) -> None:
+def _confine(job: dict[str, Any], layers: list[str], say: Say, folder: Path) -> None:
     building = job.get("backend") == "inductor"
     if "kernel" in layers:
         kernel.set_limits(
@@ -178,7 +192,7 @@ def _confine(job: dict[str, Any], layers: list[str], write: int, folder: Path) -
             kernel.write_only_under([folder, Path(os.devnull)])
         kernel.filter_calls("build" if building else "strict")
     if "audit" in layers:
-        watch.install(lambda what: _say(write, {"attempt": what}), folder.parent, building=building)
+        watch.install(lambda what: say({"attempt": what}), folder.parent, building=building)
 
 
 def _function(kind: str) -> Any:
@@ -189,8 +203,8 @@ def _function(kind: str) -> Any:
     return getattr(__import__(module, fromlist=["_"]), name)
 
 
-def _say(write: int, message: dict[str, Any]) -> None:
-    os.write(write, json.dumps(message).encode("ascii") + b"\n")
+def _say(token: str, message: dict[str, Any]) -> None:
+    os.write(_PIPE, json.dumps({"token": token, **message}).encode("ascii") + b"\n")
 
 
 if __name__ == "__main__":
