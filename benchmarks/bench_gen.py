@@ -3,7 +3,7 @@
     python benchmarks/bench_gen.py [--release 4.57.6] [--json]
 
 Needs the wheel in $OVERLAY_TEST_WHEELS (or .cache/wheels). Every run is a fresh `overlay gen` process with a cache
-folder of its own. Prints wall seconds (median of the runs) beside the target, and the ratio to a bare interpreter's start.
+folder of its own. Prints wall seconds (median of the runs) beside the target, and the ratio to a bare interpreter.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ olmo2: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 2
 paligemma: linear 1
 phi: rope 1, qkv 1, attention 1, linear 2
 phi3: rms_norm 1, rope 1, attention 1, gated_mlp 1, linear 3
-pixtral: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 1
+pixtral: rms_norm 1, qkv 1, attention 1, gated_mlp 1, linear 1
 qwen2: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 2
 qwen2_5_vl: rms_norm 1, qkv 1, attention 2, gated_mlp 2, linear 2
 qwen2_moe: rms_norm 1, rope 1, qkv 3, gated_mlp 1, linear 4
@@ -81,7 +81,7 @@ olmo3: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 2
 paligemma: linear 1
 phi: rope 1, qkv 1, attention 1, linear 2
 phi3: rms_norm 1, rope 1, attention 1, gated_mlp 1, linear 3
-pixtral: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 1
+pixtral: rms_norm 1, qkv 1, attention 1, gated_mlp 1, linear 1
 qwen2: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 2
 qwen2_5_vl: qkv 1, attention 3, gated_mlp 2, linear 2
 qwen2_moe: rms_norm 1, rope 1, qkv 3, gated_mlp 1, linear 4
@@ -132,7 +132,7 @@ olmo3: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 2
 paligemma: linear 1
 phi: rope 1, qkv 1, attention 1, linear 2
 phi3: rms_norm 1, rope 1, attention 1, gated_mlp 1, linear 3
-pixtral: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 1
+pixtral: rms_norm 1, qkv 1, attention 1, gated_mlp 1, linear 1
 qwen2: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 2
 qwen2_5_vl: rms_norm 1, rope 1, qkv 1, attention 3, gated_mlp 2, linear 2
 qwen2_moe: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 2
