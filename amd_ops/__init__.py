@@ -7,21 +7,35 @@ imports torch and nothing else of ours, and aiter only when a toggle asks for it
 from __future__ import annotations
 
 from . import device
-from . import preshuffle as _preshuffle  # noqa: F401 - listens to the settings
 from .activation import gelu_and_mul, gelu_tanh_and_mul, silu_and_mul
 from .attention import attention
 from .checks import ArgumentError
 from .dispatch import DeclinedError, DeclinedWarning, Verdict, reset_counters
+from .experts import clamped_experts, moe_experts, softmax_moe
 from .gemm_tables import extend_aiter_gemm_configs
 from .linear import apply_linear, linear
+from .moe import clamped_moe, moe, softmax_top_k
 from .norm import add_rms_norm, rms_norm
 from .overlays import overlay_info
 from .projections import gated_mlp, prepare, qkv_proj, restore
+from .qk_rope import qk_norm_rope, qk_rope, rope_into_cache
 from .reporting import explain, report
+from .residual import add_norm, linear_add, mlp_add
 from .rope import apply_rope
 from .routing import route_attention
 from .toggles import Settings, ToggleError, on, override, refresh, settings
 
+# Entry points for hand-written modeling code, loaded when one is first used.
+_HANDWRITTEN = (
+    "check_transformers_version",
+    "fuse_gate_up_projections",
+    "fuse_qkv_projections",
+    "get_use_aiter_attention",
+    "get_use_aiter_gemm",
+    "linear_with_preshuffle",
+    "patch_linear_forward",
+    "preshuffle_linear_weights",
+)
 # Layer and function replacement is a room of its own: it is loaded when one of these names is first used.
 _KERNELIZE = (
     "apply_function_kernel",
@@ -46,10 +60,13 @@ __all__ = [
     "Settings",
     "ToggleError",
     "Verdict",
+    "add_norm",
     "add_rms_norm",
     "apply_linear",
     "apply_rope",
     "attention",
+    "clamped_experts",
+    "clamped_moe",
     "device",
     "explain",
     "extend_aiter_gemm_configs",
@@ -57,19 +74,28 @@ __all__ = [
     "gelu_and_mul",
     "gelu_tanh_and_mul",
     "linear",
+    "linear_add",
+    "mlp_add",
+    "moe",
+    "moe_experts",
     "on",
     "overlay_info",
     "override",
     "prepare",
+    "qk_norm_rope",
+    "qk_rope",
     "qkv_proj",
     "refresh",
     "report",
     "reset_counters",
     "restore",
     "rms_norm",
+    "rope_into_cache",
     "route_attention",
     "settings",
     "silu_and_mul",
+    "softmax_moe",
+    "softmax_top_k",
 ]
 
 
@@ -78,6 +104,10 @@ def __getattr__(name: str) -> object:
         from . import kernelize
 
         return getattr(kernelize, name)
+    if name in _HANDWRITTEN:
+        from . import handwritten
+
+        return getattr(handwritten, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

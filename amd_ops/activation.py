@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .backends import aiter
+from .backends.triton import tier as triton
 from .checks import TORCH_ERRORS, complaint, describe
 from .dispatch import Op, Tier, always
+from .tracing import traced
 
 _compiling = torch.compiler.is_dynamo_compiling
 
@@ -70,6 +72,7 @@ def _op(name: str, in_torch: Callable[[Tensor], Tensor], in_eager: Callable[[Ten
         name,
         [
             Tier("aiter", aiter.offer(name, "USE_OPTIMIZED_OPS", in_eager), aiter.wanted("USE_OPTIMIZED_OPS")),
+            Tier("triton", triton.offer(name, "USE_OPTIMIZED_OPS", in_eager), triton.wanted("USE_OPTIMIZED_OPS")),
             Tier("torch", always(in_torch)),
             Tier("eager", always(in_eager)),
         ],
@@ -81,14 +84,24 @@ _gelu = _op("gelu_and_mul", torch_gelu_and_mul, eager_gelu_and_mul)
 _gelu_tanh = _op("gelu_tanh_and_mul", torch_gelu_tanh_and_mul, eager_gelu_tanh_and_mul)
 
 
+def _like(x: Tensor) -> Tensor:
+    return x.new_empty((*x.shape[:-1], x.shape[-1] // 2))
+
+
+_silu_traced = traced(_silu, "(Tensor x) -> Tensor", torch_silu_and_mul, _like)
+_gelu_traced = traced(_gelu, "(Tensor x) -> Tensor", torch_gelu_and_mul, _like)
+_gelu_tanh_traced = traced(_gelu_tanh, "(Tensor x) -> Tensor", torch_gelu_tanh_and_mul, _like)
+
+
 @_silu.public
 def silu_and_mul(x: Tensor) -> Tensor:
     """silu(x[..., :d]) * x[..., d:]. x [..., 2d] of any float dtype and layout; returns [..., d] in x's dtype."""
     if _compiling():
-        return torch_silu_and_mul(x)
+        result: Tensor = _silu_traced.call(x)
+        return result
     _silu.calls += 1
     try:
-        result: Tensor = _silu.call(x)
+        result = _silu.call(x)
     except TORCH_ERRORS:
         _diagnose("silu_and_mul", x)
         raise
@@ -99,10 +112,11 @@ def silu_and_mul(x: Tensor) -> Tensor:
 def gelu_and_mul(x: Tensor) -> Tensor:
     """gelu(x[..., :d]) * x[..., d:] with the exact (erf) gelu. Shapes and dtypes as in silu_and_mul."""
     if _compiling():
-        return torch_gelu_and_mul(x)
+        result: Tensor = _gelu_traced.call(x)
+        return result
     _gelu.calls += 1
     try:
-        result: Tensor = _gelu.call(x)
+        result = _gelu.call(x)
     except TORCH_ERRORS:
         _diagnose("gelu_and_mul", x)
         raise
@@ -113,10 +127,11 @@ def gelu_and_mul(x: Tensor) -> Tensor:
 def gelu_tanh_and_mul(x: Tensor) -> Tensor:
     """gelu(x[..., :d]) * x[..., d:] with the tanh approximation. Shapes and dtypes as in silu_and_mul."""
     if _compiling():
-        return torch_gelu_tanh_and_mul(x)
+        result: Tensor = _gelu_tanh_traced.call(x)
+        return result
     _gelu_tanh.calls += 1
     try:
-        result: Tensor = _gelu_tanh.call(x)
+        result = _gelu_tanh.call(x)
     except TORCH_ERRORS:
         _diagnose("gelu_tanh_and_mul", x)
         raise

@@ -21,6 +21,7 @@ from .backends import aiter
 from .checks import complaint, describe, same_place
 from .dispatch import Candidate, Op, Refusal, Tier, always
 from .toggles import Settings
+from .tracing import traced
 
 _compiling = torch.compiler.is_dynamo_compiling
 
@@ -177,6 +178,23 @@ op = Op(
 )
 
 
+def _in_torch(*args: Any) -> Tensor:
+    softcap, sinks, layer = args[-3:]
+    formula: Any = torch_attention if softcap is None and sinks is None else eager_attention
+    result: Tensor = formula(*args[:-1], Call(layer))
+    return result
+
+
+traced_op = traced(
+    op,
+    "(Tensor q, Tensor k, Tensor v, float? scaling, bool causal, Tensor? mask, float dropout, SymInt? window, "
+    "float? softcap, Tensor? sinks, int? layer) -> Tensor",
+    _in_torch,
+    lambda q, k, v, *rest: q.new_empty((q.shape[0], q.shape[2], q.shape[1], v.shape[3])),
+    lambda *args: (*args[:-1], Call(args[-1])),
+)
+
+
 @op.public
 def attention(
     query: Tensor,
@@ -203,9 +221,10 @@ def attention(
     """
     args = _arranged(query, key, value, scaling, is_causal, attention_mask, dropout, sliding_window, softcap, sinks)
     if _compiling():
-        return eager_attention(*args) if softcap is not None or sinks is not None else torch_attention(*args)
+        result: Tensor = traced_op.call(*args[:-1], None)
+        return result
     op.calls += 1
-    result: Tensor = op.call(*args)
+    result = op.call(*args)
     return result
 
 
@@ -222,7 +241,8 @@ def _arranged(
     sinks: Tensor | None,
 ) -> tuple[Any, ...]:
     """Check the public arguments and bring them into the order and layout of the tiers."""
-    _check_tensors(query, key, value)
+    if not _fit(query, key, value):
+        _check_tensors(query, key, value)
     _check_numbers(scaling, dropout, window, softcap)
     if mask is not None:
         mask = _checked_mask(mask, query, key)
@@ -235,6 +255,26 @@ def _arranged(
 
 
 op.arrange = _arranged
+
+
+def _fit(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether :func:`_check_tensors` would find nothing, in one pass: every call pays this."""
+    try:
+        (batch, _, heads, size), (key_batch, columns, kv_heads, key_size) = query.shape, key.shape
+        value_batch, value_columns, value_heads, _ = value.shape
+    except (AttributeError, TypeError, ValueError):
+        return False
+    return (
+        batch == key_batch == value_batch
+        and size == key_size
+        and columns == value_columns
+        and kv_heads == value_heads
+        and kv_heads != 0
+        and heads % kv_heads == 0
+        and query.dtype is key.dtype is value.dtype
+        and query.is_floating_point()
+        and query.device == key.device == value.device
+    )
 
 
 def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
@@ -253,13 +293,13 @@ def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
 
 
 def _check_numbers(scaling: float | None, dropout: float, window: int | None, softcap: float | None) -> None:
-    if scaling is not None and not math.isfinite(scaling):
+    if scaling is not None and not -math.inf < scaling < math.inf:
         raise complaint("attention", "scaling", scaling, "a finite number or None")
     if not 0.0 <= dropout < 1.0:
         raise complaint("attention", "dropout", dropout, "a probability from 0 up to but not including 1")
     if window is not None and window < 1:
         raise complaint("attention", "sliding_window", window, "at least 1, or None")
-    if softcap is not None and not (math.isfinite(softcap) and softcap > 0.0):
+    if softcap is not None and not 0.0 < softcap < math.inf:
         raise complaint("attention", "softcap", softcap, "a positive number or None")
 
 

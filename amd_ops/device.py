@@ -48,3 +48,12 @@ def _probe() -> Device | None:
         return None
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     return Device(type="cuda", arch=properties.gcnArchName.split(":")[0], cu_count=properties.multi_processor_count)
+
+
+def any_gpu() -> Device | None:
+    """Return the HIP device, or else an NVIDIA one (``arch`` "sm_90"): tier triton runs there too, for comparison."""
+    found = current()
+    if found is not None or torch.version.cuda is None or not torch.cuda.is_available():
+        return found
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return Device("cuda", f"sm_{properties.major}{properties.minor}", properties.multi_processor_count)

@@ -13,6 +13,9 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
+import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Hashable, Sequence
@@ -26,6 +29,9 @@ from .toggles import Settings
 
 logger = logging.getLogger("amd_ops")
 logger.addHandler(logging.NullHandler())
+
+_lock = threading.RLock()
+"""Held while an op is bound: two threads that call it first must not mix their chains and counters."""
 
 EMPTY = "empty input"
 """A reason that is never worth a warning or an error: there is nothing to compute."""
@@ -131,11 +137,12 @@ class Op:
 
     def unbind(self) -> None:
         """Fold the calls that needed no counting of their own into the tallies and go back to the binder."""
-        self.fold()
-        self._sole, self._live = None, None
-        self.call = self._bind_then_call
-        for tally in self.tallies.values():
-            tally.refused = ""
+        with _lock:
+            self.fold()
+            self._sole, self._live = None, None
+            self.call = self._bind_then_call
+            for tally in self.tallies.values():
+                tally.refused = ""
 
     def fold(self) -> None:
         """Credit calls since the last fold: to the only live tier, and as missed calls to every refused one."""
@@ -161,12 +168,15 @@ class Op:
 
     def bind(self) -> None:
         """Ask every tier for a candidate and build the chain; warn about requests that are refused for good."""
-        settings = toggles.settings()
+        with _lock:
+            self._bind(toggles.settings())
+
+    def _bind(self, settings: Settings) -> None:
         live: list[tuple[Tally, Candidate]] = []
         for tier in self.tiers:
             tally = self.tallies[tier.name]
             tally.unmet = tier.wanted(settings)
-            offer = tier.offer(settings) if tier.name in settings.tiers else Refusal("AMD_OPS_TIERS leaves it out")
+            offer = self.offered(tier, settings)
             if isinstance(offer, Candidate):
                 live.append((tally, offer))
                 continue
@@ -178,6 +188,14 @@ class Op:
                     return
         self._live = frozenset(tally.name for tally, _ in live)
         self.call = self._chain(live, settings.strict)
+
+    def offered(self, tier: Tier, settings: Settings) -> Candidate | Refusal:
+        """Return what ``tier`` offers, or why the settings leave it out."""
+        if tier.name not in settings.tiers:
+            return Refusal("AMD_OPS_TIERS leaves it out")
+        if tier.name not in settings.tiers_of(self.name):
+            return Refusal("the profile or AMD_OPS_OP_TIERS leaves it out")
+        return tier.offer(settings)
 
     def _chain(self, live: list[tuple[Tally, Candidate]], strict: bool) -> Run:
         self._sole = None
@@ -201,8 +219,11 @@ class Op:
         return first
 
     def _bind_then_call(self, *args: Any) -> Any:
-        self.bind()
-        return self.call(*args)
+        with _lock:
+            if self._live is None:
+                self._bind(toggles.settings())
+            call = self.call
+        return call(*args)
 
 
 class Site:
@@ -384,5 +405,15 @@ def reset_counters() -> None:
             tally.declined.clear()
 
 
+def new_lock_after_fork(module: str) -> None:
+    """Give ``module`` a fresh ``_lock`` in every forked child: a thread that held it does not exist there."""
+
+    def renew() -> None:
+        sys.modules[module].__dict__["_lock"] = threading.RLock()
+
+    os.register_at_fork(after_in_child=renew)
+
+
+new_lock_after_fork(__name__)
 toggles.when_settings_change(_unbind_all)
 toggles.when_refreshed(_complained.clear)

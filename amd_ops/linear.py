@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import preshuffle, toggles
 from .backends import aiter
 from .checks import TORCH_ERRORS, complaint, describe, same_place
 from .dispatch import Op, Site, Tier, always
 from .modules import why_not_plain
+from .tracing import traced
 
 _compiling = torch.compiler.is_dynamo_compiling
 
@@ -25,7 +27,7 @@ def eager_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return product if bias is None else product + bias
 
 
-_linear = Op(
+op = Op(
     "linear",
     [
         Tier("aiter", aiter.offer("linear", "USE_AITER_GEMM", eager_linear), aiter.wanted("USE_AITER_GEMM")),
@@ -33,19 +35,26 @@ _linear = Op(
         Tier("eager", always(eager_linear)),
     ],
 )
+_traced = traced(
+    op,
+    "(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+    F.linear,
+    lambda x, weight, bias: x.new_empty((*x.shape[:-1], weight.shape[0])),
+)
 _site = Site("apply_linear", "linear", lambda settings: settings.asked("USE_AITER_GEMM"))
 
 
-@_linear.public
+@op.public
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x @ weight.T + bias. x [..., K], weight [N, K] (nn.Linear's layout), bias [N] or None, one dtype and
     device -> [..., N].
     """
     if _compiling():
-        return F.linear(x, weight, bias)
-    _linear.calls += 1
+        result: Tensor = _traced.call(x, weight, bias)
+        return result
+    op.calls += 1
     try:
-        result: Tensor = _linear.call(x, weight, bias)
+        result = op.call(x, weight, bias)
     except TORCH_ERRORS:
         _diagnose(x, weight, bias)
         raise
@@ -60,6 +69,10 @@ def apply_linear(module: nn.Module, x: Tensor) -> Tensor:
     that the module itself is called, with the reason counted under ``apply_linear``.
     """
     if _compiling():
+        if _traced.opaque() and not why_not_plain(module):
+            weight: Any = module.weight
+            bias: Any = module.bias
+            return linear(x, weight, bias)
         result: Tensor = module(x)
         return result
     reason = why_not_plain(module)
@@ -68,7 +81,17 @@ def apply_linear(module: nn.Module, x: Tensor) -> Tensor:
         result = module(x)
         return result
     _site.fast.calls += 1
+    if toggles.on.preshuffle:
+        preshuffle.consider(module, x)
     parameters: dict[str, Any] = module.__dict__["_parameters"]
+    return linear(x, parameters["weight"], parameters["bias"])
+
+
+def plain_call(module: nn.Linear, x: Tensor) -> Tensor:
+    """Run the arithmetic of an nn.Linear whose ``__call__`` is already on the stack, hooks included."""
+    parameters: dict[str, Any] = module.__dict__["_parameters"]
+    if toggles.on.preshuffle and not _compiling() and type(parameters["weight"]) is nn.Parameter:
+        preshuffle.consider(module, x)
     return linear(x, parameters["weight"], parameters["bias"])
 
 

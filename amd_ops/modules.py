@@ -1,12 +1,15 @@
-"""When an nn.Linear may be replaced by its arithmetic: exactly that type, plain parameters, nobody watching."""
+"""When a module may be replaced by its arithmetic: a known formula, plain parameters, nobody watching."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from torch import nn
 from torch.nn.modules import module as _registry
 
 _STOCK_FORWARD = nn.Linear.forward
 _STOCK_CALL = nn.Linear.__call__
+_own_forward: object = _STOCK_FORWARD
 
 
 def why_not_plain(module: nn.Module) -> str:
@@ -37,8 +40,15 @@ def why_not_plain(module: nn.Module) -> str:
 
 
 def linears_patched() -> bool:
-    """Return True when somebody replaced nn.Linear's own methods."""
-    return nn.Linear.forward is not _STOCK_FORWARD or nn.Linear.__call__ is not _STOCK_CALL
+    """Return True when somebody else replaced nn.Linear's own methods."""
+    forward = nn.Linear.forward
+    return (forward is not _STOCK_FORWARD and forward is not _own_forward) or nn.Linear.__call__ is not _STOCK_CALL
+
+
+def accept_forward(forward: object | None) -> None:
+    """Tell which replacement of nn.Linear.forward is our own and computes the same (None: there is none)."""
+    global _own_forward
+    _own_forward = _STOCK_FORWARD if forward is None else forward
 
 
 def watched_globally() -> bool:
@@ -59,3 +69,36 @@ def is_patched(module: nn.Module) -> bool:
     if own is None:
         return False
     return getattr(own, "__func__", None) is not type(module).forward or getattr(own, "__self__", None) is not module
+
+
+def why_not_unwatched(module: nn.Module) -> str:
+    """Return "" when nobody can tell whether ``module`` itself or its arithmetic was run, else the reason.
+
+    Hooks (on the module or on all), a ``forward`` put on the instance by accelerate, a hub kernel or a recorder.
+    """
+    state = module.__dict__
+    if (
+        state["_forward_hooks"]
+        or state["_forward_pre_hooks"]
+        or state["_backward_hooks"]
+        or state["_backward_pre_hooks"]
+    ):
+        return "a hook is registered on the module"
+    if "forward" in state and is_patched(module):
+        return "the module's forward has been patched"
+    if watched_globally():
+        return "a global module hook is registered"
+    return ""
+
+
+def form_of(module: nn.Module, mark: str) -> Any:
+    """Return what the overlaid text says of the formula in ``module``'s forward under the name ``mark``, or None.
+
+    The mark is an attribute of the function itself. So a subclass or a patch that replaces ``forward`` takes the mark
+    away with it, and a wrapper that copies the attributes of what it wraps is known by ``__wrapped__``.
+    """
+    forward = type(module).forward
+    form = getattr(forward, mark, None)
+    if form is None or hasattr(forward, "__wrapped__"):
+        return None
+    return form

@@ -5,8 +5,8 @@
     fp32_weight  (w * (x32 / rms(x32))).to(x.dtype)          one rounding (olmo2, gpt_oss)
     t5           w * (x / rms(x32)), rounded to w.dtype before the weight only when that is half precision
 
-x [..., D] of any float dtype, w [D], x32 = x in fp32. Tiers: aiter -> torch (F.rms_norm where it computes the same)
--> eager.
+x [..., D] of any float dtype, w [D], x32 = x in fp32. Tiers: aiter -> triton (ours) -> torch (F.rms_norm where it
+computes the same) -> eager.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .backends import aiter
+from .backends.triton import tier as triton
 from .checks import TORCH_ERRORS, complaint, describe
 from .dispatch import Op, Tier, always
+from .tracing import traced
 
 FORMS = ("llama", "gemma", "fp32_weight", "t5")
 _HALF = (torch.float16, torch.bfloat16)
@@ -80,6 +82,9 @@ _rms_norm = Op(
     "rms_norm",
     [
         Tier("aiter", aiter.offer("rms_norm", "USE_OPTIMIZED_OPS", eager_rms_norm), aiter.wanted("USE_OPTIMIZED_OPS")),
+        Tier(
+            "triton", triton.offer("rms_norm", "USE_OPTIMIZED_OPS", eager_rms_norm), triton.wanted("USE_OPTIMIZED_OPS")
+        ),
         Tier("torch", always(torch_rms_norm)),
         Tier("eager", always(eager_rms_norm)),
     ],
@@ -92,9 +97,28 @@ _add_rms_norm = Op(
             aiter.offer("add_rms_norm", "USE_OPTIMIZED_OPS", eager_add_rms_norm),
             aiter.wanted("USE_OPTIMIZED_OPS"),
         ),
+        Tier(
+            "triton",
+            triton.offer("add_rms_norm", "USE_OPTIMIZED_OPS", eager_add_rms_norm),
+            triton.wanted("USE_OPTIMIZED_OPS"),
+        ),
         Tier("torch", always(torch_add_rms_norm)),
         Tier("eager", always(eager_add_rms_norm)),
     ],
+)
+
+
+def _like(x: Tensor, weight: Tensor, eps: float, form: str) -> Tensor:
+    dtype = torch.promote_types(x.dtype, weight.dtype) if form in ("llama", "t5") else x.dtype
+    return x.new_empty(x.shape, dtype=dtype)
+
+
+_traced = traced(_rms_norm, "(Tensor x, Tensor weight, float eps, str form) -> Tensor", torch_rms_norm, _like)
+_traced_add = traced(
+    _add_rms_norm,
+    "(Tensor x, Tensor residual, Tensor weight, float eps, str form) -> (Tensor, Tensor)",
+    torch_add_rms_norm,
+    lambda x, residual, weight, eps, form: (_like(x, weight, eps, form), x.new_empty(x.shape)),
 )
 
 
@@ -107,12 +131,13 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, form: str = "llama") -> T
     unusable arguments.
     """
     if _compiling():
-        return torch_rms_norm(x, weight, eps, form)
+        result: Tensor = _traced.call(x, weight, eps, form)
+        return result
     if not eps >= 0.0:
         _diagnose("rms_norm", x, weight, eps, form)
     _rms_norm.calls += 1
     try:
-        result: Tensor = _rms_norm.call(x, weight, eps, form)
+        result = _rms_norm.call(x, weight, eps, form)
     except TORCH_ERRORS:
         _diagnose("rms_norm", x, weight, eps, form)
         raise
@@ -128,12 +153,13 @@ def add_rms_norm(
     x and residual [..., D] of one shape, dtype and device; the rest as in rms_norm. Neither input is written to.
     """
     if _compiling():
-        return torch_add_rms_norm(x, residual, weight, eps, form)
+        result: tuple[Tensor, Tensor] = _traced_add.call(x, residual, weight, eps, form)
+        return result
     if not eps >= 0.0:
         _diagnose("add_rms_norm", x, weight, eps, form, residual)
     _add_rms_norm.calls += 1
     try:
-        result: tuple[Tensor, Tensor] = _add_rms_norm.call(x, residual, weight, eps, form)
+        result = _add_rms_norm.call(x, residual, weight, eps, form)
     except TORCH_ERRORS:
         _diagnose("add_rms_norm", x, weight, eps, form, residual)
         raise

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from . import modules
-from .dispatch import capturing
+from .dispatch import capturing, new_lock_after_fork
 
 _lock = threading.RLock()
+new_lock_after_fork(__name__)
 # The packed matrices that are in use, by address: modules that share parameters share one.
 _wholes: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()
 
@@ -42,7 +43,7 @@ class States(dict[tuple[str, ...], "Packed"]):
 class Packed:
     """The packed matrix of some Linears of one module."""
 
-    __slots__ = ("bias", "linears", "owner", "rows", "sizes", "weight")
+    __slots__ = ("bias", "linears", "owner", "rows", "sizes", "weight", "whole")
 
     def __init__(self) -> None:
         self.clear()
@@ -56,6 +57,8 @@ class Packed:
         self.sizes: list[int] = []
         self.weight: Tensor | None = None
         self.bias: Tensor | None = None
+        # What experts.py keeps with a packed list of experts.
+        self.whole: Any = None
 
     def fresh(self, owner: nn.Module, names: tuple[str, ...]) -> str:
         """Return "" while the packed matrix still is the weights of ``owner``'s Linears ``names``, else what changed.
@@ -103,13 +106,18 @@ def pack(state: Packed, owner: nn.Module, names: tuple[str, ...]) -> str:
 
     A state that went stale because some of the Linears changed gives the others storage of their own first.
     """
+    return pack_linears(state, owner, tuple(owner.__dict__["_modules"].get(name) for name in names))
+
+
+def pack_linears(state: Packed, owner: nn.Module, linears: tuple[nn.Module | None, ...]) -> str:
+    """As pack(), for Linears that may sit anywhere below ``owner``."""
     with _lock:
-        linears = tuple(owner.__dict__["_modules"].get(name) for name in names)
         reason = why_not(linears)
         if reason:
             return reason
-        weights = [linear.__dict__["_parameters"]["weight"] for linear in linears]
-        biases = [linear.__dict__["_parameters"]["bias"] for linear in linears]
+        present = [linear for linear in linears if linear is not None]
+        weights = [linear.__dict__["_parameters"]["weight"] for linear in present]
+        biases = [linear.__dict__["_parameters"]["bias"] for linear in present]
         biases = [] if biases[0] is None else biases
         if _whole(weights) is None:
             unpack(state)
@@ -119,7 +127,7 @@ def pack(state: Packed, owner: nn.Module, names: tuple[str, ...]) -> str:
         with torch.inference_mode(False), torch.no_grad():
             state.weight = _together(weights)
             state.bias = _together(biases) if biases else None
-            state.linears, state.owner = tuple(linears), id(owner)
+            state.linears, state.owner = tuple(present), id(owner)
             state.sizes = [weight.shape[0] for weight in weights]
             kinds = [("weight", weights), ("bias", biases)] if biases else [("weight", weights)]
             keyed = [[(key, part, part.detach()) for part in parts] for key, parts in kinds]
@@ -136,8 +144,11 @@ def unpack(state: Packed) -> None:
         state.clear()
 
 
-def why_not(linears: tuple[nn.Module | None, ...]) -> str:
-    """Return "" when these Linears are of a kind that may be packed, else the reason."""
+def why_not(linears: tuple[nn.Module | None, ...], *, alike: bool = True) -> str:
+    """Return "" when these Linears are of a kind that may be packed, else the reason.
+
+    Without ``alike`` they need not read inputs of one width (they are packed in several matrices then).
+    """
     if any(linear is None for linear in linears):
         return "one of the Linears is missing"
     for linear in linears:
@@ -151,7 +162,7 @@ def why_not(linears: tuple[nn.Module | None, ...]) -> str:
     if biases and len(biases) != len(weights):
         return "some of the Linears have a bias and some have none"
     first = weights[0]
-    if any(weight.dim() != 2 or weight.shape[1] != first.shape[1] for weight in weights):
+    if any(weight.dim() != 2 or (alike and weight.shape[1] != first.shape[1]) for weight in weights):
         return "the Linears read inputs of different width"
     if len({id(parameter) for parameter in (*weights, *biases)}) != len(weights) + len(biases):
         return "two of the Linears share a parameter"

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import packing, toggles
+from . import packing, preshuffle, toggles
 from .activation import gelu_and_mul, gelu_tanh_and_mul, silu_and_mul
 from .dispatch import Site
 from .linear import apply_linear, linear
@@ -31,7 +31,7 @@ GATED: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": gelu_tanh_and_mul,
 }
 
-_KEY = "_amd_packed"
+KEY = "_amd_packed"
 _compiling = torch.compiler.is_dynamo_compiling
 _qkv = Site("qkv_proj", "fused", lambda settings: settings.asked("USE_FUSED_PROJECTIONS"))
 _mlp = Site("gated_mlp", "fused", lambda settings: settings.asked("USE_FUSED_PROJECTIONS"))
@@ -68,15 +68,29 @@ def gated_mlp(
     USE_OPTIMIZED_OPS is on, any other module is called on the gate half. Fused gate and up are counted under
     ``gated_mlp``.
     """
+    return _single(mlp, down, gated_hidden(mlp, x, gate=gate, up=up, gate_up=gate_up, act=act))
+
+
+def gated_hidden(
+    mlp: nn.Module,
+    x: Tensor,
+    *,
+    gate: str = "gate_proj",
+    up: str = "up_proj",
+    gate_up: str | None = None,
+    act: str = "act_fn",
+) -> Tensor:
+    """act(gate(x)) * up(x): what a gated MLP hands to its down projection. The names are those of gated_mlp."""
     activation = getattr(mlp, act) if act else F.silu
     if gate_up is not None:
         both = _single(mlp, gate_up, x)
     else:
         packed = _packed(mlp, (gate, up), _mlp)
         if packed is None:
-            return _single(mlp, down, activation(_single(mlp, gate, x)) * _single(mlp, up, x))
+            result: Tensor = activation(_single(mlp, gate, x)) * _single(mlp, up, x)
+            return result
         both = _product(x, packed)
-    return _single(mlp, down, _activated(activation, both))
+    return _activated(activation, both)
 
 
 def _activated(activation: Callable[[Tensor], Tensor], both: Tensor) -> Tensor:
@@ -130,6 +144,8 @@ def _single(owner: nn.Module, name: str, x: Tensor) -> Tensor:
 
 def _product(x: Tensor, packed: Packed) -> Tensor:
     assert packed.weight is not None
+    if toggles.on.preshuffle:
+        preshuffle.consider_packed(packed, x)
     return linear(x, packed.weight, packed.bias) if toggles.on.linear else F.linear(x, packed.weight, packed.bias)
 
 
@@ -164,14 +180,18 @@ def _wants_grad(owner: nn.Module, names: tuple[str, ...]) -> bool:
 
 
 def _state(owner: nn.Module, names: tuple[str, ...]) -> Packed:
-    states = owner.__dict__.get(_KEY)
+    states = owner.__dict__.get(KEY)
     state = states.get(names) if type(states) is States else None
     if state is None or (state.owner and state.owner != id(owner)):
         # New, unpickled, or a shallow copy that carries the original's dict, which must be left alone.
         kept = states if type(states) is States and state is None else States()
-        owner.__dict__[_KEY] = kept
+        owner.__dict__[KEY] = kept
         state = kept[names] = Packed()
     return state
+
+
+packed_state = _state
+"""The packed group of a module's Linears by their names, for those who pack one module by hand."""
 
 
 @dataclass(frozen=True)
@@ -185,11 +205,14 @@ class Packing:
 
 @dataclass
 class Report:
-    """What prepare() did. ``bytes_added`` is the growth of the model's unique parameter storage: zero."""
+    """What prepare() did. ``bytes_added`` is the growth of the model's unique parameter storage: zero. Shuffled copies
+    stand beside it, in ``shuffling``; there are some only with USE_PRESHUFFLE=1.
+    """
 
     fused: list[Packing] = field(default_factory=list)
     declined: list[tuple[str, str]] = field(default_factory=list)
     bytes_added: int = 0
+    shuffling: preshuffle.Shuffling = field(default_factory=preshuffle.Shuffling)
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -198,6 +221,9 @@ class Report:
             "fused": [{"module": p.module, "linears": list(p.linears), "bytes": p.nbytes} for p in self.fused],
             "declined": [{"module": path, "reason": reason} for path, reason in self.declined],
             "bytes_added": self.bytes_added,
+            "shuffled": [{"module": path, "bytes": size} for path, size in self.shuffling.copies],
+            "not_shuffled": [{"module": path, "reason": reason} for path, reason in self.shuffling.declined],
+            "bytes_of_shuffled_copies": self.shuffling.bytes_added,
         }
 
     def __str__(self) -> str:
@@ -205,11 +231,20 @@ class Report:
         lines = [
             f"fused {len(self.fused)} groups of projections ({size / 2**20:.1f} MiB), {self.bytes_added} bytes added"
         ]
-        reasons: dict[str, list[str]] = {}
-        for path, reason in self.declined:
-            reasons.setdefault(reason, []).append(path)
-        lines += [f"  left {len(paths)} as they were: {reason} ({paths[0]} ...)" for reason, paths in reasons.items()]
+        lines += _by_reason(self.declined, "left {} as they were")
+        copies, size = self.shuffling.copies, self.shuffling.bytes_added
+        if copies:
+            lines.append(f"shuffled copies of {len(copies)} weights, {size} bytes ({size / 2**20:.1f} MiB) added:")
+            lines += [f"  {path}: {size} bytes" for path, size in copies]
+        lines += _by_reason(self.shuffling.declined, "did not shuffle {}")
         return "\n".join(lines)
+
+
+def _by_reason(declined: list[tuple[str, str]], text: str) -> list[str]:
+    reasons: dict[str, list[str]] = {}
+    for path, reason in declined:
+        reasons.setdefault(reason, []).append(path)
+    return [f"  {text.format(len(paths))}: {reason} ({paths[0]} ...)" for reason, paths in reasons.items()]
 
 
 def prepare(model: nn.Module, progress: Callable[[str], None] | None = None) -> Report:
@@ -220,10 +255,13 @@ def prepare(model: nn.Module, progress: Callable[[str], None] | None = None) -> 
     """
     report = Report()
     before = unique_bytes(model)
+    packed: set[int] = set()
     for path, module in model.named_modules():
+        if path.rpartition(".")[2] == "experts" and _prepare_experts(path, module, report, progress):
+            packed.update(id(expert) for expert in module.children())
         for names in (QKV, *GATE_UP):
             children = module._modules
-            if not all(children.get(name) is not None for name in names):
+            if id(module) in packed or not all(children.get(name) is not None for name in names):
                 continue
             if progress is not None:
                 progress(path)
@@ -234,13 +272,34 @@ def prepare(model: nn.Module, progress: Callable[[str], None] | None = None) -> 
             else:
                 report.fused.append(Packing(path, names, state.nbytes()))
     report.bytes_added = unique_bytes(model) - before
+    if toggles.settings().use_preshuffle:
+        report.shuffling = preshuffle.preshuffle_weights(model)
     return report
 
 
+def _prepare_experts(path: str, module: nn.Module, report: Report, progress: Callable[[str], None] | None) -> bool:
+    """Pack a list of experts whose forward the overlaid text marks; other things of that name are not ours."""
+    from . import experts  # needs this module
+
+    if not isinstance(module, nn.ModuleList) or isinstance(experts.names_of(list(module)), str):
+        return False
+    if progress is not None:
+        progress(path)
+    with torch.no_grad():
+        found = experts.packed_experts(module)
+    if isinstance(found, str):
+        report.declined.append((path, found))
+        return False
+    for linears in (experts.GATE_UP, experts.DOWN):
+        report.fused.append(Packing(path, linears, module.__dict__[KEY][linears].nbytes()))
+    return True
+
+
 def restore(model: nn.Module) -> None:
-    """Give every packed Linear of ``model`` storage of its own again and forget the packed matrices."""
+    """Give every packed Linear of ``model`` storage of its own again; forget packed matrices and shuffled copies."""
+    preshuffle.restore_weights(model)
     for module in model.modules():
-        for state in module.__dict__.pop(_KEY, {}).values():
+        for state in module.__dict__.pop(KEY, {}).values():
             if state.owner == id(module):
                 packing.unpack(state)
 

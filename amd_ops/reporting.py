@@ -9,6 +9,7 @@ from typing import Any
 
 from . import device, dispatch, toggles
 from .backends import aiter
+from .backends.triton import tier as triton
 from .dispatch import Candidate, Op, Verdict
 
 REPORT_SCHEMA = "amd-ops.report/1"
@@ -50,8 +51,14 @@ class RunReport:
                 lines.append(f"{name:<20} {tier['tier']:<8} {tier['calls']:>9} {first:>11}  {reasons}".rstrip())
         if not self.content["ops"]:
             lines.append("(no op has been called)")
+        settings = self.content["settings"]
+        if settings["profile_note"]:
+            lines.append(settings["profile_note"])
+        if settings["stock"]:
+            lines.append(f"left to stock's expressions: {', '.join(settings['stock'])}")
         if self.content["gemm_table"]:
             lines.append(f"GEMM table: {self.content['gemm_table']['reason']}")
+        lines += [f"{count}x {note}" for note, count in self.content["notes"].items()]
         return "\n".join(lines)
 
 
@@ -86,6 +93,7 @@ def report() -> RunReport:
         "device": None if found is None else {"type": found.type, "arch": found.arch, "cu_count": found.cu_count},
         "settings": toggles.settings().as_dict(),
         "gemm_table": None if table is None else asdict(table),
+        "notes": triton.notes(),
         "ops": rows,
     }
     return RunReport(content)
@@ -113,7 +121,7 @@ def _explain(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Explanati
     settings = toggles.settings()
     verdicts: list[Verdict] = []
     for tier in op.tiers:
-        offer = tier.offer(settings) if tier.name in settings.tiers else dispatch.Refusal("AMD_OPS_TIERS leaves it out")
+        offer = op.offered(tier, settings)
         if isinstance(offer, dispatch.Refusal):
             verdicts.append(Verdict(False, tier.name, offer.reason))
             continue

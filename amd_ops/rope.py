@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from .backends import aiter
+from .backends.triton import tier as triton
 from .checks import TORCH_ERRORS, complaint, describe
 from .dispatch import Op, Tier, always
+from .tracing import traced
 
 _compiling = torch.compiler.is_dynamo_compiling
 
@@ -62,9 +64,23 @@ _rope = Op(
     "apply_rope",
     [
         Tier("aiter", aiter.offer("apply_rope", "USE_OPTIMIZED_OPS", eager_rope), aiter.wanted("USE_OPTIMIZED_OPS")),
+        Tier("triton", triton.offer("apply_rope", "USE_OPTIMIZED_OPS", eager_rope), triton.wanted("USE_OPTIMIZED_OPS")),
         Tier("torch", always(torch_rope)),
         Tier("eager", always(eager_rope)),
     ],
+)
+
+
+def _like(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int) -> tuple[Tensor, Tensor]:
+    """[B, S, H, D] in memory in either order of dimensions: how the projections left it and what attention reads."""
+    if unsqueeze_dim != 1:
+        return q.new_empty(q.shape), k.new_empty(k.shape)
+    kept = (x.new_empty((x.shape[0], x.shape[2], x.shape[1], x.shape[3])).transpose(1, 2) for x in (q, k))
+    return next(kept), next(kept)
+
+
+_traced = traced(
+    _rope, "(Tensor q, Tensor k, Tensor cos, Tensor sin, int unsqueeze_dim) -> (Tensor, Tensor)", torch_rope, _like
 )
 
 
@@ -74,33 +90,35 @@ def apply_rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: in
     k).
     """
     if _compiling():
-        return torch_rope(q, k, cos, sin, unsqueeze_dim)
+        result: tuple[Tensor, Tensor] = _traced.call(q, k, cos, sin, unsqueeze_dim)
+        return result
     _rope.calls += 1
     try:
-        result: tuple[Tensor, Tensor] = _rope.call(q, k, cos, sin, unsqueeze_dim)
+        result = _rope.call(q, k, cos, sin, unsqueeze_dim)
     except TORCH_ERRORS:
-        _diagnose(q, k, cos, sin, unsqueeze_dim)
+        diagnose_rope("apply_rope", q, k, cos, sin, unsqueeze_dim)
         raise
     return result
 
 
-def _diagnose(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int) -> None:
+def diagnose_rope(op: str, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int) -> None:
+    """Name the argument of a rotating op that is unusable; return when none is."""
     for name, tensor, rank in (("q", q, 4), ("k", k, 4), ("cos", cos, 3), ("sin", sin, 3)):
         if not isinstance(tensor, Tensor) or tensor.dim() != rank:
-            raise complaint("apply_rope", name, describe(tensor), f"a tensor of {rank} dimensions")
+            raise complaint(op, name, describe(tensor), f"a tensor of {rank} dimensions")
         if tensor.device != q.device:
-            raise complaint("apply_rope", name, f"on {tensor.device}", f"{q.device}, where q is")
+            raise complaint(op, name, f"on {tensor.device}", f"{q.device}, where q is")
     if unsqueeze_dim not in (1, 2):
-        raise complaint("apply_rope", "unsqueeze_dim", unsqueeze_dim, "1 for [B, H, S, D] or 2 for [B, S, H, D]")
+        raise complaint(op, "unsqueeze_dim", unsqueeze_dim, "1 for [B, H, S, D] or 2 for [B, S, H, D]")
     if cos.shape != sin.shape or cos.shape[-1] % 2 or cos.shape[-1] > q.shape[-1]:
         raise complaint(
-            "apply_rope",
+            op,
             "cos and sin",
             f"{describe(cos)} and {describe(sin)}",
             f"one shape [B, S, R], R even and <= {q.shape[-1]}",
         )
     if k.shape[-1] != q.shape[-1]:
-        raise complaint("apply_rope", "k", describe(k), f"a last dimension of {q.shape[-1]}, as q")
+        raise complaint(op, "k", describe(k), f"a last dimension of {q.shape[-1]}, as q")
     length = q.shape[3 - unsqueeze_dim]
     if cos.shape[1] != length or cos.shape[0] not in (1, q.shape[0]):
-        raise complaint("apply_rope", "cos", describe(cos), f"[{q.shape[0]} or 1, {length}, R]")
+        raise complaint(op, "cos", describe(cos), f"[{q.shape[0]} or 1, {length}, R]")

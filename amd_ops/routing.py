@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .attention import Call, op
+from .attention import Call, op, traced_op
 from .dispatch import Site
 from .modules import is_patched, watched_globally
 
@@ -56,7 +56,7 @@ def route_attention(module: nn.Module, stock_interface: Interface) -> Interface:
     **kwargs) -> (output [B, S, H, D] contiguous, weights or None).
     """
     if _compiling():
-        return stock_interface
+        return _traced_route(stock_interface)
     route = _routes.get(stock_interface)
     if route is not None:
         return route
@@ -118,6 +118,33 @@ def _sdpa_route(stock: Interface) -> Interface:
                 return stock(module, query, key, value, attention_mask, *args, **kwargs)
             key, value = key[:, :, :rows], value[:, :, :rows]
         return _run(module, query, key, value, attention_mask, bool(causal), None, kwargs), None
+
+    return route
+
+
+def _traced_route(stock: Interface) -> Interface:
+    """The sdpa route inside a trace, without counters, where a foreign kernel may run; else torch's own function."""
+    home = "transformers.integrations.sdpa_attention"
+    if stock.__name__ != "sdpa_attention_forward" or stock.__module__ != home or not traced_op.opaque():
+        return stock
+
+    def route(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        given, rows = kwargs.get("is_causal"), query.shape[2]
+        causal = attention_mask is None and rows > 1 and getattr(module, "is_causal", True) if given is None else given
+        skip = _unroutable(module, query, key, attention_mask, args, kwargs) or kwargs.get("softcap") is not None
+        if skip or (causal and (attention_mask is not None or rows != key.shape[2])):
+            return stock(module, query, key, value, attention_mask, *args, **kwargs)
+        layer = getattr(module, "layer_idx", None)
+        call = (kwargs.get("scaling"), bool(causal), attention_mask, 0.0, None, None, None, layer)
+        return traced_op.call(query, key, value, *call), None
 
     return route
 

@@ -7,17 +7,17 @@ A toggle that is set decides for itself. ``AMD_OPS`` decides for those that are 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
-from . import device, gemm_tables
+from . import device, gemm_tables, profile
+from .backends.triton import target as triton_target
 
 TIERS = ("aiter", "triton", "torch", "eager")
 FAMILIES = ("USE_AITER_ATTENTION", "USE_AITER_GEMM", "USE_OPTIMIZED_OPS", "USE_FUSED_PROJECTIONS", "USE_PRESHUFFLE")
-PROFILE_SCHEMA = "amd-ops.profile/1"
+PROFILE_SCHEMA = profile.SCHEMA
 
 _THREE = ("0", "1", "auto")
 _TWO = ("0", "1")
@@ -26,6 +26,8 @@ _DEFAULTS = {
     "FORCE_EAGER_ATTENTION": "0",
     "AMD_OPS_STRICT": "0",
     "AMD_OPS_TIERS": ",".join(TIERS),
+    "AMD_OPS_STOCK": "",
+    "AMD_OPS_OP_TIERS": "",
 }
 _KEYWORDS = {
     **{name.lower(): name for name in FAMILIES},
@@ -33,6 +35,8 @@ _KEYWORDS = {
     "force_eager_attention": "FORCE_EAGER_ATTENTION",
     "strict": "AMD_OPS_STRICT",
     "tiers": "AMD_OPS_TIERS",
+    "stock": "AMD_OPS_STOCK",
+    "op_tiers": "AMD_OPS_OP_TIERS",
     "profile": "AMD_OPS",
 }
 _ALL_BUT_GEMM = {"USE_AITER_ATTENTION": True, "USE_OPTIMIZED_OPS": True, "USE_FUSED_PROJECTIONS": True}
@@ -61,6 +65,14 @@ class Settings:
     tiers: tuple[str, ...]
     profile: str
     sources: tuple[tuple[str, str], ...]
+    stock: tuple[str, ...] = ()
+    op_tiers: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    profile_note: str = ""
+
+    def tiers_of(self, op: str) -> tuple[str, ...]:
+        """Return the tiers that op ``op`` may use: those of ``op_tiers`` where it is named there, within ``tiers``."""
+        limit = dict(self.op_tiers).get(op, self.tiers)
+        return tuple(tier for tier in self.tiers if tier in limit)
 
     def asked(self, name: str) -> bool:
         """Return True when somebody asked for toggle ``name`` by hand: only such a request can warn or be an error."""
@@ -71,26 +83,45 @@ class Settings:
     def as_dict(self) -> dict[str, object]:
         """Return the settings as JSON-ready values."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {**values, "tiers": list(self.tiers), "sources": dict(self.sources)}
+        op_tiers = {op: list(tiers) for op, tiers in self.op_tiers}
+        lists = {"tiers": list(self.tiers), "stock": list(self.stock), "op_tiers": op_tiers}
+        return {**values, **lists, "sources": dict(self.sources)}
 
 
 class Switches:
     """Plain booleans that the guards in overlaid files read; all False when every toggle is off."""
 
-    __slots__ = ("attention", "gated_mlp", "linear", "qkv", "rms_norm", "rope")
+    __slots__ = (
+        "add_norm",
+        "attention",
+        "gated_mlp",
+        "linear",
+        "mlp_add",
+        "moe",
+        "preshuffle",
+        "qk_rope",
+        "qkv",
+        "rms_norm",
+        "rope",
+    )
 
     def __init__(self) -> None:
-        self.rms_norm = self.rope = self.qkv = self.attention = self.gated_mlp = self.linear = False
+        for name in self.__slots__:
+            setattr(self, name, False)
 
     def follow(self, settings: Settings) -> None:
         """Set every switch from ``settings``. q/k/v and the MLP are also ours when only their linears or activation
         are.
         """
-        self.rms_norm = self.rope = settings.use_optimized_ops
+        self.rms_norm = self.rope = self.add_norm = self.qk_rope = settings.use_optimized_ops
         self.attention = settings.use_aiter_attention or settings.force_eager_attention
         self.linear = settings.use_aiter_gemm
+        self.preshuffle = settings.use_preshuffle and settings.preshuffle_m_thresh >= 0
+        self.mlp_add = self.moe = settings.use_fused_projections
         self.qkv = settings.use_fused_projections or settings.use_aiter_gemm
         self.gated_mlp = self.qkv or settings.use_optimized_ops
+        for name in settings.stock:
+            setattr(self, name, False)
 
     def __repr__(self) -> str:
         return "Switches(" + ", ".join(f"{name}={getattr(self, name)}" for name in self.__slots__) + ")"
@@ -140,7 +171,7 @@ def override(**toggles: object) -> Iterator[Settings]:
             raise ToggleError(
                 f"override() has no toggle {keyword!r}; accepted are {', '.join(_KEYWORDS)}: use one of them."
             )
-        raw[_KEYWORDS[keyword]] = (_as_text(value), "override")
+        raw[_KEYWORDS[keyword]] = (profile.as_text(value), "override")
     resolved = _resolve(raw)
     _raw = raw
     try:
@@ -169,14 +200,6 @@ def when_refreshed(forget: Callable[[], None]) -> None:
     _on_refresh.append(forget)
 
 
-def _as_text(value: object) -> str:
-    if isinstance(value, bool):
-        return str(int(value))
-    if isinstance(value, (tuple, list)):
-        return ",".join(str(item) for item in value)
-    return str(value)
-
-
 def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     return {name: (environ[name], "environment") for name in _KEYWORDS.values() if name in environ}
 
@@ -184,12 +207,14 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[str, str]]:
 def _resolve(raw: Mapping[str, tuple[str, str]]) -> Settings:
     """Turn raw texts into settings; asks for the device only where some toggle is ``auto``."""
     policy = raw.get("AMD_OPS", ("off", "default"))[0]
-    named = {} if policy in ("off", "auto") else _read_profile(policy)
-    merged: dict[str, tuple[str, str]] = {**{name: (text, "profile") for name, text in named.items()}, **raw}
+    chosen = _chosen(policy, raw)
+    # What was qualified is no request by hand: under auto a call that it declines is neither told nor an error.
+    source = "auto" if policy == "auto" else "profile"
+    merged: dict[str, tuple[str, str]] = {**{name: (text, source) for name, text in chosen.toggles.items()}, **raw}
     values: dict[str, bool] = {}
     sources: dict[str, str] = {}
     for name in FAMILIES:
-        text, source = merged.get(name, ("auto", "auto") if policy == "auto" else ("0", "default"))
+        text, source = merged.get(name, ("auto", "auto") if policy == "auto" and not chosen.found else ("0", "default"))
         _accept(name, text, _THREE)
         values[name.lower()] = _auto(name) if text == "auto" else text == "1"
         sources[name] = "auto" if text == "auto" else source
@@ -205,6 +230,9 @@ def _resolve(raw: Mapping[str, tuple[str, str]]) -> Settings:
         tiers=_tier_list(rest["AMD_OPS_TIERS"][0]),
         profile=policy,
         sources=tuple(sources.items()),
+        stock=_switch_list(rest["AMD_OPS_STOCK"][0]),
+        op_tiers=_op_tier_list(rest["AMD_OPS_OP_TIERS"][0]),
+        profile_note=chosen.note,
     )
 
 
@@ -245,29 +273,40 @@ def _tier_list(text: str) -> tuple[str, ...]:
     return tuple(tier for tier in TIERS if tier in chosen)
 
 
-def _read_profile(path: str) -> dict[str, str]:
-    """Read a profile: ``{"schema": "amd-ops.profile/1", "toggles": {NAME: 0 | 1 | "auto", ...}}``."""
-    fix = "set AMD_OPS to off, auto or the path of a profile file"
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except (OSError, ValueError) as error:
-        raise ToggleError(
-            f"AMD_OPS is {path!r}, which is neither off, auto nor a readable profile ({error}): {fix}."
-        ) from None
-    if (
-        not isinstance(content, dict)
-        or content.get("schema") != PROFILE_SCHEMA
-        or not isinstance(content.get("toggles"), dict)
-    ):
-        raise ToggleError(f'AMD_OPS is {path!r}, a file that is not a {PROFILE_SCHEMA!r} object with "toggles": {fix}.')
-    accepted = [name for name in _KEYWORDS.values() if name != "AMD_OPS"]
-    for name in content["toggles"]:
-        if name not in accepted:
+def _switch_list(text: str) -> tuple[str, ...]:
+    """Read ``AMD_OPS_STOCK``: a comma list of switches that stay off, so that their sites run stock's expressions."""
+    chosen = tuple(part.strip() for part in text.split(",") if part.strip())
+    unknown = [name for name in chosen if name not in Switches.__slots__]
+    if unknown:
+        names = ", ".join(Switches.__slots__)
+        raise ToggleError(f"AMD_OPS_STOCK names {unknown[0]!r}, but only {names} are accepted: correct it or unset it.")
+    return chosen
+
+
+def _op_tier_list(text: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Read ``AMD_OPS_OP_TIERS``: ``OP=TIER,TIER;OP=...``. Ops are not checked: they are registered later."""
+    found = []
+    for part in text.split(";"):
+        op, equals, tiers = (piece.strip() for piece in part.partition("="))
+        chosen = tuple(tier.strip() for tier in tiers.split(","))
+        if not part.strip():
+            continue
+        if not op or not equals or any(tier not in TIERS for tier in chosen):
             raise ToggleError(
-                f"AMD_OPS is {path!r}, which sets {name!r}; accepted are {', '.join(accepted)}: correct the profile."
+                f"AMD_OPS_OP_TIERS has {part.strip()!r}, but only OP=TIER,TIER;OP=... with tiers {', '.join(TIERS)} "
+                "is accepted: correct it or unset it."
             )
-    return {name: _as_text(value) for name, value in content["toggles"].items()}
+        found.append((op, tuple(tier for tier in TIERS if tier in chosen)))
+    return tuple(found)
+
+
+def _chosen(policy: str, raw: Mapping[str, tuple[str, str]]) -> profile.Chosen:
+    accepted = [name for name in _KEYWORDS.values() if name != "AMD_OPS"]
+    try:
+        return profile.choose(policy, accepted, raw.keys())
+    except profile.ProfileError as error:
+        raise ToggleError(f"AMD_OPS is {policy!r}, {error}") from None
 
 
 gemm_tables.use_environment(lambda: os.environ)
+triton_target.use_environment(lambda: os.environ)

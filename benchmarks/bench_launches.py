@@ -1,6 +1,7 @@
 """Compute ops per decoder layer, stock against overlaid: how many kernels a layer launches at prefill and at decode.
 
-Counted with a dispatch mode on the CPU under inference_mode, bf16, batch 1, sdpa, dynamic cache. Views and metadata
+Counted with a dispatch mode on the CPU under inference_mode, bf16, batch 1, sdpa (gpt_oss: eager,
+it has no sdpa), on a dynamic cache and on a static one. Views and metadata
 ops are left out. One call of an op of ours counts once, whatever its tier is made of: that is what it launches where a
 fused kernel answers it; the raw count of aten ops stands beside it. Per layer = (3 layers - 1 layer) / 2.
 
@@ -21,7 +22,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = "python benchmarks/bench_launches.py --json FILE"
-MODELS = ("llama", "qwen3", "gemma2", "phi3", "mixtral")
+MODELS = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "mixtral", "qwen3_moe", "gpt_oss", "phi3")
+PHASES = ("prefill", "decode", "static prefill", "static decode")
 TOGGLES = {"USE_FUSED_PROJECTIONS": "1", "USE_OPTIMIZED_OPS": "1", "USE_AITER_ATTENTION": "1", "USE_AITER_GEMM": "1"}
 VIEWS = frozenset(
     """
@@ -42,12 +44,12 @@ def main() -> None:
         print(json.dumps(_count(arguments.models[0], overlaid=arguments.worker == "overlaid")))
         return
     rows = [_row(model) for model in arguments.models]
-    print(f"{'model':10} {'phase':8} {'stock':>6} {'overlaid':>9} {'ratio':>6}   raw aten ops overlaid")
+    print(f"{'model':10} {'phase':14} {'stock':>6} {'overlaid':>9} {'ratio':>6}   raw aten ops overlaid")
     for row in rows:
-        for phase in ("prefill", "decode"):
+        for phase in PHASES:
             stock, ours = row["stock"][phase], row["overlaid"][phase]
             ratio = ours["once"] / stock["once"]
-            print(f"{row['model']:10} {phase:8} {stock['once']:6g} {ours['once']:9g} {ratio:6.2f}   {ours['raw']:g}")
+            print(f"{row['model']:10} {phase:14} {stock['once']:6g} {ours['once']:9g} {ratio:6.2f}   {ours['raw']:g}")
     if arguments.json:
         content = {"schema": "amd-overlay.bench-launches/1", "command": COMMAND, "versions": _versions(), "rows": rows}
         arguments.json.write_text(json.dumps(content, indent=1) + "\n")
@@ -78,8 +80,8 @@ def _count(model: str, *, overlaid: bool) -> dict[str, dict[str, float]]:
         if overlaid:
             _serve_overlay(model, Path(folder))
         few, many = _ops(model, 1), _ops(model, 3)
-    phases, kinds = ("prefill", "decode"), ("once", "raw")
-    return {phase: {kind: (many[phase][kind] - few[phase][kind]) / 2 for kind in kinds} for phase in phases}
+    kinds = ("once", "raw")
+    return {phase: {kind: (many[phase][kind] - few[phase][kind]) / 2 for kind in kinds} for phase in PHASES}
 
 
 def _serve_overlay(model: str, folder: Path) -> None:
@@ -106,19 +108,35 @@ def _serve_overlay(model: str, folder: Path) -> None:
 
 def _ops(model: str, layers: int) -> dict[str, dict[str, int]]:
     import torch
-    from transformers import DynamicCache
+    from transformers import DynamicCache, StaticCache
 
     from examples.tiny_models import build, tiny_config
 
-    overrides = {"layer_types": ["full_attention"] * layers} if model == "gemma2" else {}
-    net = build(tiny_config(model, num_hidden_layers=layers, **overrides), dtype=torch.bfloat16)
+    layered = model in ("gemma2", "gemma3", "gpt_oss")
+    overrides = {"layer_types": ["full_attention"] * layers} if layered else {}
+    config = tiny_config(model, num_hidden_layers=layers, **overrides)
+    if not layered:
+        config.sliding_window = None  # a static cache slides otherwise, and a sliding layer rolls
+    net = build(config, dtype=torch.bfloat16)
+    if model == "gpt_oss":
+        net.set_attn_implementation("eager")
     ids = torch.randint(3, 100, (1, 6), generator=torch.Generator().manual_seed(0))
+    found = {}
     with torch.inference_mode():
         net(ids, use_cache=True)  # fuses, binds and probes outside the counted calls
-        cache = DynamicCache()
-        prefill = _counted(lambda: net(ids, past_key_values=cache, use_cache=True))
-        decode = _counted(lambda: net(ids[:, :1], past_key_values=cache, use_cache=True))
-    return {"prefill": prefill, "decode": decode}
+        for kind, cache in (("", DynamicCache()), ("static ", StaticCache(net.config, max_cache_len=16))):
+            if kind:  # allocates the cache, then binds what writes into it
+                for _ in range(2):
+                    net(ids, past_key_values=cache, use_cache=True, cache_position=torch.arange(ids.shape[1]))
+            for phase, part in (("prefill", ids), ("decode", ids[:, :1])):
+                start = {"prefill": 0, "decode": ids.shape[1]}[phase]
+                position = torch.arange(start, start + part.shape[1])
+                found[kind + phase] = _counted(
+                    lambda part=part, cache=cache, position=position: net(
+                        part, past_key_values=cache, use_cache=True, cache_position=position
+                    )
+                )
+    return found
 
 
 def _counted(run: Callable[[], object]) -> dict[str, int]:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "phi3", "mixtral")
+EXTRA_ARCHITECTURES = ("gemma3", "qwen2_moe", "qwen3_moe", "deepseek_v3", "gpt_oss")
+"""More that overlays are made for; gpt_oss has no sdpa."""
 WINDOW = 8  # shorter than every test sequence: a window that is off by one changes the logits
 
 _TINY: dict[str, Any] = {
@@ -44,7 +46,53 @@ _TINY_EXTRA: dict[str, dict[str, Any]] = {
     },
     "phi3": {"partial_rotary_factor": 0.5, "sliding_window": WINDOW},
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": WINDOW},
+    "gemma3": {
+        "head_dim": 32,
+        "sliding_window": WINDOW,
+        "query_pre_attn_scalar": 24,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "qwen2_moe": {
+        "num_experts": 6,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 48,
+        "norm_topk_prob": False,
+    },
+    "qwen3_moe": {
+        "head_dim": 32,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "norm_topk_prob": True,
+    },
+    "deepseek_v3": {
+        "num_key_value_heads": 4,
+        "n_routed_experts": 6,
+        "num_experts_per_tok": 2,
+        "n_group": 2,
+        "topk_group": 1,
+        "n_shared_experts": 1,
+        "moe_intermediate_size": 32,
+        "first_k_dense_replace": 1,
+        "q_lora_rank": 24,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 16,
+        "v_head_dim": 16,
+        "rope_interleave": False,
+    },
+    "gpt_oss": {
+        "head_dim": 16,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": WINDOW,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "rope_scaling": None,
+        "attention_bias": True,
+    },
 }
+_MODEL_TYPES = {"gemma3": "gemma3_text"}
 
 # Small enough for twenty processes on two busy cores whose bf16 products are emulated.
 _DEMO: dict[str, dict[str, Any]] = {
@@ -90,7 +138,7 @@ def demo_config(architecture: str) -> Any:
 def _config(architecture: str, values: dict[str, Any]) -> Any:
     from transformers import CONFIG_MAPPING
 
-    return CONFIG_MAPPING[architecture](**values)
+    return CONFIG_MAPPING[_MODEL_TYPES.get(architecture, architecture)](**values)
 
 
 def build(config: Any, *, seed: int = 0, dtype: torch.dtype = torch.float32, model_class: Any = None) -> Any:

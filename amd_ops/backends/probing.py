@@ -21,6 +21,18 @@ def unusable(kind: str, *tensors: Tensor) -> str:
     """Preconditions that hold for every op here; a CPU dispatch key exists, so nothing else would catch a wrong
     device.
     """
+    reason = misplaced(kind, *tensors)
+    if reason:
+        return reason
+    if needs_grad(*tensors):
+        return "a gradient is needed and aiter's op has no backward"
+    if torch.is_autocast_enabled(kind):
+        return "autocast is on"
+    return ""
+
+
+def misplaced(kind: str, *tensors: Tensor) -> str:
+    """Say what is wrong with the type, place or size of a kernel's tensors, in the order that the cheapest test allows."""
     for tensor in tensors:
         if type(tensor) not in _PLAIN:
             return f"{type(tensor).__name__} is not a plain tensor"
@@ -28,11 +40,12 @@ def unusable(kind: str, *tensors: Tensor) -> str:
             return f"a tensor is on {tensor.device.type}, the GPU's are on {kind}"
         if tensor.numel() == 0:
             return EMPTY
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        return "a gradient is needed and aiter's op has no backward"
-    if torch.is_autocast_enabled(kind):
-        return "autocast is on"
     return ""
+
+
+def needs_grad(*tensors: Tensor) -> bool:
+    """Return whether autograd would record an op on these tensors."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def made_up(shape: tuple[int, ...], dtype: torch.dtype, where: torch.device, seed: int) -> Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rocm_overlay.patchgen.recipe import AnyRecipe, RecipeSet
 
-from . import attention, gated_mlp, linear, qkv, rms_norm, rope
+from . import attention, forms, gated_mlp, linear, moe, qk_norm_rope, qkv, residual, rms_norm, rope
 
 ALL: tuple[AnyRecipe, ...] = (
     rms_norm.RECIPE,
@@ -17,6 +17,10 @@ ALL: tuple[AnyRecipe, ...] = (
     attention.RECIPE,
     gated_mlp.RECIPE,
     linear.RECIPE,
+    forms.RECIPE,
+    residual.RECIPE,
+    qk_norm_rope.RECIPE,
+    moe.RECIPE,
 )
 
 

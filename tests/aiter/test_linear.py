@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import amd_ops
-from amd_ops.backends import aiter as backend
+from amd_ops.backends.aiter import linear as backend
 from amd_ops.gemm_tables import GemmTable
 from tests.aiter.support import BF16, Gpu, rand
 from tests.doubles import formulas

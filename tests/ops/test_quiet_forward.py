@@ -104,7 +104,7 @@ def test_import_brings_neither_aiter_nor_transformers_nor_dynamo() -> None:
 
 def test_aiter_is_imported_only_when_a_toggle_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     from amd_ops import device
-    from amd_ops.backends import aiter
+    from amd_ops.backends.aiter import library
 
     names: list[str] = []
 
@@ -112,7 +112,7 @@ def test_aiter_is_imported_only_when_a_toggle_asks(monkeypatch: pytest.MonkeyPat
         names.append(name)
         raise AssertionError("hipconfig not found")
 
-    monkeypatch.setattr(aiter.importlib, "import_module", spy)
+    monkeypatch.setattr(library.importlib, "import_module", spy)
     monkeypatch.setattr(device, "_probe", lambda: device.Device("cpu", "gfx942", 304))
     amd_ops.refresh()
     x = torch.randn(2, 8)

@@ -1,41 +1,137 @@
-"""Commands and options. Thin: a command parses, calls one function and prints its report; heavy imports are local."""
+"""The program: a table of contents, and the way from a command line to an exit code.
+
+Only the module of the command that was asked for is imported, so that a new command never slows the others.
+"""
 
 from __future__ import annotations
 
+import difflib
+import importlib
+import re
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from rocm_overlay import __version__
 
-from . import output
+from . import output, streams
+from .options import new_app
 
-if TYPE_CHECKING:
-    from rocm_overlay.install.session import Options
-
-app = typer.Typer(
-    name="overlay",
-    help="Make an installed transformers run on AMD GPUs through AMD's kernels, and put every byte back.",
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+# Sections in the order of `overlay --help`: (title, module of `cli.commands`, {command: one line}).
+CONTENTS: tuple[tuple[str, str, dict[str, str]], ...] = (
+    (
+        "Change an environment",
+        "installing",
+        {
+            "install": "Replace the modeling files of an installed transformers, atomically.",
+            "revert": "Put every stock file back: bytes, mode, owner and time.",
+            "recover": "Finish an interrupted install or revert.",
+        },
+    ),
+    (
+        "Look at an environment",
+        "inspecting",
+        {
+            "status": "Show what is applied, and whether the files agree.",
+            "diff": "Print the difference from stock to the present files.",
+            "doctor": "Find what keeps an environment slow, broken or misleading.",
+            "list": "List the releases and models that have overlays.",
+        },
+    ),
+    (
+        "Run without changing anything",
+        "running",
+        {
+            "run": "Run a command with the overlays served by an import hook.",
+            "env": "Print shell exports for a profile of run-time toggles.",
+        },
+    ),
+    (
+        "Show others what was changed",
+        "exporting",
+        {
+            "export": "Print the overlays as a patch for a source checkout.",
+            "attest": "Print what is installed with hashes before and after.",
+        },
+    ),
+    (
+        "Prove",
+        "proving",
+        {
+            "verify": "Prove on this machine that overlaid code computes what stock does.",
+            "qualify": "Try every tier on this GPU and keep what is right and faster.",
+            "warmup": "Build and load every kernel that a profile uses, ahead of serving.",
+        },
+    ),
+    (
+        "Measure",
+        "measuring",
+        {
+            "bench": "Measure stock against overlaid code in fresh interleaved processes.",
+            "profile": "Trace a step of both builds: the share of time in ops of ours.",
+        },
+    ),
+    (
+        "Generate overlays",
+        "generating",
+        {
+            "gen": "Generate overlays from stock modeling files and the recipes.",
+            "drift": "Show what another release does to the edited places.",
+        },
+    ),
+    (
+        "Tune GEMM tables",
+        "tuning",
+        {"tune": "Find, check, merge and measure tuned GEMM tables."},
+    ),
+    (
+        "Synthesise modules",
+        "synthesising",
+        {"synth": "Generate and validate synthetic torch modules, and fuzz with them."},
+    ),
+    (
+        "Port other code",
+        "scanning",
+        {"scan": "Find NVIDIA-only libraries in sources and name what replaces them."},
+    ),
 )
+_MODULES = {name: module for _, module, commands in CONTENTS for name in commands}
 
 # click's class for a wrong command line; typer re-exports only its subclass, and newer releases carry their own click.
 _CommandLineError: type[Exception] = typer.BadParameter.__bases__[0]
+_NOT_ONE_OF = re.compile(r"'(?P<found>[^']*)' is not (?:one of )?(?P<choices>'.*')")
+_NO_COMMAND = re.compile(r"No such command '(?P<found>[^']*)'")
 
-Python = Annotated[
-    str | None, typer.Option("--python", metavar="PYTHON", help="Interpreter of the environment to work on.")
-]
-SitePackages = Annotated[
-    str | None,
-    typer.Option("--site-packages", metavar="DIR", help="Folder that contains transformers/; needs no interpreter."),
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object; everything else goes to stderr.")]
+
+class _Contents(TyperGroup):
+    """The commands by name, each loaded when it is used. The help page needs none of them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(_MODULES)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in _MODULES:
+            return None
+        module = importlib.import_module(f"{__package__}.commands.{_MODULES[cmd_name]}")
+        return typer.main.get_group(module.app).commands[cmd_name]
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        width = max(map(len, _MODULES)) + 2
+        for title, _, commands in CONTENTS:
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), text) for name, text in commands.items()])
+
+
+app = new_app()
+app.info.cls = _Contents
+app.info.help = "Make an installed transformers run on AMD GPUs through AMD's kernels, and put every byte back."
+app.info.epilog = (
+    "\b\nExamples:\n  overlay install --transformers 4.57\n"
+    '  overlay status --check && eval "$(overlay env --profile auto)"\n  overlay run -- python serve.py\n'
+    "  overlay revert\n\nEach command explains itself: overlay install --help"
+)
 
 
 def _print_version(wanted: bool) -> None:
@@ -53,266 +149,14 @@ def _overlay(
     pass
 
 
-@app.command()
-def install(
-    transformers: Annotated[
-        str, typer.Option("--transformers", metavar="SPEC", help="Release: 4.57, 4.57.6 or '>=4.57,<4.58'.")
-    ],
-    models: Annotated[
-        str | None, typer.Option("--models", metavar="A,B", help="Only these models; others go back to stock.")
-    ] = None,
-    python: Python = None,
-    site_packages: SitePackages = None,
-    dry_run: DryRun = False,
-    json: Json = False,
-) -> int:
-    """Replace the modeling files of an installed transformers, atomically."""
-    from rocm_overlay.install import operations
-
-    outcome = operations.install(_options(python, site_packages, dry_run), transformers, _names(models))
-    return output.outcome("install", outcome, as_json=json)
-
-
-@app.command()
-def revert(
-    force: Annotated[bool, typer.Option("--force", help="Also replace edited files, after keeping a copy.")] = False,
-    python: Python = None,
-    site_packages: SitePackages = None,
-    dry_run: DryRun = False,
-    json: Json = False,
-) -> int:
-    """Put every stock file back: bytes, mode, owner and time."""
-    from rocm_overlay.install import operations
-
-    outcome = operations.revert(_options(python, site_packages, dry_run), force=force)
-    return output.outcome("revert", outcome, as_json=json)
-
-
-@app.command()
-def status(
-    check: Annotated[bool, typer.Option("--check", help="Exit 1 unless the state is APPLIED.")] = False,
-    python: Python = None,
-    site_packages: SitePackages = None,
-    json: Json = False,
-) -> int:
-    """Show what is applied, and whether the files agree."""
-    from rocm_overlay.install import inspection
-    from rocm_overlay.install.transaction.states import State
-
-    found = inspection.status(_options(python, site_packages))
-    output.status(found, as_json=json)
-    return 1 if check and found.state is not State.APPLIED else 0
-
-
-@app.command()
-def diff(
-    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit 1 when there is a difference.")] = False,
-    python: Python = None,
-    site_packages: SitePackages = None,
-    json: Json = False,
-) -> int:
-    """Print the difference from stock to the present files."""
-    from rocm_overlay.install import inspection
-
-    target, differences = inspection.diff(_options(python, site_packages))
-    output.diff(target, differences, as_json=json)
-    return 1 if exit_code and differences else 0
-
-
-@app.command(name="list")
-def list_(json: Json = False) -> int:
-    """List the releases and models that this bundle has overlays for."""
-    from rocm_overlay.install import catalog
-
-    output.listing([catalog.load(line) for line in catalog.lines()], as_json=json)
-    return 0
-
-
-@app.command()
-def recover(python: Python = None, site_packages: SitePackages = None, json: Json = False) -> int:
-    """Finish an interrupted install or revert. Every other command does this first, too."""
-    from rocm_overlay.install import operations
-
-    return output.outcome("recover", operations.recover_only(_options(python, site_packages)), as_json=json)
-
-
-@app.command()
-def env(
-    profile: Annotated[
-        Literal["off", "auto", "max"], typer.Option("--profile", help="off: stock; auto: by GPU; max: everything on.")
-    ] = "auto",
-    json: Json = False,
-) -> int:
-    """Print shell exports for the run-time toggles: eval "$(overlay env --profile max)"."""
-    from .toggles import assignments
-
-    output.environment(profile, assignments(profile), as_json=json)
-    return 0
-
-
-@app.command()
-def verify(
-    model: Annotated[str, typer.Option("--model", metavar="DIR", help="Folder of a saved model.")],
-    python: Annotated[
-        str | None, typer.Option("--python", metavar="PYTHON", help="Interpreter with torch and transformers.")
-    ] = None,
-    tiers: Annotated[str | None, typer.Option("--tiers", metavar="A,B", help="Tiers to try, e.g. torch,eager.")] = None,
-    toggles: Annotated[
-        list[str] | None, typer.Option("--toggles", metavar="SET", help="A set of toggles; repeat for more.")
-    ] = None,
-    dtype: Annotated[str, typer.Option("--dtype", help="float32 or bfloat16.")] = "float32",
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Greedy tokens to compare.")] = 8,
-    json: Json = False,
-) -> int:
-    """Prove on this machine that overlaid code computes what stock computes."""
-    from rocm_overlay.verify import command
-
-    return command.run(
-        model,
-        python=python,
-        tiers=tiers,
-        toggles=toggles,
-        dtype=dtype,
-        max_new_tokens=max_new_tokens,
-        json_output=json,
-    )
-
-
-@app.command()
-def gen(
-    target: Annotated[
-        str | None,
-        typer.Argument(metavar="[MODULE_OR_FILE]", help="A model, a modeling file or a *_patch_gen_config.py."),
-    ] = None,
-    all_files: Annotated[bool, typer.Option("--all", help="Every modeling file of a package.")] = False,
-    from_installed: Annotated[bool, typer.Option("--from-installed", help="Read the installed transformers.")] = False,
-    source: Annotated[
-        Path | None, typer.Option("--source", metavar="PACKAGE_DIR", help="Read this transformers folder.")
-    ] = None,
-    models: Annotated[
-        str | None, typer.Option("--models", metavar="A,B", help="With --all: only these models.")
-    ] = None,
-    folder: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="Folder to write to.")] = None,
-    config_name: Annotated[
-        str | None, typer.Option("-c", "--config-name", metavar="NAME", help="Variable of the patch config.")
-    ] = None,
-    mode: Annotated[
-        Literal["overlay", "standalone"] | None, typer.Option("--mode", help="How a patch config is written out.")
-    ] = None,
-    list_sites: Annotated[
-        bool, typer.Option("--list", help="List the sites, or without a target the patch configs; write nothing.")
-    ] = False,
-    dry_run: DryRun = False,
-    diff_only: Annotated[
-        bool, typer.Option("--diff", help="Print the diff, write nothing; for a patch config, save it beside.")
-    ] = False,
-    check: Annotated[bool, typer.Option("--check", help="Exit 1 when DIR is not what would be written.")] = False,
-    fix: Annotated[bool, typer.Option("--fix", help="With --check: write what differs.")] = False,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say why sites were declined.")] = False,
-    jobs: Annotated[
-        int | None, typer.Option("--jobs", metavar="N", min=1, help="Processes for --all; default: one per core.")
-    ] = None,
-    json: Json = False,
-) -> int:
-    """Generate overlays from stock modeling files and the recipes, or files from patch configs."""
-    _require_libcst("gen")
-    from rocm_overlay.patchgen import command
-
-    options = command.Options(
-        target=target,
-        all_files=all_files,
-        source=source,
-        from_installed=from_installed,
-        models=_names(models) or (),
-        output=folder,
-        config_name=config_name,
-        mode=mode,
-        list_sites=list_sites,
-        dry_run=dry_run,
-        diff=diff_only,
-        check=check,
-        fix=fix,
-        verbose=verbose,
-        as_json=json,
-        jobs=jobs,
-    )
-    return command.run(options)
-
-
-@app.command(
-    add_help_option=False,
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False},
-)
-def tune(context: typer.Context) -> int:
-    """Find, check, merge and measure tuned GEMM tables; `overlay tune --help` lists its commands."""
-    # A program of its own, loaded only here: its commands must not slow the start of the others.
-    from rocm_overlay.tune.cli import app as tune_app
-
-    code = typer.main.get_command(tune_app).main(
-        context.args or ["--help"], prog_name="overlay tune", standalone_mode=False
-    )
-    return code if isinstance(code, int) else 0
-
-
-@app.command()
-def drift(
-    old: Annotated[str, typer.Argument(metavar="A", help="A release of ours, or a transformers folder or wheel.")],
-    new: Annotated[str, typer.Argument(metavar="B", help="The one to move to.")],
-    models: Annotated[str | None, typer.Option("--models", metavar="A,B", help="Only these models.")] = None,
-    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write a page.")] = None,
-    json: Json = False,
-) -> int:
-    """Show what release B does to the places that are edited in A: exit 0 same, 1 regenerable, 2 conflict."""
-    _require_libcst("drift")
-    from rocm_overlay.patchgen.drift import command
-
-    return command.run(old, new, models=_names(models) or (), html=html, json_output=json)
-
-
-def _require_libcst(command: str) -> None:
-    from importlib.util import find_spec
-
-    from rocm_overlay.install.transaction.errors import UsageError
-
-    if find_spec("libcst") is None:
-        raise UsageError(
-            "no-libcst",
-            f"`overlay {command}` needs libcst, which is not installed.",
-            remedy="run `pip install 'transformers-rocm-overlay[gen]'`",
-        )
-
-
-def _names(text: str | None) -> list[str] | None:
-    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _options(python: str | None, site_packages: str | None, dry_run: bool = False) -> Options:
-    """Read what all commands on an environment share. An empty text is an unset shell variable, not the folder "."."""
-    from rocm_overlay.install.session import Options
-    from rocm_overlay.install.transaction.errors import UsageError
-
-    for option, value, example in (
-        ("--python", python, ".venv/bin/python"),
-        ("--site-packages", site_packages, ".venv/lib/python3.11/site-packages"),
-    ):
-        if value is not None and not value.strip():
-            raise UsageError(
-                "empty-option",
-                f"{option} was given an empty text, expected a path such as {example}.",
-                remedy=f"pass a path, or leave {option} out for the active environment",
-            )
-    folder = None if site_packages is None else Path(site_packages)
-    return Options(python=python, site_packages=folder, dry_run=dry_run)
-
-
 def run(arguments: list[str]) -> int:
     """Run the program and return the exit code of its work, whether or not its report could be written."""
     command = _command(arguments)
-    with output.guarded() as stdout:
+    with streams.guarded() as stdout:
         code = _run(command, arguments)
         sys.stdout.flush()
         if stdout is not None and stdout.problem is not None:
-            output.unwritten(command, code, stdout.problem)
+            streams.unwritten(command, code, stdout.problem)
     return code
 
 
@@ -320,19 +164,18 @@ def _command(arguments: list[str]) -> str:
     return next((word for word in arguments if not word.startswith("-")), "overlay")
 
 
+def _wants_json(arguments: list[str]) -> bool:
+    """Tell whether our own answer shall be JSON; what comes after ``--`` belongs to another command."""
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    return "--json" in own
+
+
 def _run(command: str, arguments: list[str]) -> int:
     """Run the program and return its exit code; every expected problem becomes one message."""
-    from rocm_overlay.install.transaction.errors import (
-        BUG,
-        USAGE,
-        CancelledError,
-        OverlayError,
-        UsageError,
-        WriteError,
-    )
+    from rocm_overlay.install.transaction.errors import BUG, USAGE, CancelledError, OverlayError, WriteError
     from rocm_overlay.install.transaction.signals import HardStop
 
-    as_json = "--json" in arguments
+    as_json = _wants_json(arguments)
     try:
         code = typer.main.get_command(app).main(arguments or ["--help"], prog_name="overlay", standalone_mode=False)
         if not arguments:
@@ -341,10 +184,7 @@ def _run(command: str, arguments: list[str]) -> int:
     except OverlayError as error:
         return output.failure(command, error, as_json=as_json)
     except _CommandLineError as error:
-        message = error.format_message() if hasattr(error, "format_message") else str(error)
-        hint = f"run `overlay {command} --help`" if command in _commands() else "run `overlay --help`"
-        usage = UsageError("usage", message or "no command given", remedy=hint)
-        return output.failure(command, usage, as_json=as_json)
+        return output.failure(command, _usage(command, error), as_json=as_json)
     except (KeyboardInterrupt, HardStop, typer.Abort):
         cancelled = CancelledError(
             "interrupted",
@@ -365,5 +205,15 @@ def _run(command: str, arguments: list[str]) -> int:
         return BUG
 
 
-def _commands() -> set[str]:
-    return {info.name or str(getattr(info.callback, "__name__", "")) for info in app.registered_commands}
+def _usage(command: str, error: Exception) -> Any:
+    """Turn click's complaint into ours, with the nearest value that would have been accepted."""
+    from rocm_overlay.install.transaction.errors import UsageError
+
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    match = _NOT_ONE_OF.search(message) or _NO_COMMAND.search(message)
+    if match is not None:
+        choices = re.findall(r"'([^']*)'", match.groupdict().get("choices") or "") or list(_MODULES)
+        near = difflib.get_close_matches(match["found"].lower(), choices, n=1, cutoff=0.4)
+        message += f" Did you mean {near[0]}?" if near else ""
+    hint = f"run `overlay {command} --help`" if command in _MODULES else "run `overlay --help`"
+    return UsageError("usage", message or "no command given", remedy=hint)

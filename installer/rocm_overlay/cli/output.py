@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import errno
-import io
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, TextIO
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rocm_overlay.install.catalog import Manifest
+    from rocm_overlay.install.deep import Deep
+    from rocm_overlay.install.hook.installed import HookOutcome
     from rocm_overlay.install.inspection import Status
     from rocm_overlay.install.operations import Outcome
     from rocm_overlay.install.target import Target
@@ -20,85 +19,12 @@ if TYPE_CHECKING:
     from rocm_overlay.install.transaction.recovery import Recovered
 
 
-class _Raw(io.RawIOBase):
-    """A file descriptor whose first failure is kept instead of raised; what is written after it is dropped.
-
-    The work of a command must not look failed, and its exit code must not depend on when the reader of a pipe left.
-    """
-
-    def __init__(self, fd: int, problem: OSError | None = None) -> None:
-        self.fd = fd
-        self.problem = problem
-
-    def writable(self) -> bool:
-        return True
-
-    def fileno(self) -> int:
-        return self.fd
-
-    def isatty(self) -> bool:
-        return self.problem is None and os.isatty(self.fd)
-
-    def write(self, data: object) -> int:
-        view = memoryview(data)  # type: ignore[arg-type]
-        if self.problem is None:
-            try:
-                return os.write(self.fd, view)
-            except OSError as error:
-                self.problem = error
-        return view.nbytes
-
-
-@contextmanager
-def guarded() -> Iterator[_Raw | None]:
-    """Replace stdout and stderr of the process by streams that keep failures; yield that of stdout.
-
-    Streams that somebody else put there, as tests do, stay and give None.
-    """
-    kept = sys.stdout, sys.stderr
-    raw = None
-    if sys.stdout is sys.__stdout__:
-        raw, sys.stdout = _stream(sys.stdout, 1)
-    if sys.stderr is sys.__stderr__:
-        _, sys.stderr = _stream(sys.stderr, 2)
-    try:
-        yield raw
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        sys.stdout, sys.stderr = kept
-
-
-def _stream(old: TextIO | None, fd: int) -> tuple[_Raw, io.TextIOWrapper]:
-    """Return a stream like ``old``, which is None where the process was started with a closed descriptor."""
-    if old is None:
-        raw = _Raw(fd, OSError(errno.EBADF, os.strerror(errno.EBADF)))
-        return raw, io.TextIOWrapper(io.BufferedWriter(raw), "utf-8", "backslashreplace")
-    old.flush()
-    raw = _Raw(old.fileno())
-    text = io.TextIOWrapper(
-        io.BufferedWriter(raw), old.encoding, "backslashreplace", line_buffering=fd == 2 or raw.isatty()
-    )
-    return raw, text
-
-
-def unwritten(command: str, code: int, problem: OSError) -> None:
-    """Say that the report is lost, unless its reader left, as `head` does; the exit code stays that of the work."""
-    if not isinstance(problem, BrokenPipeError):
-        reason = problem.strerror or str(problem)
-        print(
-            f"overlay {command}: the report could not be written ({reason}); the work itself ended with exit code "
-            f"{code}\n  next: run `overlay status` to see what is applied",
-            file=sys.stderr,
-        )
-
-
 def outcome(command: str, result: Outcome, *, as_json: bool) -> int:
     """Report an install, revert or recover; return exit code 0."""
     changes, done = result.changes, result.done
     notes = result.notes
     if as_json:
-        _print_json(
+        print_json(
             command,
             {
                 "action": result.action,
@@ -113,21 +39,63 @@ def outcome(command: str, result: Outcome, *, as_json: bool) -> int:
                 "transaction": done.id if done else None,
                 "rescued": list(done.rescued if done else ()),
                 "recovered": _recovered(result.recovered),
+                "adopted": list(changes.adopted),
+                "mode": "files",
+                "hook": result.hook,
                 "notes": list(notes),
             },
         )
         return 0
-    print(_where(result.target))
+    print(where(result.target))
     if result.recovered:
         print(_recovery_line(result.recovered))
-    print(_summary(command, result))
+    if result.hook is not None:
+        print(f"hook {'would be ' if result.action == 'planned' else ''}removed: {result.hook}")
+    if result.hook is None or result.changes.plan is not None:
+        print(_summary(command, result))
     for path in changes.installed + changes.updated:
         print(f"  overlay  {path}")
     for path in changes.removed:
         print(f"  stock    {path}")
     for path in done.rescued if done else ():
         print(f"  your text was kept in {path}")
-    _notes(notes)
+    print_notes(notes)
+    return 0
+
+
+def hook(command: str, result: HookOutcome, *, as_json: bool) -> int:
+    """Report an install of the import hook; return exit code 0."""
+    served = [file.path for file in result.files if file.served]
+    if as_json:
+        print_json(
+            command,
+            {
+                "action": result.action,
+                "target": result.target.to_json(),
+                "overlay": _overlay(result.manifest),
+                "files": {
+                    "installed": [] if result.action == "nothing" else served,
+                    "updated": [],
+                    "removed": [],
+                    "unchanged": served if result.action == "nothing" else [],
+                },
+                "transaction": None,
+                "rescued": [],
+                "recovered": None,
+                "adopted": [],
+                "mode": "hook",
+                "hook": result.path,
+                "notes": list(result.notes),
+            },
+        )
+        return 0
+    print(where(result.target))
+    would = {"planned": "would be: ", "nothing": "nothing to do: "}.get(result.action, "")
+    print(f"{command} {result.manifest.version} as a hook: {would}{len(served)} files served at import")
+    print(f"  {result.path}")
+    for path in served:
+        print(f"  served   {path}")
+    print_notes(result.notes)
     return 0
 
 
@@ -145,7 +113,7 @@ def status(found: Status, *, as_json: bool) -> None:
                 "time": receipt.time,
             }
         files = [{**file.__dict__, "state": file.state.value} for file in found.files]
-        _print_json(
+        print_json(
             "status",
             {
                 "state": found.state.value,
@@ -153,31 +121,55 @@ def status(found: Status, *, as_json: bool) -> None:
                 "receipt": desired,
                 "files": files,
                 "recovered": _recovered(found.recovered),
+                "mode": found.mode,
+                "deep": None if found.deep is None else {**_lists(found.deep), "clean": found.deep.clean},
                 "notes": list(found.notes),
             },
         )
         return
-    print(_where(found.target))
+    print(where(found.target))
     if found.recovered:
         print(_recovery_line(found.recovered))
     print(f"state: {found.state.value}")
     if receipt is not None:
         print(f"overlay {receipt.overlay_version}, manifest {receipt.manifest_sha256[:12]}, applied {receipt.time}")
     rows = [(file.model, file.path, file.state.value) for file in found.files]
-    _table(("model", "file", "now"), rows)
-    _notes(found.notes)
+    table(("model", "file", "now"), rows)
+    if found.deep is not None:
+        _deep(found.deep)
+    print_notes(found.notes)
 
 
-def diff(target: Target, differences: Sequence[tuple[str, str]], *, as_json: bool) -> None:
+def _deep(deep: Deep) -> None:
+    if not deep.recorded:
+        print("deep: the distribution has no RECORD, so nothing can be compared")
+        return
+    print(
+        f"deep: {deep.checked} files hashed, {len(deep.overlaid)} overlaid, "
+        f"{'no other difference' if deep.clean else 'other differences:'}"
+    )
+    for word in ("modified", "missing", "unreadable", "added"):
+        for path in getattr(deep, word):
+            print(f"  {word:10} {path}")
+
+
+def _lists(value: object) -> dict[str, object]:
+    return {name: list(one) if isinstance(one, tuple) else one for name, one in vars(value).items()}
+
+
+def diff(target: Target, differences: Sequence[tuple[str, bytes]], *, as_json: bool) -> None:
     """Report unified diffs."""
     if as_json:
-        files = [{"path": path, "diff": text} for path, text in differences]
-        _print_json("diff", {"target": target.to_json(), "files": files})
+        files = [{"path": path, "diff": text.decode("utf-8", "replace")} for path, text in differences]
+        print_json("diff", {"target": target.to_json(), "files": files})
         return
-    # A patch is bytes: in the encoding of a terminal it could not be applied, and some cannot show it at all.
+    raw(b"".join(text for _, text in differences))
+
+
+def raw(data: bytes) -> None:
+    """Write bytes: in the encoding of a terminal a patch could not be applied, and some cannot show it at all."""
     sys.stdout.flush()
-    for _, text in differences:
-        sys.stdout.buffer.write(text.encode("utf-8"))
+    sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
 
 
@@ -192,7 +184,7 @@ def listing(manifests: Sequence[Manifest], *, as_json: bool) -> None:
             }
             for manifest in manifests
         ]
-        _print_json("list", {"lines": lines})
+        print_json("list", {"lines": lines})
         return
     for manifest in manifests:
         print(f"transformers {manifest.line}: {', '.join(manifest.releases)}  (overlay {manifest.version})")
@@ -201,24 +193,15 @@ def listing(manifests: Sequence[Manifest], *, as_json: bool) -> None:
             files = [file for file in manifest.files if file.model == model]
             recipes = sorted({edit.recipe for file in files for edit in file.edits} - {"marker", "import"})
             rows.append((model, str(len(files)), ", ".join(recipes)))
-        _table(("model", "stock texts", "recipes"), rows)
+        table(("model", "stock texts", "recipes"), rows)
     if not manifests:
         print("this bundle has no overlays")
-
-
-def environment(profile: str, assignments: dict[str, str | None], *, as_json: bool) -> None:
-    """Print shell lines that set a profile."""
-    if as_json:
-        _print_json("env", {"profile": profile, "variables": assignments})
-        return
-    for name, value in assignments.items():
-        print(f"unset {name}" if value is None else f"export {name}={value}")
 
 
 def failure(command: str, error: OverlayError, *, as_json: bool) -> int:
     """Report a refusal; return its exit code."""
     if as_json:
-        _print_json(command, {"error": error.to_json()}, ok=False)
+        print_json(command, {"error": error.to_json()}, ok=False)
     print(
         f"overlay {command}: {error.message}" if command != "overlay" else f"overlay: {error.message}", file=sys.stderr
     )
@@ -238,15 +221,15 @@ def bug(command: str, error: Exception, *, as_json: bool) -> None:
     print(f"overlay {command}: {message}\n  next: {remedy}", file=sys.stderr)
     if as_json:
         details = {"code": BUG, "id": "bug", "message": message, "paths": [], "remedy": remedy}
-        _print_json(command, {"error": details}, ok=False)
+        print_json(command, {"error": details}, ok=False)
 
 
-def _print_json(command: str, body: dict[str, object], *, ok: bool = True) -> None:
+def print_json(command: str, body: Mapping[str, object], *, ok: bool = True) -> None:
     value = {"schema": f"amd-overlay.{command}/1", "ok": ok, **body}
     print(json.dumps(value, ensure_ascii=True, sort_keys=True, indent=1))
 
 
-def _where(target: Target) -> str:
+def where(target: Target) -> str:
     release = f"transformers {target.version}" if target.version else "no transformers"
     return f"{release} in {target.package} ({target.kind}, python: {target.executable or 'not asked'})"
 
@@ -291,12 +274,12 @@ def _summary(command: str, result: Outcome) -> str:
     return f"{command}{version}: {would}{', '.join(counts) or 'no files'}"
 
 
-def _notes(notes: Sequence[str]) -> None:
+def print_notes(notes: Sequence[str]) -> None:
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
 
 
-def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     """Print rows: with rich on a terminal, as aligned text elsewhere."""
     if not rows:
         return

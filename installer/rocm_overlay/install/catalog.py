@@ -94,11 +94,13 @@ class Manifest:
     releases: tuple[str, ...]
     files: tuple[FileEntry, ...]
     sha256: str
+    origin: str = ""
+    """Empty for the bundle, a prefix of the version for overlays from elsewhere."""
 
     @property
     def version(self) -> str:
-        """Name this set of overlays: line, generator and recipes."""
-        return f"{self.line}-g{self.generator}-{self.recipes}"
+        """Name this set of overlays: origin, line, generator and recipes."""
+        return f"{self.origin}{self.line}-g{self.generator}-{self.recipes}"
 
     def models(self) -> tuple[str, ...]:
         """Return the model names, sorted."""

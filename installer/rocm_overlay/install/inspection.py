@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import catalog
+from . import catalog, record
+from .deep import Deep, verify
+from .generated import PREFIX
+from .patches import unified
 from .session import Options, heal, manifests_of, open_place, read_situation
 from .situation import Situation
-from .target import Target, resolve
+from .target import HOOK, Target, resolve
 from .transaction import blobs, journal, receipt, states
 from .transaction.errors import OverlayError
 from .transaction.states import FileState, State
@@ -40,11 +43,25 @@ class Status:
     files: tuple[FileStatus, ...]
     recovered: Recovered | None = None
     notes: tuple[str, ...] = field(default=())
+    deep: Deep | None = None
+    mode: str | None = None
+    """How overlays reach the interpreter: files, hook, or None where none do."""
 
 
-def status(options: Options) -> Status:
-    """Compare what shall be applied with what is there; finishes an interrupted transaction first where it can."""
-    target = resolve(site_packages=options.site_packages, python=options.python, allow_missing=True)
+def status(options: Options, *, deep: bool = False) -> Status:
+    """Compare what shall be applied with what is there; finishes an interrupted transaction first where it can.
+
+    With ``deep`` every file that the package's RECORD lists is hashed, not only those that have overlays.
+    """
+    target = resolve(site_packages=options.site_packages, python=options.python, allow_missing=True, writes=False)
+    found = _status(target, options)
+    if not deep or target.version is None:
+        return found
+    ours = {file.path for file in found.files if file.state is FileState.OVERLAY}
+    return replace(found, deep=verify(target, record.load(target.dist_info), ours))
+
+
+def _status(target: Target, options: Options) -> Status:
     place = open_place(target)
     try:
         recovered = heal(place, target, options)
@@ -54,15 +71,15 @@ def status(options: Options) -> Status:
         return Status(State.INTERRUPTED, target, None, (), notes=(*target.notes, error.message, error.remedy))
     situation = read_situation(place, target, options.bundle, keep_orphan=True)
     if situation.receipt is not None:
-        return _status_with_receipt(situation, situation.receipt, options, recovered)
+        return replace(_status_with_receipt(situation, situation.receipt, options, recovered), mode="files")
+    if HOOK in place.tree.names("."):
+        return _status_with_hook(situation, recovered)
     return _status_without_receipt(situation, options, recovered)
 
 
-def diff(options: Options) -> tuple[Target, list[tuple[str, str]]]:
+def diff(options: Options) -> tuple[Target, list[tuple[str, bytes]]]:
     """Return the unified diff from stock to what is there, for each managed file that differs."""
-    import difflib
-
-    target = resolve(site_packages=options.site_packages, python=options.python)
+    target = resolve(site_packages=options.site_packages, python=options.python, writes=False)
     place = open_place(target)
     heal(place, target, options)
     situation = read_situation(place, target, options.bundle)
@@ -72,15 +89,9 @@ def diff(options: Options) -> tuple[Target, list[tuple[str, str]]]:
         if found is not None and found.entry.sha256 == digest:
             continue
         stock = blobs.fetch(place, path, digest, situation.stock_text)
-        current = found.data if found is not None else b""
         name = place.target(path)
-        lines = difflib.unified_diff(
-            stock.decode("utf-8", "replace").splitlines(keepends=True),
-            current.decode("utf-8", "replace").splitlines(keepends=True),
-            f"a/{name}",
-            f"b/{name}" if found is not None else "/dev/null",
-        )
-        differences.append((path, "".join(lines)))
+        text = unified(stock, found.data if found else b"", f"a/{name}", f"b/{name}" if found else "/dev/null")
+        differences.append((path, text))
     return target, differences
 
 
@@ -95,6 +106,9 @@ def _status_with_receipt(
         digest = found.entry.sha256 if found else None
         files.append(FileStatus(file.path, file.model, state, digest, file.stock.sha256, file.overlay_sha256))
     notes = list(target.notes)
+    adopted = [file.path for file in current.files if file.made_from is not None]
+    if adopted:
+        notes.append(f"adopted, so revert returns exactly what was found: {', '.join(adopted)}")
     if states.is_orphaned(current, target.version, situation.record):
         found_version = target.version or "none"
         notes.append(f"the receipt is for transformers {current.target.version}, found {found_version}")
@@ -103,8 +117,37 @@ def _status_with_receipt(
     return Status(overall, target, current, tuple(files), recovered, tuple(notes))
 
 
+def _status_with_hook(situation: Situation, recovered: Recovered | None) -> Status:
+    """Name the state of an environment whose overlays are served at import: the files themselves stay stock."""
+    from .hook import installed
+    from .hook.view import served_files
+
+    target, notes = situation.target, list(situation.target.notes)
+    hook = installed.load(situation.place)
+    assert hook is not None
+    served = () if target.version is None else served_files(target, Path(hook.bundle), hook.models)
+    files = tuple(
+        FileStatus(one.path, one.model, FileState.STOCK if one.served else FileState.FOREIGN, one.found, None, None)
+        for one in served
+    )
+    notes.append(f"overlays are served at import by {situation.place.tree.root / HOOK}; the files stay stock")
+    notes += [f"{one.path} is imported as it is: {one.why}" for one in served if not one.served]
+    if not Path(hook.start).is_file():
+        notes.append(f"{hook.start} is gone, so nothing is served: install the tool again or run `overlay revert`")
+        state = State.DRIFTED
+    elif target.version != hook.version:
+        notes.append(f"the hook was installed for transformers {hook.version}, found {target.version or 'none'}")
+        state = State.ORPHANED
+    else:
+        whole = all(one.served for one in served)
+        state = State.APPLIED if served and whole else State.PARTIAL
+    return Status(state, target, None, files, recovered, tuple(notes), mode="hook")
+
+
 def _is_stale(current: receipt.Receipt, bundle: Path) -> bool:
     """Tell whether the bundle has another overlay now for a text that is overlaid."""
+    if current.overlay_version.startswith(PREFIX):
+        return False  # not from the bundle
     if current.line not in catalog.lines(bundle):
         return False
     manifest = catalog.load(current.line, bundle)
@@ -112,7 +155,8 @@ def _is_stale(current: receipt.Receipt, bundle: Path) -> bool:
         return False
     latest = {(file.path, file.stock_sha256): file.overlay_sha256 for file in manifest.files}
     return any(
-        latest.get((file.path, file.stock.sha256), file.overlay_sha256) != file.overlay_sha256 for file in current.files
+        latest.get((file.path, file.made_from or file.stock.sha256), file.overlay_sha256) != file.overlay_sha256
+        for file in current.files
     )
 
 

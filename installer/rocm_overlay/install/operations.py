@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
 
 from . import catalog, planning, record, spec
 from .planning import Changes
@@ -19,15 +22,17 @@ from .session import (
     read_situation,
 )
 from .situation import Situation
-from .target import Target, resolve
+from .target import HOOK, Target, resolve
 from .transaction import journal, receipt, states
 from .transaction.apply import Done, execute, preflight
 from .transaction.decode import Reader
-from .transaction.errors import ForeignError, UnrecoveredError
+from .transaction.errors import ForeignError, UnrecoveredError, UnsupportedError, UsageError, WriteError
 from .transaction.lock import locked
-from .transaction.place import BLOBS, RECEIPT, STATE, Place, new_id
+from .transaction.place import BLOBS, LOCK, RECEIPT, STATE, Place, new_id
 from .transaction.recovery import Recovered, recover, set_aside
 from .transaction.signals import Signals
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -41,21 +46,33 @@ class Outcome:
     done: Done | None = None
     recovered: Recovered | None = None
     notes: tuple[str, ...] = ()
+    hook: str | None = None
+    """The hook file that was removed."""
 
 
-def install(options: Options, transformers: str, models: Sequence[str] | None = None) -> Outcome:
-    """Make the overlays of ``models`` (None: all) the full desired set of an environment."""
+def install(
+    options: Options,
+    transformers: str,
+    models: Sequence[str] | None = None,
+    *,
+    generated: Path | None = None,
+    adopt: bool = False,
+) -> Outcome:
+    """Make the overlays of ``models`` (None: all) the full desired set of an environment.
+
+    They come from the bundle, or from a folder that `overlay gen` made. ``adopt`` overlays edited files, too.
+    """
     target = resolve(site_packages=options.site_packages, python=options.python)
-    wanted = spec.parse(transformers, options.bundle)
-    manifest = spec.choose(wanted, target, options.bundle)
+    manifest = _choose(options, target, transformers, models, generated)
     chosen = planning.select_models(manifest, models)
     place = open_place(target)
+    _refuse_hook(place)
     recovered = heal(place, target, options)
 
     def plan() -> Changes:
-        return planning.plan_install(read_situation(place, target, options.bundle), manifest, chosen)
+        return planning.plan_install(read_situation(place, target, options.bundle), manifest, chosen, adopt=adopt)
 
-    changes = plan()
+    changes = _settled(place, plan)
     if options.dry_run:
         return Outcome("planned", target, changes, manifest, notes=target.notes)
     folders = {place.folder(path) for path in manifest.by_path()}
@@ -69,15 +86,50 @@ def install(options: Options, transformers: str, models: Sequence[str] | None = 
             return Outcome("nothing", target, changes, manifest, recovered=recovered, notes=target.notes)
         _keep_orphaned_receipt(place, target, changes)
         done, notes = _run(place, target, changes, options)
+    if changes.adopted:
+        notes = [*notes, f"adopted, so revert returns exactly what was found: {', '.join(changes.adopted)}"]
     return Outcome("installed", target, changes, manifest, done, recovered, (*target.notes, *notes))
 
 
+def _choose(
+    options: Options, target: Target, transformers: str, models: Sequence[str] | None, folder: Path | None
+) -> catalog.Manifest:
+    wanted = spec.parse(transformers, options.bundle)
+    if folder is None:
+        return spec.choose(wanted, target, options.bundle)
+    from . import generated
+
+    spec.require(wanted, target)
+    return generated.load(folder, target, models)
+
+
+def _refuse_hook(place: Place) -> None:
+    if HOOK in place.tree.names("."):
+        raise UsageError(
+            "hook-installed",
+            f"{place.tree.root / HOOK} serves overlays at import already (--mode hook).",
+            remedy="run `overlay revert` first, or keep the hook",
+            paths=[place.tree.root / HOOK],
+        )
+
+
 def revert(options: Options, *, force: bool = False) -> Outcome:
-    """Put every stock file back. Works without the bundle as long as our state folder is there."""
+    """Put every stock file back, and remove the hook. Works without the bundle as long as our state folder is there."""
+    from .hook import installed
+
+    target = resolve(site_packages=options.site_packages, python=options.python, allow_missing=True, writes=False)
+    hook = installed.remove(open_place(target), dry_run=options.dry_run, force=force)
+    if hook is not None and STATE not in open_place(target).tree.names("."):
+        action = "planned" if options.dry_run else "reverted"
+        return Outcome(action, target, Changes(None), notes=target.notes, hook=hook)
+    return replace(_revert_files(options, force=force), hook=hook)
+
+
+def _revert_files(options: Options, *, force: bool) -> Outcome:
     target = resolve(site_packages=options.site_packages, python=options.python, allow_missing=True)
     place = open_place(target)
     recovered = heal(place, target, options, force=force)
-    changes, notes = _plan_revert(place, target, options, force)
+    changes, notes = _settled(place, lambda: _plan_revert(place, target, options, force))
     if options.dry_run:
         return Outcome("planned", target, changes, notes=(*target.notes, *notes))
     if changes.plan is None:
@@ -107,6 +159,18 @@ def recover_only(options: Options) -> Outcome:
         removed = sum(place.tree.sweep(folder) for folder in sorted({*folders, STATE, BLOBS}))
     notes = (f"removed {removed} temporary file(s)",) if removed else ()
     return Outcome("recovered", target, Changes(None), recovered=recovered, notes=(*target.notes, *notes))
+
+
+def _settled(place: Place, plan: Callable[[], T]) -> T:
+    """Plan without the lock. What makes that refuse may be another command half way: then look again under the lock."""
+    try:
+        return plan()
+    except (ForeignError, UnsupportedError, UnrecoveredError):
+        if LOCK.rpartition("/")[2] not in place.tree.names(STATE):
+            raise
+        with contextlib.suppress(WriteError), locked(place, lock_seconds()):
+            return plan()
+        raise
 
 
 def _run(place: Place, target: Target, changes: Changes, options: Options) -> tuple[Done, list[str]]:

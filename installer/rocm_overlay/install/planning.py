@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import rocm_overlay
 
+from . import foreign
 from .catalog import FileEntry, Manifest
+from .nearest import nearest
 from .record import Record
 from .situation import Situation
 from .target import Target
@@ -22,6 +23,7 @@ from .transaction.entry import FILE, Entry, Observed
 from .transaction.errors import ForeignError, UnsupportedError, UsageError
 from .transaction.place import now_ns
 from .transaction.receipt import Receipt, ReceiptFile, ReceiptTarget
+from .transaction.states import MARKER
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Changes:
     unchanged: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
     """Files that are neither stock nor ours, and stay as they are."""
+    adopted: tuple[str, ...] = ()
+    """Files of ``installed`` whose text of other people is what revert returns."""
 
 
 def select_models(manifest: Manifest, names: Iterable[str] | None) -> tuple[str, ...]:
@@ -52,23 +56,24 @@ def select_models(manifest: Manifest, names: Iterable[str] | None) -> tuple[str,
         )
     unknown = [name for name in chosen if name not in known]
     if unknown:
-        near = difflib.get_close_matches(unknown[0].lower(), known, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        near = nearest(unknown[0], known)
+        hint = f"; did you mean {near}?" if near else ""
         raise UsageError(
             "unknown-model",
             f"--models: {', '.join(unknown)} is not among the models of {manifest.line}: {', '.join(known)}{hint}",
-            remedy=f"run `overlay install --transformers {manifest.line} --models {near[0] if near else known[0]}`, "
+            remedy=f"run `overlay install --transformers {manifest.line} --models {near or known[0]}`, "
             "or leave --models out for all of them",
         )
     return tuple(sorted(chosen))
 
 
-def plan_install(situation: Situation, manifest: Manifest, models: tuple[str, ...]) -> Changes:
+def plan_install(situation: Situation, manifest: Manifest, models: tuple[str, ...], *, adopt: bool = False) -> Changes:
     """Plan the full desired set: these models overlaid, everything else stock.
 
-    Raises ForeignError for edited files and UnsupportedError for stock texts that no overlay was made for.
+    Raises ForeignError for edited files, unless ``adopt``: then they are overlaid, too, and what they hold now is what
+    revert returns. Raises UnsupportedError for stock texts that no overlay was made for.
     """
-    run = _Install(situation, manifest)
+    run = _Install(situation, manifest, adopt)
     wanted = {path: entries for path, entries in manifest.by_path().items() if entries[0].model in models}
     for path, entries in wanted.items():
         run.want(path, entries)
@@ -81,9 +86,11 @@ def plan_install(situation: Situation, manifest: Manifest, models: tuple[str, ..
 
 
 class _Install:
-    def __init__(self, situation: Situation, manifest: Manifest) -> None:
+    def __init__(self, situation: Situation, manifest: Manifest, adopt: bool) -> None:
         self.s = situation
         self.manifest = manifest
+        self.adopt = adopt
+        self.adopted: list[str] = []
         self.old = situation.receipt.by_path() if situation.receipt else {}
         self.steps: list[Step] = []
         self.files: list[ReceiptFile] = []
@@ -109,10 +116,12 @@ class _Install:
             self.installed.append(path)
         elif old is not None and digest == old.overlay_sha256:
             self._keep_or_update(found, old, fitting)
-        elif any(digest == entry.overlay_sha256 for entry in entries):
-            self._adopt(path, found, next(entry for entry in entries if digest == entry.overlay_sha256))
+        elif any(digest == entry.overlay_sha256 and entry.edits for entry in entries):
+            self._recognise(path, found, next(entry for entry in entries if digest == entry.overlay_sha256))
         elif digest == recorded:
             self.unseen.append((path, digest))
+        elif self.adopt and old is None and not found.data.startswith(MARKER):
+            self._adopt(path, found, entries)
         else:
             self._foreign(path, found)
 
@@ -139,9 +148,12 @@ class _Install:
                 "edited-files",
                 f"{len(self.foreign)} file(s) are neither the stock text of transformers {version} nor ours: "
                 + "; ".join(f"{self.s.target.package / path} {what}" for path, what in self.foreign)
-                + ". Nothing was written.",
+                + "."
+                + foreign.culprit(self.s.target, self.s.record)
+                + " Nothing was written.",
                 remedy="keep your edits elsewhere and reinstall transformers "
-                f"(`{_reinstall(self.s.target)}`), or leave these models out with --models",
+                f"(`{_reinstall(self.s.target)}`), leave these models out with --models, or overlay them as they are "
+                "with --adopt: revert then returns exactly their text",
                 paths=paths,
             )
         if self.unseen:
@@ -181,9 +193,18 @@ class _Install:
             receipt_after=receipt.to_json(),
             keep=tuple(self.keep),
         )
-        return Changes(plan, *map(tuple, (self.installed, self.updated, self.removed, self.unchanged)))
+        return Changes(
+            plan,
+            installed=tuple(self.installed),
+            updated=tuple(self.updated),
+            removed=tuple(self.removed),
+            unchanged=tuple(self.unchanged),
+            adopted=tuple(self.adopted),
+        )
 
-    def _overlay(self, found: Observed, entry: FileEntry, stock: Entry, had_pyc: tuple[str, ...]) -> None:
+    def _overlay(
+        self, found: Observed, entry: FileEntry, stock: Entry, had_pyc: tuple[str, ...], *, adopted: bool = False
+    ) -> None:
         """Plan to replace what was found by the overlay of ``entry``; ``stock`` is what revert restores."""
         data = entry.overlay_bytes()
         avoided = dataclasses.replace(found, seconds=found.seconds | {stock.mtime_ns // 10**9})
@@ -191,20 +212,34 @@ class _Install:
             found.entry.as_file(), sha256=entry.overlay_sha256, size=len(data), mtime_ns=avoided.fresh_mtime(now_ns())
         )
         self.steps.append(Step(entry.path, found, after, data))
-        self.files.append(ReceiptFile(entry.path, entry.model, stock, entry.overlay_sha256, had_pyc))
+        made_from = entry.stock_sha256 if adopted else None
+        self.files.append(ReceiptFile(entry.path, entry.model, stock, entry.overlay_sha256, had_pyc, made_from))
 
     def _keep_or_update(self, found: Observed, old: ReceiptFile, fitting: dict[str, FileEntry]) -> None:
-        entry = fitting.get(old.stock.sha256)
+        entry = fitting.get(old.made_from or old.stock.sha256)
         if entry is None:
             self.unseen.append((old.path, old.stock.sha256))
         elif entry.overlay_sha256 == old.overlay_sha256:
             self.files.append(old)
             self.unchanged.append(old.path)
         else:
-            self._overlay(found, entry, old.stock, old.had_pyc)
+            self._overlay(found, entry, old.stock, old.had_pyc, adopted=old.made_from is not None)
             self.updated.append(old.path)
 
-    def _adopt(self, path: str, found: Observed, entry: FileEntry) -> None:
+    def _adopt(self, path: str, found: Observed, entries: tuple[FileEntry, ...]) -> None:
+        """Overlay a text that somebody else wrote, as they asked: what is there now is what revert will return."""
+        recorded, version = self.s.record.get(path), self.s.target.version
+        fitting = [
+            one for one in entries if recorded == one.stock_sha256 or (recorded is None and version in one.releases)
+        ]
+        if len(fitting) != 1:
+            self._foreign(path, found)
+            return
+        self._overlay(found, fitting[0], found.entry, compiled(self.s.place, path), adopted=True)
+        self.installed.append(path)
+        self.adopted.append(path)
+
+    def _recognise(self, path: str, found: Observed, entry: FileEntry) -> None:
         """Our text without a receipt (the state folder was lost): write the receipt anew, from the bundle."""
         if self.s.record.get(path) not in (None, entry.stock_sha256):
             self._foreign(path, found)

@@ -69,6 +69,19 @@ def choose(wanted: Wanted, target: Target, bundle: Path) -> catalog.Manifest:
     return catalog.load(line, bundle)
 
 
+def require(wanted: Wanted, target: Target) -> None:
+    """Check that the installed release is one that was asked for, whatever the bundle has. Raises UnsupportedError."""
+    from packaging.specifiers import SpecifierSet
+
+    if target.version is None or not SpecifierSet(wanted.specifier).contains(target.version, prereleases=False):
+        raise UnsupportedError(
+            "unsupported-version",
+            f"--transformers {wanted.text} does not include transformers {target.version} in {target.package}.",
+            remedy=f"generate overlays for the release that is installed and pass --transformers {target.version}",
+            paths=[target.package],
+        )
+
+
 def supported(bundle: Path) -> str:
     """Say which releases the bundle knows."""
     parts = []

@@ -18,6 +18,7 @@ from .transaction.errors import TargetError
 from .transaction.place import STATE
 
 PACKAGE = "transformers"
+HOOK = "amd-overlay-hook.pth"
 _VERSION_LITERAL = re.compile(rb"""^__version__\s*=\s*["']([^"']+)["']""", re.MULTILINE)
 _METADATA_VERSION = re.compile(rb"^Version:\s*(\S+)", re.MULTILINE)
 
@@ -37,6 +38,8 @@ class Target:
     pycache_prefix: Path | None
     cache_tag: str | None
     notes: tuple[str, ...] = ()
+    others: tuple[Path, ...] = ()
+    """Further copies of the package on the interpreter's path, which are not used."""
 
     @property
     def package(self) -> Path:
@@ -65,6 +68,7 @@ class _Candidate:
     site: Path | None
     view: View | None
     notes: tuple[str, ...] = ()
+    others: tuple[Path, ...] = ()
 
     def describe(self) -> str:
         where = "no transformers" if self.site is None else str(self.site / PACKAGE)
@@ -77,12 +81,14 @@ def resolve(
     python: str | None = None,
     environ: Mapping[str, str] | None = None,
     allow_missing: bool = False,
+    writes: bool = True,
 ) -> Target:
     """Return the transformers to work on.
 
     Order: ``site_packages``, ``python``, $VIRTUAL_ENV, $CONDA_PREFIX, the running interpreter. Raises TargetError
     where there is none, where two of the implicit ones disagree, or where the one found must not be changed. With
-    ``allow_missing`` an environment that only has our state folder left is returned too.
+    ``allow_missing`` an environment that only has our state folder or hook left is returned too. Without ``writes``
+    nothing below the package will be changed, so that links, checkouts and system Pythons are fine.
     """
     if site_packages is not None and python is not None:
         raise TargetError(
@@ -91,10 +97,12 @@ def resolve(
             remedy="leave one of the two options out",
         )
     if site_packages is not None:
-        return _examine(_given_folder(site_packages, allow_missing), allow_missing)
-    if python is not None:
-        return _examine(_from_python("--python", _interpreter(python), allow_missing), allow_missing)
-    return _examine(_implicit(os.environ if environ is None else environ, allow_missing), allow_missing)
+        candidate = _given_folder(site_packages, allow_missing)
+    elif python is not None:
+        candidate = _from_python("--python", _interpreter(python), allow_missing)
+    else:
+        candidate = _implicit(os.environ if environ is None else environ, allow_missing)
+    return _examine(candidate, allow_missing, writes)
 
 
 def _given_folder(folder: Path, allow_missing: bool) -> _Candidate:
@@ -178,7 +186,7 @@ def _from_python(origin: str, executable: Path, allow_missing: bool) -> _Candida
         site = next((Path(os.path.realpath(entry)) for entry in normal.path if _has_state(Path(entry))), None)
     if site is None:
         _refuse_unusual(normal)
-    return _Candidate(f"{origin} {executable}", site, normal, tuple(notes))
+    return _Candidate(f"{origin} {executable}", site, normal, tuple(notes), tuple(others))
 
 
 def _winner(view: View) -> Path | None:
@@ -223,14 +231,14 @@ def _namespace(folder: Path) -> TargetError:
 
 
 def _has_state(site: Path) -> bool:
-    return (site / STATE).is_dir()
+    return (site / STATE).is_dir() or (site / HOOK).is_file()
 
 
 def _holds(site: Path, allow_missing: bool) -> bool:
     return (site / PACKAGE).is_dir() or (allow_missing and _has_state(site))
 
 
-def _examine(candidate: _Candidate, allow_missing: bool) -> Target:
+def _examine(candidate: _Candidate, allow_missing: bool, writes: bool) -> Target:
     """Read version and origin of the package found, and refuse what must not be changed."""
     site, view = candidate.site, candidate.view
     if site is None:
@@ -245,7 +253,7 @@ def _examine(candidate: _Candidate, allow_missing: bool) -> Target:
     if gone and not (allow_missing and _has_state(site)):
         raise _namespace(package)
     dist_info = None if gone else _dist_info(site)
-    if not gone:
+    if not gone and writes:
         _refuse_links(site, package)
         _refuse_development(site, dist_info, view)
         _refuse_managed(site, view)
@@ -268,6 +276,7 @@ def _examine(candidate: _Candidate, allow_missing: bool) -> Target:
         pycache_prefix=Path(view.pycache_prefix) if view and view.pycache_prefix else None,
         cache_tag=view.cache_tag if view else None,
         notes=tuple(notes),
+        others=candidate.others,
     )
 
 
@@ -305,6 +314,10 @@ def _refuse_development(site: Path, dist_info: Path | None, view: View | None) -
         for direct in folder.glob(f"{PACKAGE}-*.dist-info/direct_url.json"):
             if _is_editable(direct):
                 raise _editable(site / PACKAGE, direct)
+    for folder in [site, *(map(Path, view.path) if view is not None else ())]:
+        for link in (folder / f"{PACKAGE}.egg-link", site / f"{PACKAGE}.egg-info"):
+            if link.exists():
+                raise _editable(site / PACKAGE, link)
     for root in (site / PACKAGE, site, *((site.parent,) if site.name == "src" else ())):
         if any((root / name).exists() for name in (".git", ".hg", ".jj")):
             raise TargetError(

@@ -16,56 +16,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
+
+from . import others
+from .inputs import KINDS, Inputs
 
 Outputs = dict[str, torch.Tensor]
-
-FIRST_TOKEN = 3  # below: pad, bos and eos of most vocabularies
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Seeded token ids for every case.
-
-    ids: int64 [batch, length]; pads: how many positions of row 0 are padding; new_tokens: length of every generate.
-    """
-
-    ids: torch.Tensor
-    pads: int
-    new_tokens: int
-
-    @classmethod
-    def seeded(cls, vocab: int, *, seed: int = 0, batch: int = 2, length: int = 20, new_tokens: int = 8) -> Inputs:
-        """Draw ids from a generator of their own, so that weights and inputs do not depend on each other."""
-        if length < 8:
-            raise ValueError(
-                f"length is {length}; at least 8 positions are needed to cut three chunks and a padded head"
-            )
-        generator = torch.Generator().manual_seed(seed)
-        ids = torch.randint(FIRST_TOKEN, vocab, (batch, length), generator=generator)
-        return cls(ids, pads=length // 3, new_tokens=new_tokens)
-
-    def to(self, device: torch.device) -> Inputs:
-        """Return the same inputs on ``device``."""
-        return Inputs(self.ids.to(device), self.pads, self.new_tokens)
-
-    def mask(self, *, left: bool) -> torch.Tensor:
-        """Return an attention mask int64 [batch, length] with row 0 padded on one side."""
-        mask = torch.ones_like(self.ids)
-        if left:
-            mask[0, : self.pads] = 0
-        else:
-            mask[0, -self.pads :] = 0
-        return mask
 
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison: ``run(model, inputs)``; ``eager_only`` cases need an implementation that returns weights."""
+    """One comparison: ``run(model, inputs)`` for the kinds of models that it knows (`inputs.KINDS`).
+
+    ``eager_only`` cases need an implementation that returns weights.
+    """
 
     name: str
     run: Callable[[Any, Inputs], Outputs]
     training: bool = False
     eager_only: bool = False
+    kinds: tuple[str, ...] = ("causal",)
 
 
 def cache_tensors(cache: Any) -> Outputs:
@@ -223,22 +193,171 @@ def hidden_states(model: Any, inputs: Inputs) -> Outputs:
     return {f"hidden{index}": states for index, states in enumerate(out.hidden_states)}
 
 
+def sampling(model: Any, inputs: Inputs) -> Outputs:
+    """Sampling with a seed: the same draws must give the same tokens."""
+    torch.manual_seed(inputs.seed)
+    with _no_early_stop(model):
+        out = model.generate(
+            inputs.ids, max_new_tokens=inputs.new_tokens, do_sample=True, top_k=20, temperature=0.8,
+            return_dict_in_generate=True, output_logits=True,
+        )  # fmt: skip
+    return {"tokens": out.sequences[:, inputs.ids.shape[1] :], "logits": torch.stack(out.logits, dim=1)}
+
+
+def sliding_cache(model: Any, inputs: Inputs) -> Outputs:
+    """Greedy generation on a preallocated cache that holds no more than the window."""
+    mask = inputs.mask(left=True)
+    return _generate(model, inputs, attention_mask=mask, cache_implementation="sliding_window", disable_compile=True)
+
+
+def quantised_cache(model: Any, inputs: Inputs) -> Outputs:
+    """Greedy generation on a quantised cache; needs optimum-quanto or hqq."""
+    return _generate(model, inputs, cache_implementation="quantized", cache_config={"nbits": 4})
+
+
+@torch.no_grad()
+def compiled(model: Any, inputs: Inputs) -> Outputs:
+    """Two calls of the compiled model: the first may pack weights, the second runs what the first compiled."""
+    backend = "inductor" if inputs.ids.device.type == "cuda" else "aot_eager"
+    reset: Any = torch._dynamo.reset
+    reset()
+    try:
+        run: Any = torch.compile(model, backend=backend)
+        return {f"logits{call}": run(inputs.ids, use_cache=False).logits for call in range(2)}
+    finally:
+        reset()
+
+
+@torch.no_grad()
+def updated_weights(model: Any, inputs: Inputs) -> Outputs:
+    """Weights that change after the first forward, in place and by replacement: nothing packed may be stale."""
+    found = {"logits0": model(inputs.ids, use_cache=False).logits}
+    linears = _linears(model)
+    saved = [module.weight.data.clone() for module in linears]
+    try:
+        for module in linears:
+            module.weight.data.mul_(1.25)
+        found["logits1"] = model(inputs.ids, use_cache=False).logits
+        for module, weight in zip(linears, saved, strict=True):
+            module.weight = nn.Parameter(weight * 0.75, requires_grad=module.weight.requires_grad)
+        found["logits2"] = model(inputs.ids, use_cache=False).logits
+    finally:
+        for module, weight in zip(linears, saved, strict=True):
+            module.weight = nn.Parameter(weight, requires_grad=module.weight.requires_grad)
+    return found
+
+
+@torch.no_grad()
+def hooks(model: Any, inputs: Inputs) -> Outputs:
+    """A forward hook on every inner Linear that changes its result: a path around the module would miss it."""
+    handles = [module.register_forward_hook(lambda module, args, output: output * 1.25) for module in _linears(model)]
+    try:
+        return {"logits": model(inputs.ids, use_cache=False).logits}
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Adapter(nn.Module):
+    """Stands for an adapter such as PEFT's: it wraps a Linear, shows its weight and adds to its result."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base_layer = base
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.base_layer.weight
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        return self.base_layer.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        base: torch.Tensor = self.base_layer(x)
+        return base + 0.25 * base.roll(1, -1)
+
+
+@torch.no_grad()
+def adapter(model: Any, inputs: Inputs) -> Outputs:
+    """Every inner Linear behind a wrapper with a ``weight`` of the same shape, as adapters are built."""
+    places = [
+        (owner, name, child)
+        for owner in model.modules()
+        for name, child in owner.named_children()
+        if type(child) is nn.Linear and child is not model.get_output_embeddings()
+    ]
+    try:
+        for owner, name, child in places:
+            setattr(owner, name, _Adapter(child))
+        return {"logits": model(inputs.ids, use_cache=False).logits}
+    finally:
+        for owner, name, child in places:
+            setattr(owner, name, child)
+
+
+def _linears(model: Any) -> list[nn.Linear]:
+    """Every exact Linear but the head, whose weight may be that of the embedding."""
+    head = model.get_output_embeddings()
+    return [module for module in model.modules() if type(module) is nn.Linear and module is not head]
+
+
+@torch.no_grad()
+def rounding(model: Any, inputs: Inputs) -> Outputs:
+    """The norms alone. In half precision where a norm rounds is seen in how many elements differ, not in how much."""
+    found: Outputs = {}
+    generator = torch.Generator().manual_seed(inputs.seed)
+    for module in model.modules():
+        if not _is_norm(module) or f"ulps.{type(module).__name__}" in found:
+            continue
+        weight = next(module.parameters())
+        x = torch.randn(4, 64, weight.shape[0], generator=generator).to(weight.device, weight.dtype)
+        found[f"ulps.{type(module).__name__}"] = module(x)
+    if not found:
+        raise ValueError("the model has no norm with a single weight")
+    return found
+
+
+def _is_norm(module: nn.Module) -> bool:
+    parameters = list(module.parameters())
+    return "Norm" in type(module).__name__ and len(parameters) == 1 and parameters[0].dim() == 1
+
+
+def _all_but(*kinds: str) -> tuple[str, ...]:
+    return tuple(kind for kind in KINDS if kind not in kinds)
+
+
 CASES: dict[str, Case] = {
     case.name: case
     for case in (
+        Case("forward", others.forward, kinds=_all_but("causal")),
         Case("prefill", prefill),
         Case("decode", decode),
         Case("chunked", chunked),
         Case("padded", padded),
+        Case("padded-encoder", others.padded, kinds=("encoder", "seq2seq")),
         Case("packed", packed),
         Case("greedy", greedy),
         Case("greedy-left-padded", greedy_left_padded),
+        Case("generate", others.generate, kinds=("seq2seq", "vlm")),
+        Case("generate-beam", others.generate_beam, kinds=("seq2seq", "vlm")),
         Case("static-cache", static_cache),
+        Case("sliding-cache", sliding_cache),
+        Case("quantised-cache", quantised_cache),
         Case("beam", beam),
+        Case("sampling", sampling),
+        Case("rounding", rounding, kinds=KINDS),
+        Case("updated-weights", updated_weights),
+        Case("hooks", hooks),
+        Case("adapter", adapter),
         Case("hidden-states", hidden_states),
+        Case("hidden-states-of", others.hidden_states, kinds=_all_but("causal")),
         Case("attentions", attentions, eager_only=True),
+        Case("attentions-of", others.attentions, eager_only=True, kinds=_all_but("causal")),
         Case("training-step", training_step, training=True),
+        Case("training-step-of", others.training_step, training=True, kinds=_all_but("causal")),
         Case("padded-training-step", padded_training_step, training=True),
         Case("gradient-checkpointing", gradient_checkpointing, training=True),
+        Case("compiled", compiled),
     )
 }

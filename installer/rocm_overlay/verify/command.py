@@ -11,9 +11,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ..install.transaction.errors import OverlayError, UsageError
+from ..install.transaction.errors import OverlayError, UsageError, WriteError
 from . import plan, report, target
-from .workers import Setup, Step, run_all
+from .workers import Results, Setup, Step, run_all
 
 SEED = 0
 
@@ -26,6 +26,10 @@ def run(
     toggles: Sequence[str] | None = None,
     dtype: str = "float32",
     max_new_tokens: int = 8,
+    cases: str | None = None,
+    save: Path | None = None,
+    compare: Path | None = None,
+    json_file: Path | None = None,
     json_output: bool = False,
 ) -> int:
     """Compare stock and overlaid code on a saved model and print the outcome; return the exit code.
@@ -33,46 +37,77 @@ def run(
     0: every run that could be made is within tolerance. 1: a case deviates or a process crashed. 2: usage. 3: no
     overlay for this model or text. 4: the installed file was edited. 8: a damaged bundle. 9: no usable interpreter.
     """
-    start = time.perf_counter()
     notes = Console(stderr=True)
+    codes = []
     try:
-        setup, runs = prepare(Path(model), python, tiers, toggles or (), dtype, max_new_tokens)
-        steps = len(setup.cases) * len(setup.implementations) * (1 + len(runs))
-        with _progress(notes, steps) as step:
-            results = run_all(setup, runs, step)
+        for name in plan.parse_dtypes(dtype):
+            start = time.perf_counter()
+            setup, runs = prepare(
+                Path(model), python, tiers, toggles or (), name, max_new_tokens, cases=cases, save=save, compare=compare
+            )
+            steps = len(setup.cases) * len(setup.implementations) * (1 + len(runs))
+            with _progress(notes, steps) as step:
+                results = run_all(setup, runs, step)
+            _write(setup, results, time.perf_counter() - start, json_file, json_output)
+            codes.append(report.exit_code(results))
     except OverlayError as error:
         if json_output:
             report.write_error_json(error, sys.stdout)
         notes.print(f"overlay verify: {error.message}", highlight=False, markup=False, soft_wrap=True)
         notes.print(f"  {error.remedy}", highlight=False, markup=False, soft_wrap=True)
         return error.code
-    seconds = time.perf_counter() - start
+    return max(codes)
+
+
+def _write(setup: Setup, results: Results, seconds: float, json_file: Path | None, json_output: bool) -> None:
+    if json_file is not None:
+        try:
+            with json_file.open("a", encoding="utf-8") as stream:
+                report.write_json(setup, results, seconds, stream)
+        except OSError as error:
+            message = f"{json_file} cannot be written: {error.strerror}"
+            raise WriteError("report-unwritable", message, remedy="name another file with --json-file") from None
     if json_output:
         report.write_json(setup, results, seconds, sys.stdout)
     else:
         report.write_table(setup, results, seconds, _output())
-    return report.exit_code(results)
 
 
 def prepare(
-    model: Path, python: str | None, tiers: str | None, toggles: Sequence[str], dtype: str, max_new_tokens: int
+    model: Path,
+    python: str | None,
+    tiers: str | None,
+    toggles: Sequence[str],
+    dtype: str,
+    max_new_tokens: int,
+    *,
+    cases: str | None = None,
+    save: Path | None = None,
+    compare: Path | None = None,
 ) -> tuple[Setup, list[plan.Run]]:
     """Check everything that the user gave, cheapest first, before any model is loaded."""
     runs = plan.plan_runs(plan.parse_tiers(tiers), toggles)
     if max_new_tokens < 1:
         raise UsageError("bad-length", f"--max-new-tokens is {max_new_tokens}", remedy="use 1 or more")
     plan.check_dtype(dtype)
-    model_type = target.read_model_type(model)
+    chosen = plan.parse_cases(cases)
+    if compare is not None and not compare.is_file():
+        remedy = "pass a file that `overlay verify --save` wrote"
+        raise UsageError("no-reference", f"{compare} is no file", remedy=remedy, paths=[compare])
+    found = target.read_model(model)
     interpreter = target.probe(python)
     setup = Setup(
         interpreter=interpreter,
-        model=model.resolve(),
-        sources=target.find_sources(interpreter, model_type),
+        model=found.path.resolve(),
+        sources=target.find_sources(interpreter, *found.types),
         dtype=dtype,
         seed=SEED,
         max_new_tokens=max_new_tokens,
-        cases=plan.CASES,
+        cases=chosen,
         implementations=plan.IMPLEMENTATIONS,
+        seeded=found.seeded,
+        save=save,
+        compare=compare,
     )
     return setup, runs
 

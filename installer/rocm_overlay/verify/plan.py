@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..install.transaction.errors import UsageError
@@ -11,16 +11,25 @@ from ..install.transaction.errors import UsageError
 SINGLE = ("USE_FUSED_PROJECTIONS", "USE_OPTIMIZED_OPS", "USE_AITER_ATTENTION", "USE_AITER_GEMM")
 ACCEPTED = (*SINGLE, "USE_PRESHUFFLE", "PRESHUFFLE_M_THRESH", "FORCE_EAGER_ATTENTION")
 TIERS = ("torch", "eager", "triton", "aiter")
+ANY = "any"  # whatever settings of its own a run chooses among all tiers
 # A tier alone could not run a model whose other ops it lacks: below it the tiers that always work take over.
 WITH_FALLBACK = {
     "eager": "eager",
     "torch": "torch,eager",
     "triton": "triton,torch,eager",
     "aiter": "aiter,torch,eager",
+    "any": "aiter,triton,torch,eager",
 }
 DTYPES = ("float32", "bfloat16", "float16")
-# The inference cases; training and recorded outputs are for the test suite.
-CASES = ("prefill", "chunked", "padded", "packed", "greedy", "greedy-left-padded", "static-cache", "beam")
+# What is run unless --cases says otherwise: inference. A kind of model takes those that are for it.
+CASES = (
+    "forward", "prefill", "decode", "chunked", "padded", "padded-encoder", "packed", "greedy", "greedy-left-padded",
+    "generate", "generate-beam", "static-cache", "sliding-cache", "quantised-cache", "beam", "sampling", "rounding",
+    "updated-weights", "hooks", "adapter", "hidden-states", "hidden-states-of", "attentions", "attentions-of",
+)  # fmt: skip
+# They need the memory of gradients, or a compiler.
+MORE = ("training-step", "training-step-of", "padded-training-step", "gradient-checkpointing", "compiled")
+QUICK = ("forward", "prefill", "decode", "padded", "padded-encoder", "greedy", "generate")
 IMPLEMENTATIONS = ("sdpa", "eager")
 
 
@@ -31,6 +40,7 @@ class Run:
     label: str
     tier: str
     toggles: dict[str, str]
+    limits: dict[str, str] = field(default_factory=dict)  # more keywords: ``stock`` and ``op_tiers``
 
     @property
     def id(self) -> str:
@@ -43,6 +53,7 @@ class Run:
         return {
             **{name.lower(): value for name, value in self.toggles.items()},
             **({} if self.tier == "off" else {"tiers": WITH_FALLBACK[self.tier]}),
+            **self.limits,
         }
 
     def as_json(self) -> dict[str, Any]:
@@ -80,6 +91,28 @@ def parse_tiers(text: str | None) -> list[str]:
         )
         raise UsageError("bad-tiers", message, remedy=f"use a comma list of {', '.join(TIERS)}")
     return list(dict.fromkeys(tiers))
+
+
+def parse_cases(text: str | None) -> tuple[str, ...]:
+    """Read ``--cases``: ``quick``, ``default``, ``all``, or a comma list of names."""
+    if text is None or text == "default":
+        return CASES
+    if text in ("quick", "all"):
+        return QUICK if text == "quick" else CASES + MORE
+    chosen = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    unknown = [name for name in chosen if name not in CASES + MORE]
+    if unknown or not chosen:
+        message = (
+            f"--cases {text!r} {'names ' + repr(unknown[0]) + ', which is no case' if unknown else 'names no case'}"
+        )
+        remedy = f"use quick, default, all, or a comma list of {', '.join(CASES + MORE)}"
+        raise UsageError("bad-cases", message, remedy=remedy)
+    return chosen
+
+
+def parse_dtypes(text: str) -> tuple[str, ...]:
+    """Read a comma list of dtypes."""
+    return tuple(dict.fromkeys(check_dtype(part.strip()) for part in text.split(",")))
 
 
 def plan_runs(tiers: Sequence[str], toggle_sets: Sequence[str]) -> list[Run]:

@@ -39,6 +39,7 @@ def write_json(setup: Setup, results: Results, seconds: float, stream: TextIO) -
         "sources": [source.as_json() for source in setup.sources],
         "runs": [run.as_json() for run in results.runs],
         "not_compared": results.not_compared,
+        "nan_weights": results.nan_weights,
         "tolerances": tolerances.as_json(),
         "seconds": seconds,
     }
@@ -77,6 +78,10 @@ def _heading(setup: Setup, results: Results) -> Iterator[tuple[str, str]]:
     for source in setup.sources:
         texts = f"stock {source.stock_sha256[:12]} against overlay {source.overlay_sha256[:12]}"
         yield "source", f"{source.path}: {texts}; installed is {source.installed}"
+    if results.nan_weights:
+        yield "weights", f"NaN in {', '.join(results.nan_weights[:5])}: outputs are compared NaN for NaN"
+    if setup.compare is not None:
+        yield "reference", f"{setup.compare}, saved elsewhere: no bits are asked for, also with toggles off"
     yield "device", f"{results.device}, {setup.dtype}, attention {' and '.join(setup.implementations)}"
     if found.amd_ops is None:
         yield "amd_ops", "not installed in that interpreter: the one of this program was used"
@@ -145,6 +150,8 @@ def _why(run: RunResult) -> str:
 
 
 def _details(run: RunResult) -> Iterator[str]:
+    if run.culprit is not None:
+        yield f"culprit: {run.run.id}: {culprit_text(run.culprit)}"
     for case in run.deviating:
         where = f"deviates: {run.run.id}: {case['implementation']} {case['case']}"
         if case["error"]:
@@ -153,6 +160,18 @@ def _details(run: RunResult) -> Iterator[str]:
             yield from (f"{where}: {_deviation(item, case)}" for item in case["deviating"])
     if run.status == "crashed":
         yield f"crashed: {run.run.id}: {run.message}"
+
+
+def culprit_text(found: dict[str, Any]) -> str:
+    """Say in one line which op, tier and layer a bisect named."""
+    parts = []
+    for item in found["switches"]:
+        name = item["op"] or " or ".join(item["functions"]) or item["switch"]
+        tier = f" on tier {item['tier']}" if item["tier"] else ""
+        parts.append(f"{name}{tier} (switch {item['switch']})")
+    if found["layer"]:
+        parts.append(f"first seen in {found['layer']['path']} ({found['layer']['class']})")
+    return "; ".join([*parts, *([found["note"]] if found["note"] else [])])
 
 
 def _deviation(item: dict[str, Any], case: dict[str, Any]) -> str:
@@ -164,4 +183,5 @@ def _deviation(item: dict[str, Any], case: dict[str, Any]) -> str:
     return (
         f"{item['name']}: max rel {_number(item['max_rel']):.2e} (allowed {case['allowed_rel']:.0e}), "
         f"max abs {_number(item['max_abs']):.2e}, cosine {item['cosine']:.8f}"
+        + (f", KL {item['kl']:.1e}" if item.get("kl") is not None else "")
     )

@@ -82,22 +82,60 @@ class Source:
         return {name: getattr(self, name) for name in names}
 
 
-def read_model_type(folder: Path) -> str:
-    """Return the ``model_type`` of a saved model; `UsageError` when the folder does not hold one."""
-    config = folder / "config.json"
-    remedy = "pass --model a folder that save_pretrained wrote (config.json and the weights)"
+@dataclass(frozen=True)
+class Model:
+    """What is verified: a folder of a saved model, or a configuration alone, whose weights are then seeded."""
+
+    path: Path
+    types: tuple[str, ...]  # the model type, then those of the parts (text, vision)
+    seeded: bool
+
+
+def read_model(path: Path) -> Model:
+    """Read what ``--model`` names. Raises UsageError for what is no model, and for a checkpoint that lacks a shard."""
+    seeded = path.is_file()
+    config = path if seeded else path / "config.json"
+    remedy = "pass --model a folder that save_pretrained wrote (config.json and the weights), or a config.json alone"
     if not config.is_file():
-        found = "has no config.json" if folder.is_dir() else "is not a folder"
-        raise UsageError("model-not-found", f"{folder} {found}", remedy=remedy, paths=[folder])
-    try:
-        content = json.loads(config.read_bytes())
-    except (ValueError, OSError) as error:
-        message = f"{config} cannot be read as JSON: {error}"
-        raise UsageError("model-unreadable", message, remedy=remedy, paths=[config]) from None
+        found = "has no config.json" if path.is_dir() else "is not a folder"
+        raise UsageError("model-not-found", f"{path} {found}", remedy=remedy, paths=[path])
+    content = _json(config, remedy)
     model_type = content.get("model_type") if isinstance(content, dict) else None
     if not isinstance(model_type, str):
         raise UsageError("model-unreadable", f"{config} names no model_type", remedy=remedy, paths=[config])
-    return model_type
+    parts = [value.get("model_type") for value in content.values() if isinstance(value, dict)]
+    types = dict.fromkeys([model_type, *(part for part in parts if isinstance(part, str))])
+    if not seeded:
+        _check_shards(path)
+    return Model(config if seeded else path, tuple(types), seeded)
+
+
+def read_model_type(folder: Path) -> str:
+    """Return the ``model_type`` of a saved model; `UsageError` when the folder does not hold one."""
+    return read_model(folder).types[0]
+
+
+def _json(path: Path, remedy: str) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, OSError) as error:
+        message = f"{path} cannot be read as JSON: {error}"
+        raise UsageError("model-unreadable", message, remedy=remedy, paths=[path]) from None
+
+
+def _check_shards(folder: Path) -> None:
+    """Every file that the index of a sharded checkpoint names must be there: loaders say less clearly what is not."""
+    for index in sorted(folder.glob("*.index.json")):
+        remedy = f"download {folder} again, whole"
+        content = _json(index, remedy)
+        named = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(named, dict):
+            message = f"{index} has no weight_map"
+            raise UsageError("model-unreadable", message, remedy=remedy, paths=[index])
+        missing = sorted({str(name) for name in named.values()} - {path.name for path in folder.iterdir()})
+        if missing:
+            message = f"{folder} lacks {len(missing)} of its shards: {', '.join(missing[:3])}"
+            raise UsageError("model-incomplete", message, remedy=remedy, paths=[folder / name for name in missing])
 
 
 def probe(python: str | None) -> Interpreter:
@@ -130,18 +168,18 @@ def probe(python: str | None) -> Interpreter:
     )
 
 
-def find_sources(interpreter: Interpreter, model_type: str) -> list[Source]:
-    """Return both texts of every modeling file of a model type, chosen by the hash of the installed file.
+def find_sources(interpreter: Interpreter, *model_types: str) -> list[Source]:
+    """Return both texts of every modeling file of the model types, chosen by the hash of the installed file.
 
-    Raises UnsupportedError when there is no overlay for the type or for the installed text, ForeignError when the
-    file was edited, BundleError when a file of this program is damaged.
+    Raises UnsupportedError when there is no overlay for any of the types or for the installed text, ForeignError when
+    the file was edited, BundleError when a file of this program is damaged.
     """
     every = [entry for line in catalog.lines() for entry in catalog.load(line).files]
-    entries = [entry for entry in every if entry.model == model_type]
+    entries = [entry for entry in every if entry.model in model_types]
     if not entries:
         raise UnsupportedError(
             "no-overlay",
-            f"there is no overlay for model type {model_type!r}",
+            f"there is no overlay for model type {model_types[0]!r}",
             remedy=f"models with an overlay: {', '.join(sorted({entry.model for entry in every}))}",
         )
     return [_source(interpreter, path, entries) for path in sorted({entry.path for entry in entries})]

@@ -16,6 +16,10 @@ class Tolerance:
 
 BITWISE = Tolerance(0.0, "toggles off run stock's own expressions: every bit is the same")
 
+# Of a norm's elements in half precision, on torch's tiers: another order of sums moves few over a rounding edge,
+# another place of the rounding moves many (measured: 0 % against 25 %). Other kernels round where they like.
+ROUNDED_OTHERWISE = 0.1
+
 # Keys: tier ("*": every tier without a row of its own), dtype, and "value" (logits, caches, hidden states) or "grad".
 # A row holds for a whole model: the error of one op, once per layer, amplified by what follows.
 TOLERANCES: dict[tuple[str, str, str], Tolerance] = {

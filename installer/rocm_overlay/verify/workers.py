@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..install.transaction.errors import UsageError
-from .plan import TIERS, Run
+from .plan import ANY, TIERS, Run
+from .switches import functions_of
 from .target import Interpreter, Source
 
 # Tiers that need a GPU or a library: where they cannot run, that is told with the reason and is no failure.
@@ -36,6 +37,7 @@ class RunResult:
     ops: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     message: str = ""
+    culprit: dict[str, Any] | None = None  # the switch, op and layer that a bisect named
 
     @property
     def deviating(self) -> list[dict[str, Any]]:
@@ -85,6 +87,7 @@ class RunResult:
             "declined": self.declined,
             "seconds": self.seconds,
             "message": self.message,
+            "culprit": self.culprit,
         }
 
 
@@ -97,6 +100,7 @@ class Results:
     runs: list[RunResult] = field(default_factory=list)
     not_compared: list[dict[str, Any]] = field(default_factory=list)  # cases that stock itself cannot run
     compared: int = 0
+    nan_weights: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,10 @@ class Setup:
     max_new_tokens: int
     cases: tuple[str, ...]
     implementations: tuple[str, ...]
+    seeded: bool = False  # ``model`` is a configuration alone: weights come from the seed
+    save: Path | None = None  # where stock's outputs are kept for another machine
+    compare: Path | None = None  # outputs of another machine, in place of stock here
+    bisect: bool = True
 
 
 def run_all(setup: Setup, runs: list[Run], step: Step) -> Results:
@@ -119,7 +127,7 @@ def run_all(setup: Setup, runs: list[Run], step: Step) -> Results:
     with tempfile.TemporaryDirectory(prefix="overlay-verify-") as name:
         scratch = Path(name)
         for build in ("stock", "overlay"):
-            _stage(scratch / build, setup.sources, build)
+            stage(scratch / build, setup.sources, build)
         _record(setup, scratch, results, step)
         for group in _groups(runs):
             _compare(setup, scratch, group, results, step)
@@ -128,13 +136,13 @@ def run_all(setup: Setup, runs: list[Run], step: Step) -> Results:
 
 def _groups(runs: list[Run]) -> list[list[Run]]:
     """Group runs by tier: one process each. Off shares the first, where nothing has been fused before it."""
-    groups = [[run for run in runs if run.tier == tier] for tier in TIERS]
+    groups = [[run for run in runs if run.tier == tier] for tier in (*TIERS, ANY)]
     groups = [group for group in groups if group]
     off = [run for run in runs if run.tier == "off"]
     return [off + groups[0], *groups[1:]] if groups else [off]
 
 
-def _stage(folder: Path, sources: list[Source], build: str) -> None:
+def stage(folder: Path, sources: list[Source], build: str) -> None:
     for source in sources:
         path = folder / source.path
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -148,11 +156,11 @@ def _record(setup: Setup, scratch: Path, results: Results, step: Step) -> None:
             raise UsageError(
                 "model-unreadable",
                 f"transformers {setup.interpreter.transformers} cannot load {setup.model}: {event['message']}",
-                remedy="check that the folder holds a causal language model and its weights",
+                remedy="check that the folder holds a model of a kind that verify knows, and its weights",
                 paths=[setup.model],
             )
         if event["event"] == "loaded":
-            results.device = event["device"]
+            results.device, results.nan_weights = event["device"], event["nan_weights"]
         if event["event"] == "recorded":
             step(f"stock: {event['implementation']} {event['case']}")
             if event["error"]:
@@ -180,6 +188,8 @@ def _compare(setup: Setup, scratch: Path, runs: list[Run], results: Results, ste
             found[event["run"]].cases.append(
                 {key: value for key, value in event.items() if key not in ("event", "run")}
             )
+        if event["event"] == "culprit":
+            found[event["run"]].culprit = {key: event[key] for key in event if key not in ("event", "run")}
         if event["event"] == "run-done":
             found[event["run"]].finish(event)
     for result in found.values():
@@ -210,7 +220,12 @@ class _Worker:
             "dtype": setup.dtype,
             "seed": setup.seed,
             "max_new_tokens": setup.max_new_tokens,
-            "amd_ops_path": None if setup.interpreter.amd_ops else str(_beside("amd_ops", scratch / "fallback")),
+            "seeded": setup.seeded,
+            "save": str(setup.save.resolve()) if setup.save else None,
+            "compare": str(setup.compare.resolve()) if setup.compare else None,
+            "bisect": setup.bisect,
+            "functions": functions_of(source.overlay for source in setup.sources),
+            "amd_ops_path": None if setup.interpreter.amd_ops else str(beside("amd_ops", scratch / "fallback")),
         }
         self._job.write_text(json.dumps(job))
 
@@ -227,7 +242,7 @@ class _Worker:
             with self._log.open("wb") as log:
                 process = subprocess.Popen(
                     [executable, "-m", "rocm_overlay.verify.worker", str(self._job), str(writing)],
-                    cwd=self._scratch, env=self._environment(), pass_fds=(writing,),
+                    cwd=self._scratch, env=environment(self._scratch), pass_fds=(writing,),
                     stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 )  # fmt: skip
         except BaseException:
@@ -245,18 +260,6 @@ class _Worker:
                 process.kill()
                 process.wait()
 
-    def _environment(self) -> dict[str, str]:
-        """The user's environment without toggles, offline, writing no bytecode into anyone's tree."""
-        kept = {name: value for name, value in os.environ.items() if not _is_toggle(name)}
-        path = [str(_beside("rocm_overlay", self._scratch / "tool")), kept.get("PYTHONPATH", "")]
-        return {
-            **kept,
-            "PYTHONPATH": os.pathsep.join(part for part in path if part),
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "HF_HUB_OFFLINE": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-        }
-
     def log_tail(self) -> str:
         """Return the last lines that the process wrote."""
         lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
@@ -264,12 +267,27 @@ class _Worker:
 
 
 def _is_toggle(name: str) -> bool:
-    return name.startswith("AMD_OPS") or name in ("FORCE_EAGER_ATTENTION", "PRESHUFFLE_M_THRESH") or (
-        name.startswith("USE_") and name.removeprefix("USE_").startswith(("AITER", "OPTIMIZED", "FUSED", "PRESHUFFLE"))
-    )  # fmt: skip
+    if name.startswith("AMD_OPS"):
+        return name != "AMD_OPS_PROFILES"  # a place, not a choice
+    if name.startswith("USE_"):
+        return name.removeprefix("USE_").startswith(("AITER", "OPTIMIZED", "FUSED", "PRESHUFFLE"))
+    return name in ("FORCE_EAGER_ATTENTION", "PRESHUFFLE_M_THRESH")
 
 
-def _beside(package: str, folder: Path) -> Path:
+def environment(scratch: Path) -> dict[str, str]:
+    """The user's environment without toggles, offline, writing no bytecode into anyone's tree."""
+    kept = {name: value for name, value in os.environ.items() if not _is_toggle(name)}
+    path = [str(beside("rocm_overlay", scratch / "tool")), kept.get("PYTHONPATH", "")]
+    return {
+        **kept,
+        "PYTHONPATH": os.pathsep.join(part for part in path if part),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def beside(package: str, folder: Path) -> Path:
     """Return a folder that holds a link to one package of this program and nothing else of its site-packages."""
     link = folder / package
     if not link.exists():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import enum
 import inspect
 import json
 from dataclasses import dataclass
@@ -13,6 +14,10 @@ from typing import Any
 import torch
 
 from .make_schemas import split_param
+
+ActivationType = enum.Enum("ActivationType", {"No": -1, "Silu": 0, "Gelu": 1, "Swiglu": 2})
+QuantType = enum.Enum("QuantType", ["No", "per_Tensor", "per_Token", "per_1x32", "per_1x128", "per_128x128"], start=0)
+ENUMS: dict[str, Any] = {"ActivationType": ActivationType, "QuantType": QuantType}
 
 SCHEMAS = Path(__file__).parent / "schemas"
 
@@ -64,11 +69,19 @@ def python_signature(params: list[str]) -> inspect.Signature:
             inspect.Parameter(
                 name,
                 inspect.Parameter.POSITIONAL_OR_KEYWORD,
-                default=inspect.Parameter.empty if default is None else ast.literal_eval(default),
+                default=inspect.Parameter.empty if default is None else _value(default),
                 annotation=inspect.Parameter.empty if kind is None else kind,
             )
         )
     return inspect.Signature(parameters)
+
+
+def _value(text: str) -> Any:
+    """A default as a value. Members of aiter's enums are written by name; GateMode is only known by its value."""
+    if text == "GateMode.SEPARATED.value":
+        return "separated"
+    owner, dot, member = text.partition(".")
+    return getattr(ENUMS[owner], member) if dot and owner in ENUMS else ast.literal_eval(text)
 
 
 def bind_schema(schema: torch.FunctionSchema, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -43,6 +43,8 @@ FUNCTIONS = (
     "aiter.ops.mha.flash_attn_func",
     "aiter.ops.mha.flash_attn_varlen_func",
     "aiter.tuned_gemm.mm",
+    "aiter.tuned_gemm.get_GEMM_A16W16_config",
+    "aiter.fused_moe.fused_moe",
     "aiter.ops.shuffle.shuffle_weight",
     "aiter.ops.rope.rope_cached_fwd",
     "aiter.ops.rope.rope_cached_2c_fwd",

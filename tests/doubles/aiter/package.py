@@ -12,12 +12,13 @@ from types import ModuleType, SimpleNamespace
 import torch
 
 from . import registry
+from .catalog import ENUMS
 from .state import Double
 
 # Submodules whose names the package re-exports on ``import aiter``; tuned_gemm is imported on request only.
 EXPORTED = ("aiter.ops.mha", "aiter.ops.activation", "aiter.ops.rmsnorm", "aiter.ops.rope", "aiter.ops.shuffle")
 PACKAGES = ("aiter", "aiter.ops")
-MODULES = (*PACKAGES, *EXPORTED, "aiter.tuned_gemm")
+MODULES = (*PACKAGES, *EXPORTED, "aiter.tuned_gemm", "aiter.fused_moe")
 
 
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -50,6 +51,7 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             module.__dict__["tgemm"] = SimpleNamespace(mm=functions.pop("mm"))
         module.__dict__.update(functions)
         if name == "aiter":
+            module.__dict__.update(ENUMS)
             for exported in EXPORTED:
                 public = vars(importlib.import_module(exported)).items()
                 module.__dict__.update({key: item for key, item in public if not key.startswith("_")})

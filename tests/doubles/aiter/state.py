@@ -82,6 +82,7 @@ class Double:
     calls: list[Call] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
     imports: list[str] = field(default_factory=list)
+    marked: int = 0  # launches of the GEMM with a shuffled weight
     shuffled: list[Any] = field(default_factory=list)  # storages that shuffle_weight produced
 
     @property

@@ -244,14 +244,20 @@ def judge(world: World, allowed: dict[str, dict[str, bytes]]) -> str:
     strays = [str(file) for file in world.site.rglob("*") if TEMPORARY.fullmatch(file.name)]
     if strays:
         return f"BAD: temporary files {strays}"
-    current = receipt.load(world.place())
+    try:
+        current = receipt.load(world.place())
+    except OverlayError as error:
+        return f"BAD: {error}"
     if sorted(current.by_path() if current else {}) != changed:
         return f"BAD: the receipt says {sorted(current.by_path()) if current else None}, changed are {changed}"
     for file in current.files if current else ():
         if sha256(world.file(file.path).read_bytes()) != file.overlay_sha256:
             return f"BAD: the receipt has another hash for {file.path}"
-        if not (world.site / BLOBS / file.stock.sha256).exists():
-            return f"BAD: no blob for {file.path}"
+        blob = world.site / BLOBS / file.stock.sha256
+        if not blob.exists() or sha256(blob.read_bytes()) != file.stock.sha256:
+            return f"BAD: no blob with the stock text of {file.path}"
+        if blob.stat().st_nlink != 1:
+            return f"BAD: the blob for {file.path} shares its inode"
     return name
 
 
@@ -384,3 +390,20 @@ def copy(world: World, root: Path) -> World:
         neighbour.unlink()
         os.link(shared, neighbour)
     return copied
+
+
+def killed_by_patch(at: int, after: bool, body: Callable[[], object]) -> None:
+    """Run ``body``, which makes its own port, and kill this process at its ``at``-th writing call."""
+    act, seen = kill(at, after=after), 0
+
+    def counting(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: Fs, *args: Any, **kwargs: Any) -> Any:
+            nonlocal seen
+            seen += 1
+            return act(seen, name, lambda: original(self, *args, **kwargs), args)
+
+        return call
+
+    for name in WRITING:
+        setattr(Fs, name, counting(name, getattr(Fs, name)))
+    body()

@@ -13,7 +13,7 @@ from .errors import BusyError, RolledBackError, UnrecoveredError
 from .journal import INSTALL, Change, Journal
 from .lock import cannot_write
 from .place import BLOBS, HISTORY, STATE, Place, new_id, temporary_name
-from .recovery import BACK, Recovered, recover, set_aside, stock_hashes, write_receipt
+from .recovery import BACK, Recovered, recover, set_aside, tidy, write_receipt
 from .signals import Signals
 
 HISTORY_LIMIT = 1 << 20
@@ -95,7 +95,7 @@ def execute(
         done = _after_failure(run, error, second_source)
     else:
         done = Done(plan.id, tuple(run.rescued), tuple(run.notes))
-    return Done(done.id, done.rescued, done.notes + tuple(_tidy(place, plan)))
+    return Done(done.id, done.rescued, (*done.notes, *tidy(place, plan.receipt_after), *_write_history(place, plan)))
 
 
 class _Run:
@@ -118,6 +118,7 @@ class _Run:
             if blobs.get(self.place, sha256(data)) is None:
                 self.added.append(sha256(data))
                 blobs.put(self.place, data)
+        self.place.tree.sync(BLOBS)  # also for those that were there: who wrote them may have been stopped before it
         for step in self.plan.steps:
             if step.rescue and step.before is not None:
                 self.rescued.append(set_aside(self.place, self.plan.id, step.path, step.before.data))
@@ -196,7 +197,8 @@ def _after_failure(run: _Run, error: Exception, second_source: blobs.SecondSourc
         _nothing_changed(run, error)
     elif recovered.outcome == BACK:
         _rolled_back(run, error)
-    return Done(run.plan.id, tuple(run.rescued), (*run.notes, f"finished by recovery after an error: {error}"))
+    left = (*run.notes, *recovered.notes, f"finished by recovery after an error: {error}")
+    return Done(run.plan.id, tuple(run.rescued), left)
 
 
 def _nothing_changed(run: _Run, error: Exception) -> NoReturn:
@@ -223,18 +225,15 @@ def _rolled_back(run: _Run, error: Exception) -> NoReturn:
     ) from error
 
 
-def _tidy(place: Place, plan: Plan) -> list[str]:
-    """Collect blobs and write the history. Failing here costs disk space or a log line, and is only reported."""
+def _write_history(place: Place, plan: Plan) -> tuple[str, ...]:
+    """Add a line to the history. Failing here costs that line, and is only reported."""
+    line = {"id": plan.id, "kind": plan.kind, "time": plan.created, "version": plan.version}
+    files = [step.path for step in plan.steps]
     try:
-        place.tree.sweep(STATE)
-        place.tree.sweep(BLOBS)
-        blobs.collect(place, stock_hashes(plan.receipt_after))
-        line = {"id": plan.id, "kind": plan.kind, "time": plan.created, "version": plan.version}
-        files = [step.path for step in plan.steps]
         old = place.tree.read(HISTORY)
         if old is None or len(old) < HISTORY_LIMIT:
             place.tree.ensure(HISTORY, place.owner)
             place.tree.append(HISTORY, json.dumps({**line, "files": files}, ensure_ascii=True).encode("ascii") + b"\n")
     except OSError as error:
-        return [f"tidying up {place.tree.root / STATE} failed: {error}"]
-    return []
+        return (f"{place.tree.root / HISTORY} could not be written: {error}",)
+    return ()

@@ -22,12 +22,11 @@ def compiled(place: Place, path: str) -> tuple[str, ...]:
 
 
 def purge(place: Place, path: str) -> None:
-    """Remove the compiled files of a module, also those below the target's PYTHONPYCACHEPREFIX."""
+    """Remove the compiled files of a module, also those below the target's PYTHONPYCACHEPREFIX, durably.
+
+    Bytecode that Python never checks against its source must not come back with a power cut.
+    """
     folder, name = split(place.target(path))
-    for found in compiled(place, path):
-        place.tree.remove(f"{folder}/__pycache__/{found}")
+    place.tree.clean(f"{folder}/__pycache__", _pattern(name))
     if place.pycache_prefix is not None:
-        mirrored = os.fspath(place.tree.root / folder).lstrip("/")
-        for found in place.pycache_prefix.names(mirrored):
-            if _pattern(name).fullmatch(found):
-                place.pycache_prefix.remove(f"{mirrored}/{found}")
+        place.pycache_prefix.clean(os.fspath(place.tree.root / folder).lstrip("/"), _pattern(name))

@@ -232,13 +232,27 @@ class Tree:
         with contextlib.suppress(FileNotFoundError), self.directory(directory) as at:
             self.fs.unlink(name, at)
 
+    def clean(self, relative: str, pattern: re.Pattern[str]) -> None:
+        """Remove the files of a directory whose whole name the pattern matches, durably; it need not exist.
+
+        It is synced also where none is left: an earlier process may have been stopped before it could do that.
+        """
+        with contextlib.suppress(FileNotFoundError), self.directory(relative) as at:
+            for name in filter(pattern.fullmatch, self.fs.names(at)):
+                with contextlib.suppress(FileNotFoundError):
+                    self.fs.unlink(name, at)
+            self.fs.fsync(at)
+
     def sync(self, relative: str) -> None:
         """Make the names in a directory durable."""
         with self.directory(relative) as at:
             self.fs.fsync(at)
 
     def make(self, relative: str, owner: tuple[int, int] | None = None) -> None:
-        """Create a directory (and those above it) where it is missing."""
+        """Create a directory (and those above it) where it is missing, durably.
+
+        One that exists is synced too: the process that made it may have been stopped before it could do that.
+        """
         done = "."
         for part in relative.split("/"):
             with self.directory(done) as at:
@@ -248,7 +262,7 @@ class Tree:
                     created = False
                 else:
                     created = True
-                    self.fs.fsync(at)
+                self.fs.fsync(at)
                 if created and owner is not None and owner != (os.geteuid(), os.getegid()):
                     self.fs.lchown(part, at, *owner)
             done = f"{done}/{part}"
@@ -302,11 +316,7 @@ class Tree:
         """Recreate a link; False (and nothing left) where it no longer leads to the recorded text."""
         assert entry.link_target is not None
         self.fs.symlink(entry.link_target, name, at)
-        try:
-            leads_home = self._observe(name, at).entry.sha256 == entry.sha256
-        except (FileNotFoundError, PermissionError):
-            leads_home = False
-        if not leads_home:
+        if not self._leads_to(name, at, entry.sha256):
             self.fs.unlink(name, at)
             return False
         own = self.fs.lstat(name, at)
@@ -314,6 +324,17 @@ class Tree:
             self.fs.lchown(name, at, entry.uid, entry.gid)
         self.fs.lutime(name, at, entry.mtime_ns)
         return True
+
+    def _leads_to(self, name: str, at: int, digest: str) -> bool:
+        """Tell whether a link leads to this text. A refusal counts only when it is repeated: it costs us the link."""
+        for _ in range(2):
+            try:
+                return self._observe(name, at).entry.sha256 == digest
+            except FileNotFoundError:
+                return False
+            except PermissionError:
+                continue
+        return False
 
     def _stage_file(self, name: str, at: int, data: bytes, entry: Entry) -> list[str]:
         fd = self.fs.create(name, at)

@@ -72,13 +72,16 @@ class Journal:
             raise MalformedError(f"{reader.place('schema')}: found {reader.text('schema')}, expected {SCHEMA}")
         if reader.text("kind") not in (INSTALL, REVERT):
             raise MalformedError(f"{reader.place('kind')}: found {reader.text('kind')!r}")
+        changes = tuple(Change.from_json(change) for change in reader.objects("changes"))
+        if reader.text("kind") == INSTALL and any(change.before is None for change in changes):
+            raise MalformedError(f"{reader.place('changes')}: an install replaces files, it never adds one")
         return cls(
             id=reader.text("id"),
             kind=reader.text("kind"),
             package=reader.text("package"),
             version=reader.text("version"),
             created=reader.text("created"),
-            changes=tuple(Change.from_json(change) for change in reader.objects("changes")),
+            changes=changes,
             receipt_before=_optional(reader, "receipt_before"),
             receipt_after=_optional(reader, "receipt_after"),
         )

@@ -14,13 +14,18 @@ SCHEMA = "amd-overlay.receipt/1"
 
 @dataclass(frozen=True)
 class ReceiptFile:
-    """One overlaid file: the stock entry it had, and the overlay text it has now."""
+    """One overlaid file: the entry that revert restores, and the overlay text it has now.
+
+    ``made_from`` is the stock text that the overlay was made from, where revert restores another one: the text that
+    was found and adopted. None everywhere else.
+    """
 
     path: str
     model: str
     stock: Entry
     overlay_sha256: str
     had_pyc: tuple[str, ...]
+    made_from: str | None = None
 
     def to_json(self) -> dict[str, object]:
         stock = self.stock.to_json()
@@ -31,6 +36,7 @@ class ReceiptFile:
             "stock_sha256": self.stock.sha256,
             "overlay_sha256": self.overlay_sha256,
             "had_pyc": list(self.had_pyc),
+            **({"made_from": self.made_from} if self.made_from is not None else {}),
         }
 
     @classmethod
@@ -38,6 +44,9 @@ class ReceiptFile:
         overlay = reader.text("overlay_sha256")
         if not is_sha256(overlay):
             raise MalformedError(f"{reader.place('overlay_sha256')}: not a sha256")
+        made_from = reader.text("made_from") if "made_from" in reader.raw else None
+        if made_from is not None and not is_sha256(made_from):
+            raise MalformedError(f"{reader.place('made_from')}: not a sha256")
         stock = Reader({**reader.raw, "sha256": reader.text("stock_sha256")}, reader.where)
         return cls(
             reader.matching("path", MODULE_PATH),
@@ -45,6 +54,7 @@ class ReceiptFile:
             Entry.from_json(stock),
             overlay,
             reader.texts("had_pyc"),
+            made_from,
         )
 
 

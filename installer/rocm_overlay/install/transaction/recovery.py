@@ -31,6 +31,7 @@ class Recovered:
     outcome: str
     paths: tuple[str, ...]
     rescued: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def recover(
@@ -91,6 +92,7 @@ class _Recovery:
         if self._complete():
             for change in self.journal.changes:
                 purge(self.place, change.path)
+            self._sync()
             return self._close(COMPLETED, self.journal.receipt_after)
         rescued = self._unknown(force)
         back = self.journal.kind == INSTALL
@@ -99,8 +101,7 @@ class _Recovery:
             self._drop_temporaries()  # frees the space that putting texts back may need
         for change in changes:
             self._settle(change, change.before if back else change.after)
-        for folder in sorted({self.place.folder(change.path) for change in changes}):
-            self.place.tree.sync(folder)
+        self._sync()
         self._verify(back)
         receipt = self.journal.receipt_before if back else self.journal.receipt_after
         if self._receipt() != receipt:
@@ -160,6 +161,10 @@ class _Recovery:
             tree.publish(target, change.temporary)
         purge(self.place, change.path)
 
+    def _sync(self) -> None:
+        for folder in sorted({self.place.folder(change.path) for change in self.journal.changes}):
+            self.place.tree.sync(folder)
+
     def _drop_temporaries(self) -> None:
         for folder in sorted({self.place.folder(change.path) for change in self.journal.changes}):
             self.place.tree.sweep(folder)
@@ -192,16 +197,19 @@ class _Recovery:
     def _close(self, outcome: str, receipt: dict[str, object] | None, rescued: tuple[str, ...] = ()) -> Recovered:
         self._drop_temporaries()
         journal.clear(self.place)
-        self.place.tree.sweep(STATE)
-        self.place.tree.sweep(BLOBS)
-        blobs.collect(self.place, stock_hashes(receipt))
         paths = tuple(change.path for change in self.journal.changes)
-        return Recovered(self.journal.id, self.journal.kind, outcome, paths, rescued)
+        return Recovered(self.journal.id, self.journal.kind, outcome, paths, rescued, tidy(self.place, receipt))
 
 
-def stock_hashes(receipt: dict[str, object] | None) -> set[str]:
-    """Return the stock hashes of a receipt in its JSON form: the blobs that must stay."""
-    return _hashes(receipt, "stock_sha256")
+def tidy(place: Place, receipt: dict[str, object] | None) -> tuple[str, ...]:
+    """Remove stray temporary files and the blobs that ``receipt`` does not need. Failing costs disk space only."""
+    try:
+        place.tree.sweep(STATE)
+        place.tree.sweep(BLOBS)
+        blobs.collect(place, _hashes(receipt, "stock_sha256"))
+    except OSError as error:
+        return (f"tidying up {place.tree.root / STATE} failed: {error}",)
+    return ()
 
 
 def _overlay_hashes(open_journal: Journal) -> set[str]:

@@ -85,4 +85,4 @@ def is_orphaned(receipt: Receipt, version: str | None, record: Recorded) -> bool
     """
     if receipt.target.version != version:
         return True
-    return any(record.get(file.path) not in (None, file.stock.sha256) for file in receipt.files)
+    return any(record.get(file.path) not in (None, file.made_from or file.stock.sha256) for file in receipt.files)

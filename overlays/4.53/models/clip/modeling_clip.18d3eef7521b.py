@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:18d3eef7521b7bb5e1838072db289a7fbf7768f6ccf843ae853a61289e8616b5 generator=2 recipes=c5819e48feb1 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:18d3eef7521b7bb5e1838072db289a7fbf7768f6ccf843ae853a61289e8616b5 generator=2 recipes=3c223b06c486 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2021 The OpenAI Team Authors and The HuggingFace Team. All rights reserved.
 #
@@ -429,12 +429,18 @@ class CLIPEncoderLayer(GradientCheckpointingLayer):
             causal_attention_mask=causal_attention_mask,
             output_attentions=output_attentions,
         )
-        hidden_states = residual + hidden_states
+        _amd_sum = None
+        if _amd and _amd.on.add_norm:
+            _amd_sum = _amd.add_norm(self.layer_norm2, hidden_states, residual)
+        hidden_states = residual + hidden_states if _amd_sum is None else _amd_sum[1]
 
         residual = hidden_states
-        hidden_states = self.layer_norm2(hidden_states)
-        hidden_states = self.mlp(hidden_states)
-        hidden_states = residual + hidden_states
+        hidden_states = self.layer_norm2(hidden_states) if _amd_sum is None else _amd_sum[0]
+        _amd_mlp = None
+        if _amd and _amd.on.mlp_add:
+            _amd_mlp = _amd.mlp_add(self.mlp, hidden_states, residual, _amd_sum is not None)
+        hidden_states = self.mlp(hidden_states) if _amd_mlp is None else _amd_mlp
+        hidden_states = residual + hidden_states if _amd_mlp is None else hidden_states
 
         outputs = (hidden_states,)
 

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:4b18e2aec9f94e1545a9abc5cdbd11cf3834b9df68402d16cb69415cc5fd4c50 generator=2 recipes=c5819e48feb1 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:4b18e2aec9f94e1545a9abc5cdbd11cf3834b9df68402d16cb69415cc5fd4c50 generator=2 recipes=3c223b06c486 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2022 EleutherAI and the HuggingFace Inc. team. All rights reserved.
 #
@@ -76,6 +76,8 @@ class LlamaRMSNorm(nn.Module):
         variance = hidden_states.pow(2).mean(-1, keepdim=True)
         hidden_states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
         return self.weight * hidden_states.to(input_dtype)
+
+    forward.amd_rms_norm = ("weight", "variance_epsilon", "llama")
 
     def extra_repr(self):
         return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}"
@@ -170,6 +172,8 @@ class LlamaMLP(nn.Module):
         )
         return down_proj
 
+    forward.amd_gated_mlp = {}
+
 
 def repeat_kv(hidden_states: torch.Tensor, n_rep: int) -> torch.Tensor:
     """
@@ -244,6 +248,9 @@ class LlamaAttention(nn.Module):
         cache_position: Optional[torch.LongTensor] = None,
         **kwargs: Unpack[FlashAttentionKwargs],
     ) -> tuple[torch.Tensor, Optional[torch.Tensor], Optional[tuple[torch.Tensor]]]:
+        _amd_qk = None
+        if _amd and _amd.on.qk_rope:
+            _amd_qk = _amd.qk_rope(self, past_key_value, cache_position)
         input_shape = hidden_states.shape[:-1]
         hidden_shape = (*input_shape, -1, self.head_dim)
 
@@ -257,12 +264,18 @@ class LlamaAttention(nn.Module):
         value_states = value_states.view(hidden_shape).transpose(1, 2)
 
         cos, sin = position_embeddings
-        query_states, key_states = apply_rotary_pos_emb(query_states, key_states, cos, sin)
+        query_states, key_states = (
+            _amd_qk(query_states, key_states, value_states, cos, sin)
+            if _amd_qk
+            else apply_rotary_pos_emb(query_states, key_states, cos, sin)
+        )
 
         if past_key_value is not None:
             # sin and cos are specific to RoPE models; cache_position needed for the static cache
             cache_kwargs = {"sin": sin, "cos": cos, "cache_position": cache_position}
-            key_states, value_states = past_key_value.update(key_states, value_states, self.layer_idx, cache_kwargs)
+            key_states, value_states = (
+                _amd_qk or past_key_value
+            ).update(key_states, value_states, self.layer_idx, cache_kwargs)
 
         attention_interface: Callable = eager_attention_forward
         if self.config._attn_implementation != "eager":
@@ -328,13 +341,19 @@ class LlamaDecoderLayer(GradientCheckpointingLayer):
             position_embeddings=position_embeddings,
             **kwargs,
         )
-        hidden_states = residual + hidden_states
+        _amd_sum = None
+        if _amd and _amd.on.add_norm:
+            _amd_sum = _amd.add_norm(self.post_attention_layernorm, hidden_states, residual)
+        hidden_states = residual + hidden_states if _amd_sum is None else _amd_sum[1]
 
         # Fully Connected
         residual = hidden_states
-        hidden_states = self.post_attention_layernorm(hidden_states)
-        hidden_states = self.mlp(hidden_states)
-        hidden_states = residual + hidden_states
+        hidden_states = self.post_attention_layernorm(hidden_states) if _amd_sum is None else _amd_sum[0]
+        _amd_mlp = None
+        if _amd and _amd.on.mlp_add:
+            _amd_mlp = _amd.mlp_add(self.mlp, hidden_states, residual, _amd_sum is not None)
+        hidden_states = self.mlp(hidden_states) if _amd_mlp is None else _amd_mlp
+        hidden_states = residual + hidden_states if _amd_mlp is None else hidden_states
 
         outputs = (hidden_states,)
         if output_attentions:

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:41e5cb81130849f61ca88b2eb92ef06a78881a20d1111a25c7e709114e88800d generator=2 recipes=c5819e48feb1 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:41e5cb81130849f61ca88b2eb92ef06a78881a20d1111a25c7e709114e88800d generator=2 recipes=3c223b06c486 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2025 The LLAMA4 and HuggingFace Inc. team. All rights reserved.
 #
@@ -104,6 +104,8 @@ class Llama4TextMLP(nn.Module):
         down_proj = self.activation_fn(self.gate_proj(x)) * self.up_proj(x)
         return self.down_proj(down_proj)
 
+    forward.amd_gated_mlp = {"act": "activation_fn"}
+
 
 class Llama4TextL2Norm(torch.nn.Module):
     def __init__(self, eps: float = 1e-6):
@@ -137,6 +139,8 @@ class Llama4TextRMSNorm(nn.Module):
             return _amd.rms_norm(x, self.weight, self.eps)
         output = self._norm(x.float()).type_as(x)
         return output * self.weight
+
+    forward.amd_rms_norm = ("weight", "eps", "llama")
 
     def extra_repr(self):
         return f"{tuple(self.weight.shape)}, eps={self.eps}"
@@ -978,13 +982,19 @@ class Llama4VisionEncoderLayer(GradientCheckpointingLayer):
             freqs_ci=freqs_ci,
             attention_mask=attention_mask,
         )
-        hidden_state = residual + hidden_state
+        _amd_sum = None
+        if _amd and _amd.on.add_norm:
+            _amd_sum = _amd.add_norm(self.post_attention_layernorm, hidden_state, residual)
+        hidden_state = residual + hidden_state if _amd_sum is None else _amd_sum[1]
 
         # Feed forward
         residual = hidden_state
-        hidden_state = self.post_attention_layernorm(hidden_state)
-        hidden_state = self.mlp(hidden_state)
-        hidden_state = residual + hidden_state
+        hidden_state = self.post_attention_layernorm(hidden_state) if _amd_sum is None else _amd_sum[0]
+        _amd_mlp = None
+        if _amd and _amd.on.mlp_add:
+            _amd_mlp = _amd.mlp_add(self.mlp, hidden_state, residual, _amd_sum is not None)
+        hidden_state = self.mlp(hidden_state) if _amd_mlp is None else _amd_mlp
+        hidden_state = residual + hidden_state if _amd_mlp is None else hidden_state
 
         outputs = (hidden_state,)
 

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:0ce6a3d096649c6078202ff5ce617fec44ade2eeb665cb6a58123ca117ff8498 generator=2 recipes=c5819e48feb1 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:0ce6a3d096649c6078202ff5ce617fec44ade2eeb665cb6a58123ca117ff8498 generator=2 recipes=3c223b06c486 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 The Qwen team, Alibaba Group and the HuggingFace Inc. team. All rights reserved.
 #
@@ -447,6 +447,8 @@ class Qwen2RMSNorm(nn.Module):
         hidden_states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
         return self.weight * hidden_states.to(input_dtype)
 
+    forward.amd_rms_norm = ("weight", "variance_epsilon", "llama")
+
     def extra_repr(self):
         return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}"
 
@@ -470,6 +472,8 @@ class Qwen2MLP(nn.Module):
             else self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
         )
         return down_proj
+
+    forward.amd_gated_mlp = {}
 
 
 class Qwen2VLAttention(nn.Module):
@@ -642,13 +646,19 @@ class Qwen2VLDecoderLayer(GradientCheckpointingLayer):
             position_embeddings=position_embeddings,
             **kwargs,
         )
-        hidden_states = residual + hidden_states
+        _amd_sum = None
+        if _amd and _amd.on.add_norm:
+            _amd_sum = _amd.add_norm(self.post_attention_layernorm, hidden_states, residual)
+        hidden_states = residual + hidden_states if _amd_sum is None else _amd_sum[1]
 
         # Fully Connected
         residual = hidden_states
-        hidden_states = self.post_attention_layernorm(hidden_states)
-        hidden_states = self.mlp(hidden_states)
-        hidden_states = residual + hidden_states
+        hidden_states = self.post_attention_layernorm(hidden_states) if _amd_sum is None else _amd_sum[0]
+        _amd_mlp = None
+        if _amd and _amd.on.mlp_add:
+            _amd_mlp = _amd.mlp_add(self.mlp, hidden_states, residual, _amd_sum is not None)
+        hidden_states = self.mlp(hidden_states) if _amd_mlp is None else _amd_mlp
+        hidden_states = residual + hidden_states if _amd_mlp is None else hidden_states
 
         outputs = (hidden_states,)
 

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:6bd8829f07902a061168d0f600774b95fca9382aa9e102a6c1def37f95b614ed generator=2 recipes=c5819e48feb1 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:6bd8829f07902a061168d0f600774b95fca9382aa9e102a6c1def37f95b614ed generator=2 recipes=3c223b06c486 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 IBM and the HuggingFace Inc. team. All rights reserved.
 #
@@ -157,6 +157,8 @@ class GraniteMoeRMSNorm(nn.Module):
         variance = hidden_states.pow(2).mean(-1, keepdim=True)
         hidden_states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
         return self.weight * hidden_states.to(input_dtype)
+
+    forward.amd_rms_norm = ("weight", "variance_epsilon", "llama")
 
     def extra_repr(self):
         return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}"
@@ -450,6 +452,9 @@ class GraniteMoeAttention(nn.Module):
         position_embeddings: Optional[tuple[torch.Tensor, torch.Tensor]] = None,  # None or rope embeddings
         **kwargs,
     ) -> tuple[torch.Tensor, Optional[torch.Tensor], Optional[tuple[torch.Tensor]]]:
+        _amd_qk = None
+        if _amd and _amd.on.qk_rope:
+            _amd_qk = _amd.qk_rope(self, past_key_values, cache_position)
         bsz, q_len, _ = hidden_states.size()
 
         query_states, key_states, value_states = (
@@ -467,12 +472,18 @@ class GraniteMoeAttention(nn.Module):
 
         cos, sin = position_embeddings if position_embeddings is not None else (None, None)
         if position_embeddings is not None:
-            query_states, key_states = apply_rotary_pos_emb(query_states, key_states, cos, sin)
+            query_states, key_states = (
+                _amd_qk(query_states, key_states, value_states, cos, sin)
+                if _amd_qk
+                else apply_rotary_pos_emb(query_states, key_states, cos, sin)
+            )
 
         if past_key_values is not None:
             # sin and cos are specific to RoPE models; cache_position needed for the static cache
             cache_kwargs = {"sin": sin, "cos": cos, "cache_position": cache_position}
-            key_states, value_states = past_key_values.update(key_states, value_states, self.layer_idx, cache_kwargs)
+            key_states, value_states = (
+                _amd_qk or past_key_values
+            ).update(key_states, value_states, self.layer_idx, cache_kwargs)
 
         attention_interface: Callable = eager_attention_forward
         if self.config._attn_implementation != "eager":

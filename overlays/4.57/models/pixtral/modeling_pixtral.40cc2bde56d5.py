@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:40cc2bde56d52f4484dcc754dec8f4e12e3d2cfa23bdb8f4fb9cd7171d534051 generator=2 recipes=c5819e48feb1 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:40cc2bde56d52f4484dcc754dec8f4e12e3d2cfa23bdb8f4fb9cd7171d534051 generator=2 recipes=3c223b06c486 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 Mistral and the HuggingFace Inc. team. All rights reserved.
 #
@@ -274,6 +274,8 @@ class PixtralMLP(nn.Module):
         )
         return down_proj
 
+    forward.amd_gated_mlp = {}
+
 
 # Copied from transformers.models.llama.modeling_llama.LlamaRMSNorm with Llama->Pixtral
 class PixtralRMSNorm(nn.Module):
@@ -293,6 +295,8 @@ class PixtralRMSNorm(nn.Module):
         variance = hidden_states.pow(2).mean(-1, keepdim=True)
         hidden_states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
         return self.weight * hidden_states.to(input_dtype)
+
+    forward.amd_rms_norm = ("weight", "variance_epsilon", "llama")
 
     def extra_repr(self):
         return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}"
@@ -334,12 +338,18 @@ class PixtralAttentionLayer(GradientCheckpointingLayer):
             output_attentions=output_attentions,
             **kwargs,
         )
-        hidden_states = residual + hidden_states
+        _amd_sum = None
+        if _amd and _amd.on.add_norm:
+            _amd_sum = _amd.add_norm(self.ffn_norm, hidden_states, residual)
+        hidden_states = residual + hidden_states if _amd_sum is None else _amd_sum[1]
 
         residual = hidden_states
-        hidden_states = self.ffn_norm(hidden_states)
-        hidden_states = self.feed_forward(hidden_states)
-        hidden_states = residual + hidden_states
+        hidden_states = self.ffn_norm(hidden_states) if _amd_sum is None else _amd_sum[0]
+        _amd_mlp = None
+        if _amd and _amd.on.mlp_add:
+            _amd_mlp = _amd.mlp_add(self.feed_forward, hidden_states, residual, _amd_sum is not None)
+        hidden_states = self.feed_forward(hidden_states) if _amd_mlp is None else _amd_mlp
+        hidden_states = residual + hidden_states if _amd_mlp is None else hidden_states
 
         outputs = (hidden_states,)
 

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:2c67aa11e1c5f6a0c78b4a826a7440a95e56d456d081abaf5ef72ab2f61eb6b8 generator=2 recipes=c5819e48feb1 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:2c67aa11e1c5f6a0c78b4a826a7440a95e56d456d081abaf5ef72ab2f61eb6b8 generator=2 recipes=3c223b06c486 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 The Qwen team, Alibaba Group and the HuggingFace Inc. team. All rights reserved.
 #
@@ -175,6 +175,8 @@ class Qwen2MoeRMSNorm(nn.Module):
         hidden_states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
         return self.weight * hidden_states.to(input_dtype)
 
+    forward.amd_rms_norm = ("weight", "variance_epsilon", "llama")
+
     def extra_repr(self):
         return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}"
 
@@ -272,6 +274,8 @@ class Qwen2MoeMLP(nn.Module):
             if _amd and _amd.on.gated_mlp
             else self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
         )
+
+    forward.amd_gated_mlp = {}
 
 
 # Copied from transformers.models.llama.modeling_llama.repeat_kv
@@ -429,6 +433,9 @@ class Qwen2MoeFlashAttention2(Qwen2MoeAttention):
         cache_position: Optional[torch.LongTensor] = None,
         position_embeddings: Optional[tuple[torch.Tensor, torch.Tensor]] = None,  # necessary, but kept here for BC
     ):
+        _amd_qk = None
+        if _amd and _amd.on.qk_rope:
+            _amd_qk = _amd.qk_rope(self, past_key_values, cache_position)
         bsz, q_len, _ = hidden_states.size()
 
         query_states, key_states, value_states = (
@@ -445,11 +452,17 @@ class Qwen2MoeFlashAttention2(Qwen2MoeAttention):
         value_states = value_states.view(bsz, q_len, -1, self.head_dim).transpose(1, 2)
 
         cos, sin = position_embeddings
-        query_states, key_states = apply_rotary_pos_emb(query_states, key_states, cos, sin)
+        query_states, key_states = (
+            _amd_qk(query_states, key_states, value_states, cos, sin)
+            if _amd_qk
+            else apply_rotary_pos_emb(query_states, key_states, cos, sin)
+        )
 
         if past_key_values is not None:
             cache_kwargs = {"sin": sin, "cos": cos, "cache_position": cache_position}  # Specific to RoPE models
-            key_states, value_states = past_key_values.update(key_states, value_states, self.layer_idx, cache_kwargs)
+            key_states, value_states = (
+                _amd_qk or past_key_values
+            ).update(key_states, value_states, self.layer_idx, cache_kwargs)
 
         # repeat k/v heads if n_kv_heads < n_heads
         key_states = repeat_kv(key_states, self.num_key_value_groups)
@@ -546,6 +559,9 @@ class Qwen2MoeSdpaAttention(Qwen2MoeAttention):
         cache_position: Optional[torch.LongTensor] = None,
         position_embeddings: Optional[tuple[torch.Tensor, torch.Tensor]] = None,  # necessary, but kept here for BC
     ) -> tuple[torch.Tensor, Optional[torch.Tensor], Optional[tuple[torch.Tensor]]]:
+        _amd_qk = None
+        if _amd and _amd.on.qk_rope:
+            _amd_qk = _amd.qk_rope(self, past_key_values, cache_position)
         if output_attentions:
             # TODO: Improve this warning with e.g. `model.config.attn_implementation = "manual"` once this is implemented.
             logger.warning_once(
@@ -579,11 +595,17 @@ class Qwen2MoeSdpaAttention(Qwen2MoeAttention):
         value_states = value_states.view(bsz, q_len, -1, self.head_dim).transpose(1, 2)
 
         cos, sin = position_embeddings
-        query_states, key_states = apply_rotary_pos_emb(query_states, key_states, cos, sin)
+        query_states, key_states = (
+            _amd_qk(query_states, key_states, value_states, cos, sin)
+            if _amd_qk
+            else apply_rotary_pos_emb(query_states, key_states, cos, sin)
+        )
 
         if past_key_values is not None:
             cache_kwargs = {"sin": sin, "cos": cos, "cache_position": cache_position}  # Specific to RoPE models
-            key_states, value_states = past_key_values.update(key_states, value_states, self.layer_idx, cache_kwargs)
+            key_states, value_states = (
+                _amd_qk or past_key_values
+            ).update(key_states, value_states, self.layer_idx, cache_kwargs)
 
         key_states = repeat_kv(key_states, self.num_key_value_groups)
         value_states = repeat_kv(value_states, self.num_key_value_groups)
@@ -655,6 +677,15 @@ class Qwen2MoeSparseMoeBlock(nn.Module):
         # router_logits: (batch * sequence_length, n_experts)
         router_logits = self.gate(hidden_states)
 
+        if _amd and _amd.on.moe:
+            _amd_moe = _amd.softmax_moe(self.experts, hidden_states, router_logits, self.top_k, self.norm_topk_prob)
+            if _amd_moe is not None:
+                final_hidden_states = _amd_moe
+                shared_expert_output = self.shared_expert(hidden_states)
+                shared_expert_output = F.sigmoid(self.shared_expert_gate(hidden_states)) * shared_expert_output
+                final_hidden_states = final_hidden_states + shared_expert_output
+                final_hidden_states = final_hidden_states.reshape(batch_size, sequence_length, hidden_dim)
+                return final_hidden_states, router_logits
         routing_weights = F.softmax(router_logits, dim=1, dtype=torch.float)
         routing_weights, selected_experts = torch.topk(routing_weights, self.top_k, dim=-1)
         if self.norm_topk_prob:
@@ -766,11 +797,14 @@ class Qwen2MoeDecoderLayer(GradientCheckpointingLayer):
             cache_position=cache_position,
             position_embeddings=position_embeddings,
         )
-        hidden_states = residual + hidden_states
+        _amd_sum = None
+        if _amd and _amd.on.add_norm:
+            _amd_sum = _amd.add_norm(self.post_attention_layernorm, hidden_states, residual)
+        hidden_states = residual + hidden_states if _amd_sum is None else _amd_sum[1]
 
         # Fully Connected
         residual = hidden_states
-        hidden_states = self.post_attention_layernorm(hidden_states)
+        hidden_states = self.post_attention_layernorm(hidden_states) if _amd_sum is None else _amd_sum[0]
 
         hidden_states = self.mlp(hidden_states)
         if isinstance(hidden_states, tuple):

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:036d9dfc0ca1d9fd529142700d8e046d4e35bfadfab6e3e34d93ba4295876de3 generator=2 recipes=c5819e48feb1 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:036d9dfc0ca1d9fd529142700d8e046d4e35bfadfab6e3e34d93ba4295876de3 generator=2 recipes=3c223b06c486 (transformers source modified by transformers-rocm-overlay)
 # Copyright 2021 Google AI, Ross Wightman, The HuggingFace Inc. team. All rights reserved.
 #
 # Licensed under the Apache License, Version 2.0 (the "License");
@@ -296,11 +296,14 @@ class ViTLayer(GradientCheckpointingLayer):
         hidden_states = self.layernorm_before(hidden_states)
         hidden_states, _ = self.attention(hidden_states, attention_mask, **kwargs)
         hidden_states = self.dropout(hidden_states)
-        hidden_states = hidden_states + residual
+        _amd_sum = None
+        if _amd and _amd.on.add_norm:
+            _amd_sum = _amd.add_norm(self.layernorm_after, hidden_states, residual)
+        hidden_states = hidden_states + residual if _amd_sum is None else _amd_sum[1]
 
         # Fully Connected
         residual = hidden_states
-        hidden_states = self.layernorm_after(hidden_states)
+        hidden_states = self.layernorm_after(hidden_states) if _amd_sum is None else _amd_sum[0]
         hidden_states = self.mlp(hidden_states)
         hidden_states = self.dropout(hidden_states)
         hidden_states = hidden_states + residual

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:803ed4d79f3024ebeeb266b6a786d3d227146dfed7eca4f47cdcf040c25f01ab generator=2 recipes=c5819e48feb1 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:803ed4d79f3024ebeeb266b6a786d3d227146dfed7eca4f47cdcf040c25f01ab generator=2 recipes=3c223b06c486 (transformers source modified by transformers-rocm-overlay)
 # Copyright 2022 The OpenAI Authors and The HuggingFace Inc. team. All rights reserved.
 #
 # Licensed under the Apache License, Version 2.0 (the "License");
@@ -415,10 +415,13 @@ class WhisperEncoderLayer(GradientCheckpointingLayer):
             **kwargs,
         )
         hidden_states = nn.functional.dropout(hidden_states, p=self.dropout, training=self.training)
-        hidden_states = residual + hidden_states
+        _amd_sum = None
+        if _amd and _amd.on.add_norm:
+            _amd_sum = _amd.add_norm(self.final_layer_norm, hidden_states, residual)
+        hidden_states = residual + hidden_states if _amd_sum is None else _amd_sum[1]
 
         residual = hidden_states
-        hidden_states = self.final_layer_norm(hidden_states)
+        hidden_states = self.final_layer_norm(hidden_states) if _amd_sum is None else _amd_sum[0]
         hidden_states = self.activation_fn(self.fc1(hidden_states))
         hidden_states = nn.functional.dropout(hidden_states, p=self.activation_dropout, training=self.training)
         hidden_states = self.fc2(hidden_states)

@@ -15,15 +15,15 @@ _ROWS, _COLUMNS = 16, 32  # the (16, 16) layout of 16-bit weights packs blocks o
 
 
 def shuffle_16x16(weight: Tensor) -> Tensor:
-    n, k = weight.shape
-    blocks = weight.reshape(n // _ROWS, _ROWS, k // _COLUMNS, 4, 8)
-    return blocks.permute(0, 2, 3, 1, 4).contiguous().view(n, k)
+    n, k = weight.shape[-2:]
+    blocks = weight.reshape(-1, n // _ROWS, _ROWS, k // _COLUMNS, 4, 8)
+    return blocks.permute(0, 1, 3, 4, 2, 5).contiguous().view(weight.shape)
 
 
 def unshuffle_16x16(weight: Tensor) -> Tensor:
-    n, k = weight.shape
-    blocks = weight.reshape(n // _ROWS, k // _COLUMNS, 4, _ROWS, 8)
-    return blocks.permute(0, 3, 1, 2, 4).contiguous().view(n, k)
+    n, k = weight.shape[-2:]
+    blocks = weight.reshape(-1, n // _ROWS, k // _COLUMNS, 4, _ROWS, 8)
+    return blocks.permute(0, 1, 4, 2, 3, 5).contiguous().view(weight.shape)
 
 
 def shuffle_weight(double: Double, arguments: dict[str, Any]) -> Tensor:
@@ -33,8 +33,8 @@ def shuffle_weight(double: Double, arguments: dict[str, Any]) -> Tensor:
     double.require(tuple(arguments["layout"]) == (16, 16), f"{name}: layout {arguments['layout']} is not modelled")
     double.require(not arguments["use_int4"], f"{name}: use_int4 is not modelled")
     guards.half(double, name, x=weight)
-    double.require(weight.dim() == 2, f"{name}: {weight.dim()} dimensions, [N,K] expected")
-    n, k = weight.shape
+    double.require(weight.dim() in (2, 3), f"{name}: {weight.dim()} dimensions, [N,K] or [E,N,K] expected")
+    n, k = weight.shape[-2:]
     double.require(n % _ROWS == 0 and k % _COLUMNS == 0, f"{name}: [{n},{k}] needs N%16 == 0 and K%32 == 0")
     shuffled = shuffle_16x16(weight.detach())
     shuffled.is_shuffled = True  # type: ignore[attr-defined]
@@ -69,14 +69,21 @@ def gemm_a16w16(double: Double, name: str, arguments: dict[str, Any]) -> Tensor:
     return result.to(otype).view(*a.shape[:-1], b.shape[0])
 
 
+def is_shuffled(double: Double, name: str, argument: str, weight: Tensor) -> bool:
+    """Whether shuffle_weight made this memory; the mark must say the same."""
+    storage = StorageWeakRef(weight.untyped_storage())
+    shuffled = any(known == storage for known in double.shuffled if not known.expired())
+    tagged = getattr(weight, "is_shuffled", False) is True
+    known = "" if shuffled else "not "
+    double.require(tagged == shuffled, f"{name}: {argument} is {known}shuffled but is_shuffled is {tagged}")
+    return tagged
+
+
 def _plain(double: Double, name: str, b: Tensor, dtype: torch.dtype, otype: torch.dtype) -> Tensor:
     """B in plain layout; the tag, the version and the arch decide whether a shuffled B is understood."""
-    storage = StorageWeakRef(b.untyped_storage())
-    shuffled = any(known == storage for known in double.shuffled if not known.expired())
-    tagged = getattr(b, "is_shuffled", False) is True
-    double.require(tagged == shuffled, f"{name}: B is {'' if shuffled else 'not '}shuffled but is_shuffled is {tagged}")
-    if not tagged:
+    if not is_shuffled(double, name, "B", b):
         return b
+    double.marked += 1
     honoured = double.catalog.behaviour["gemm_honours_is_shuffled"]
     double.require(honoured, f"{name}: aiter {double.version} does not know is_shuffled: silent garbage")
     n, k = b.shape

@@ -1,0 +1,108 @@
+"""The only package that knows aiter: which of its functions serve which op, what they accept, and how each is proved.
+
+That aiter imports, or that an op is registered, says nothing about a kernel: ops are registered before anything is
+built. So a function is used only when its argument names are known ones, a call only when it meets the kernels'
+preconditions (several of which no kernel checks: strides, devices, missing autograd), and a variant only after one
+call of it agreed with the eager formula.
+
+Preconditions and version differences: facts of aiter v0.1.5 to v0.1.20.post1. Arguments are chosen by name, never by
+version.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from ... import device, toggles
+from ...dispatch import Candidate, Offer, Refusal
+from ...toggles import Settings
+from . import activation, attention, library, linear, moe, norm, rope
+from .library import Unusable
+from .linear import gemm_table, shuffler
+
+ARCHES = ("gfx942", "gfx950")
+"""Where the kernels used here are known to run (CK, assembly and HIP); Radeon and gfx90a are not among them."""
+
+__all__ = ["ARCHES", "forget", "gemm_table", "offer", "shuffler", "wanted", "why_not_shuffled"]
+
+_candidates: dict[str, Candidate | str] = {}
+
+
+def wanted(toggle: str) -> Callable[[Settings], bool]:
+    """Return whether tier aiter was asked for by hand through ``toggle``."""
+    return lambda settings: settings.asked(toggle)
+
+
+def offer(op: str, toggle: str, reference: Callable[..., Any]) -> Offer:
+    """Return the offer of tier aiter for ``op``: its family's ``toggle``, and the eager function that probes compare
+    with.
+    """
+
+    def ask(settings: Settings) -> Candidate | Refusal:
+        if not getattr(settings, toggle.lower()):
+            return Refusal(f"{toggle} is off")
+        if op == "attention" and settings.force_eager_attention:
+            return Refusal("FORCE_EAGER_ATTENTION=1 skips it")
+        # USE_AITER_* name aiter: no device for it breaks the request. USE_OPTIMIZED_OPS asks for the best there is.
+        named = toggle.startswith("USE_AITER") and settings.asked(toggle)
+        found = device.current()
+        if found is None:
+            return Refusal(device.why_none(), unmet=named)
+        if found.arch not in ARCHES:
+            return Refusal(f"{found.arch} is not one of {', '.join(ARCHES)}, where aiter's kernels run", unmet=named)
+        if op not in _candidates:
+            _candidates[op] = _make(op, reference, found.type)
+        made = _candidates[op]
+        return made if isinstance(made, Candidate) else Refusal(made, unmet=settings.asked(toggle))
+
+    return ask
+
+
+def why_not_shuffled(weight: Tensor) -> str:
+    """Return "" when a shuffled copy of the bf16 ``weight`` [N, K] would be read by a kernel here, else the reason."""
+    settings, found = toggles.settings(), device.current()
+    if not settings.use_aiter_gemm:
+        return "USE_AITER_GEMM is off, and nothing else reads shuffled weights"
+    if "aiter" not in settings.tiers:
+        return "AMD_OPS_TIERS leaves tier aiter out"
+    if found is None:
+        return device.why_none()
+    if found.arch not in ARCHES:
+        return f"{found.arch} is not one of {', '.join(ARCHES)}, where aiter's kernels run"
+    if weight.device.type != found.type:
+        return f"the weight is on {weight.device.type}, the GPU's are on {found.type}"
+    return linear.why_not_shuffled(weight, found.arch)
+
+
+def forget() -> None:
+    """Drop every verdict, also that of the import."""
+    library.forget()
+    _candidates.clear()
+    attention.forget()
+
+
+toggles.when_refreshed(forget)
+
+
+def _make(op: str, reference: Callable[..., Any], kind: str) -> Candidate | str:
+    try:
+        return _MAKERS[op](reference, kind)
+    except Unusable as reason:
+        return str(reason)
+
+
+_MAKERS: dict[str, Callable[[Callable[..., Any], str], Candidate]] = {
+    "attention": attention.make,
+    "linear": linear.make,
+    "rms_norm": norm.make_rms_norm,
+    "add_rms_norm": norm.make_add_rms_norm,
+    "apply_rope": rope.make,
+    "fused_moe": moe.make,
+    **{
+        name: functools.partial(activation.make, name) for name in ("silu_and_mul", "gelu_and_mul", "gelu_tanh_and_mul")
+    },
+}

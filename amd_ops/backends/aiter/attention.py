@@ -1,0 +1,220 @@
+"""Flash attention: dense where every query sees one span of keys, packed for padding and soft caps."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import masks
+from ...dispatch import Candidate
+from ..probing import apart, disagreement, made_up, unusable
+from .library import HALF, expect, function_of
+
+_ASM_ROWS = 128
+
+
+@functools.lru_cache(maxsize=64)
+def _uniform_offsets(batch: int, length: int, where: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.arange(0, (batch + 1) * length, length, dtype=torch.int32, device=where)
+
+
+def forget() -> None:
+    """Drop the cached offsets."""
+    _uniform_offsets.cache_clear()
+
+
+def make(reference: Callable[..., Any], kind: str) -> Candidate:
+    """``flash_attn_func`` [B, S, H, D] (it chooses among aiter's kernels) and ``flash_attn_varlen_func`` for padding
+    and soft caps.
+    """
+    dense, dense_names = function_of("flash_attn_func")
+    expect("flash_attn_func", dense_names, ("q", "k", "v"), "softmax_scale", "causal", "window_size")
+    packed, packed_names = function_of("flash_attn_varlen_func")
+    lengths = ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")
+    expect("flash_attn_varlen_func", packed_names, ("q", "k", "v"), *lengths, "softmax_scale", "causal", "window_size")
+    flash = _Flash(dense, packed, "sink_ptr" in dense_names, "logits_soft_cap" in packed_names, kind)
+
+    def compare(*args: Any) -> str:
+        return flash.compare(reference, *args)
+
+    return Candidate(flash.run, flash.check, flash.variant, apart(compare))
+
+
+def _settled(args: tuple[Any, ...]) -> tuple[bool, bool, int | None]:
+    """What a call amounts to after its mask's plan: packed form or dense, causal, and the window where it hides
+    anything.
+    """
+    q, k, _, _, causal, _, _, window, softcap, _, call = args
+    plan, columns = call.plan, k.shape[2]
+    if plan is not None:
+        causal, window = plan.causal, plan.window
+        columns = plan.longest_keys if plan.keys is None else plan.keys[1] - plan.keys[0]
+    packed = softcap is not None or (plan is not None and plan.keys is None)
+    return packed, bool(causal) and q.shape[2] > 1, None if window is None or window >= columns else window
+
+
+class _Flash:
+    """The attention functions of one aiter: what they take, and calls in their layouts."""
+
+    def __init__(
+        self, dense: Callable[..., Any], packed: Callable[..., Any], sinks: bool, caps: bool, kind: str
+    ) -> None:
+        self.dense, self.packed, self.sinks, self.caps, self.kind = dense, packed, sinks, caps, kind
+
+    def check(self, *args: Any) -> str:
+        """Cheap tests first; the mask, which costs a host sync once per forward, last."""
+        q, k, v, _, causal, mask, dropout, window, softcap, sinks, call = args
+        if q.dtype not in HALF or k.dtype is not q.dtype or v.dtype is not q.dtype:
+            return f"{q.dtype} is neither fp16 nor bf16" if q.dtype not in HALF else "q, k and v differ in dtype"
+        if dropout:
+            return "dropout is on"
+        sizes = (q.shape[3], v.shape[3])
+        if max(sizes) > 256 or sizes[0] % 8 or sizes[1] % 8:
+            return f"head_dim {sizes[0]}/{sizes[1]}: at most 256 and multiples of 8"
+        reason = unusable(self.kind, q, k, v) if sinks is None else unusable(self.kind, q, k, v, sinks)
+        if reason:
+            return reason
+        if q.stride(3) != 1 or k.stride(3) != 1 or v.stride(3) != 1:
+            return "the last dimension of q, k or v is not dense"
+        if softcap is not None and not self.caps:
+            return "this aiter has no soft cap"
+        if sinks is not None and not self.sinks:
+            return "this aiter has no sinks"
+        if mask is not None:
+            if causal or window is not None:
+                return "a mask together with causality or a window"
+            call.plan = masks.plan_for(mask, q.shape[0], q.shape[2], k.shape[2], call.layer)
+            if call.plan.reason:
+                return str(call.plan.reason)
+        return self._lost(args)
+
+    def _lost(self, args: tuple[Any, ...]) -> str:
+        """The v3 assembly kernels know no window and no sinks and drop them without a word.
+
+        aiter keeps shapes with a window away from them, but takes a window of one key for none.
+        """
+        q, v, softcap, sinks = args[0], args[2], args[8], args[9]
+        packed, _, window = _settled(args)
+        chosen = q.dtype is torch.bfloat16 and q.shape[3] in (128, 192) and v.shape[3] == 128 and softcap is None
+        if not chosen or (window is not None and window > 1) or not (packed or q.shape[2] > _ASM_ROWS):
+            return ""
+        if sinks is not None:
+            return "aiter would take an assembly kernel that drops the sinks"
+        return "" if window is None else "aiter would take an assembly kernel that drops the window of one key"
+
+    def variant(self, *args: Any) -> Hashable:
+        """What chooses among aiter's kernels: layout, dtype, head sizes, grouping, flags, and the class of q_len."""
+        q, k, v, _, _, _, _, _, softcap, sinks, _ = args
+        packed, restricted, window = _settled(args)
+        length = 0 if q.shape[2] == 1 else 1 if q.shape[2] <= _ASM_ROWS else 2
+        heads = q.shape[1] // k.shape[1]
+        flags = (restricted, window is not None, softcap is not None, sinks is not None)
+        return packed, q.dtype, q.shape[3], v.shape[3], heads, length, *flags
+
+    def run(self, *args: Any) -> Tensor:
+        """Dense where every query sees the same span of keys, packed otherwise."""
+        q, k, v, scaling, _, _, _, _, softcap, sinks, call = args
+        plan = call.plan
+        _, causal, window = _settled(args)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        if plan is not None and plan.keys is not None:
+            start, stop = plan.keys
+            k, v = k[:, start:stop], v[:, start:stop]
+        future = 0 if causal or q.shape[1] == 1 else -1  # without causality a window only bounds the past
+        options: dict[str, Any] = {
+            "softmax_scale": q.shape[3] ** -0.5 if scaling is None else scaling,
+            "causal": causal,
+            "window_size": (-1, -1) if window is None else (window - 1, future),
+        }
+        if sinks is not None:
+            options["sink_ptr"] = sinks.float().contiguous()
+        if softcap is not None:
+            options["logits_soft_cap"] = softcap
+        if plan is not None and plan.keys is None:
+            return self._padded(q, k, v, plan, options)
+        if softcap is not None:
+            return self._uniform(q, k, v, options)
+        out: Tensor = self.dense(q, k, v, **options)
+        return out.contiguous()
+
+    def _padded(self, q: Tensor, k: Tensor, v: Tensor, plan: Any, options: dict[str, Any]) -> Tensor:
+        """Gather the real tokens, attend, scatter back; queries that are padding get zeros."""
+        out = torch.zeros((*q.shape[:3], v.shape[3]), dtype=q.dtype, device=q.device)
+        out[plan.queries_at] = self.packed(
+            q[plan.queries_at],
+            k[plan.keys_at],
+            v[plan.keys_at],
+            cu_seqlens_q=plan.query_offsets,
+            cu_seqlens_k=plan.key_offsets,
+            max_seqlen_q=plan.longest_queries,
+            max_seqlen_k=plan.longest_keys,
+            **options,
+        )
+        return out
+
+    def _uniform(self, q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> Tensor:
+        """Only the packed function has a soft cap: a batch of equal lengths in packed form."""
+        batch, rows, columns = q.shape[0], q.shape[1], k.shape[1]
+        out: Tensor = self.packed(
+            q.reshape(-1, *q.shape[2:]),
+            k.reshape(-1, *k.shape[2:]),
+            v.reshape(-1, *v.shape[2:]),
+            cu_seqlens_q=_uniform_offsets(batch, rows, q.device),
+            cu_seqlens_k=_uniform_offsets(batch, columns, q.device),
+            max_seqlen_q=rows,
+            max_seqlen_k=columns,
+            **options,
+        )
+        return out.reshape(batch, rows, *out.shape[1:])
+
+    def compare(self, reference: Callable[..., Any], *args: Any) -> str:
+        """Probe a call of the same variant, small: keys longer than queries, so that a wrong alignment shows."""
+        q, k, v, scaling, _, _, _, _, softcap, sinks, call = args
+        plan = call.plan
+        _, causal, window = _settled(args)
+        rows = 1 if q.shape[2] == 1 else 9 if q.shape[2] <= _ASM_ROWS else _ASM_ROWS + 7
+        heads, columns, where = q.shape[1] // k.shape[1], rows + 24, q.device
+        xs = [
+            made_up((2, count, length, size), q.dtype, where, seed)
+            for seed, count, length, size in (
+                (12, 2 * heads, rows, q.shape[3]),
+                (13, 2, columns, q.shape[3]),
+                (14, 2, columns, v.shape[3]),
+            )
+        ]
+        window = None if window is None else 7
+        logits = None if sinks is None else made_up((2 * heads,), torch.float32, where, 15)
+        cap = None if softcap is None else 2.0
+        pads = (0, 5) if plan is not None and plan.keys is None else (0, 0)
+        guess, hidden = _padding(pads, rows, columns, causal, window, where)
+        made = type(call)()
+        made.plan = guess
+        rest = (0.0, None if guess is not None else window, cap, logits, made)
+        flag = causal and guess is None
+        got = self.run(*xs, scaling, flag, hidden, *rest)
+        want = reference(*(x.float() for x in xs), scaling, flag, hidden, *rest)
+        return disagreement(got, want)
+
+
+def _padding(
+    pads: tuple[int, int], rows: int, columns: int, causal: bool, window: int | None, where: torch.device
+) -> tuple[masks.Plan | None, Tensor | None]:
+    """The plan and the bool mask of a left-padded batch of two, as transformers would build it; None without
+    padding.
+    """
+    if pads == (0, 0):
+        return None, None
+    own = torch.arange(columns - rows, columns, device=where).view(1, rows, 1)
+    key = torch.arange(columns, device=where).view(1, 1, columns)
+    hidden = (key >= torch.tensor(pads, device=where).view(2, 1, 1)).expand(2, rows, columns)
+    if causal and rows > 1:
+        hidden = hidden & (key <= own)
+    if window is not None:
+        hidden = hidden & (key > own - window)
+    mask = hidden.unsqueeze(1)
+    return masks.analyse(mask, 2, rows, columns), mask

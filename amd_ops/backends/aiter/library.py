@@ -1,0 +1,73 @@
+"""Finding functions of aiter, and learning their argument names, in whatever version is installed."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+HALF = (torch.float16, torch.bfloat16)
+_import_error: str | None = None
+
+
+class Unusable(Exception):
+    """This aiter cannot serve an op; the text says why."""
+
+
+def forget() -> None:
+    """Drop the verdict of the import."""
+    global _import_error
+    _import_error = None
+
+
+def module_of(name: str) -> Any:
+    """Import a module of aiter. Off ROCm, on unknown chips and half-built trees it raises nearly anything; keep the
+    reason.
+    """
+    global _import_error
+    if _import_error is not None:
+        raise Unusable(_import_error)
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        text = str(error).strip().splitlines()
+        reason = f"import {name} failed: {type(error).__name__}: {text[0][:160] if text else ''}".rstrip(": ")
+        if name == "aiter":
+            _import_error = reason
+        raise Unusable(reason) from error
+
+
+def function_of(name: str, home: str = "aiter") -> tuple[Callable[..., Any], tuple[str, ...]]:
+    """Return a public function of aiter and its argument names (from the registered schema where the wrapper hides
+    them).
+    """
+    module_of("aiter")
+    found = getattr(module_of(home), name, None)
+    if found is None:
+        raise Unusable(f"this aiter has no {name}")
+    names = _names(name, found)
+    if names is None:
+        raise Unusable(f"the arguments of aiter's {name} cannot be read")
+    return found, names
+
+
+def _names(name: str, function: Callable[..., Any]) -> tuple[str, ...] | None:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+        if all(p.kind is p.POSITIONAL_OR_KEYWORD or p.kind is p.KEYWORD_ONLY for p in parameters):
+            return tuple(p.name for p in parameters)
+    except (TypeError, ValueError):
+        pass  # a builtin: the schema below decides
+    packet = getattr(torch.ops.aiter, name, None)
+    if packet is None:
+        return None
+    return tuple(argument.name for argument in packet.default._schema.arguments if argument.name != "dummy")
+
+
+def expect(name: str, names: tuple[str, ...], first: tuple[str, ...], *needed: str) -> None:
+    """Raise unless the argument names begin with ``first`` and contain ``needed``."""
+    if names[: len(first)] != first or not set(needed) <= set(names):
+        raise Unusable(f"aiter's {name}({', '.join(names)}) is not a form known here")

@@ -1,0 +1,199 @@
+"""apply_rope on the kernel of kernels/rope.py, with its backward; and the two fusions around it: a norm of every head
+of q and k in front (qk_norm_rope), and a write of the turned k and of v into a static cache behind (into_cache).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ...dispatch import Candidate
+from ..probing import made_up, needs_grad
+from . import tuning
+from .common import prove, unfit
+from .configs import FEW, Config, for_heads
+from .kernels import rope as kernels
+from .layout import MAX_OFFSET, Via, directly, power_of_two, reach, specialised
+from .target import Target
+
+
+@dataclass(frozen=True)
+class Norms:
+    """The norms of q's and k's heads: weights [D], dense, and the form (llama, gemma or fp32_weight)."""
+
+    q_weight: Tensor
+    k_weight: Tensor
+    eps: float
+    form: str
+
+    def parts(self) -> tuple[Tensor, Tensor, float]:
+        """What the kernel reads."""
+        return self.q_weight, self.k_weight, self.eps
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A static cache of one layer: keys [B, Hkv, L, D] and values [B, Hkv, L, Dv] by strides, and the rows to write,
+    positions [S] (int32 or int64, on the GPU; one outside [0, L) writes nothing). values [B, Hkv, S, Dv] are the new
+    ones.
+    """
+
+    keys: Tensor
+    values: Tensor
+    new_values: Tensor
+    positions: Tensor
+
+
+def _by_token(x: Tensor, dim: int) -> tuple[int, int, int]:
+    """Strides (batch, token, head) of [B, H, S, D] (dim 1) or [B, S, H, D] (dim 2)."""
+    return x.stride(0), x.stride(3 - dim), x.stride(dim)
+
+
+def _fresh(x: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+    """Dense [B, S, H, D] memory, seen in x's order of dimensions."""
+    batch, heads, length, size = x.shape[0], x.shape[dim], x.shape[3 - dim], x.shape[3]
+    out = torch.empty((batch, length, heads, size), dtype=dtype, device=x.device)
+    return out.transpose(1, 2) if dim == 1 else out
+
+
+def launch_rope(
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    dim: int,
+    config: Config,
+    *,
+    backward: bool = False,
+    dtypes: tuple[torch.dtype, torch.dtype] | None = None,
+    norms: Norms | None = None,
+    cache: Cache | None = None,
+    via: Via = directly,
+) -> tuple[Tensor, Tensor]:
+    """New (q, k) in the order of dimensions of the inputs; with a cache the second is ``cache.keys``.
+
+    ``dtypes`` of the results; by default those that torch promotes q and k with the tables to.
+    """
+    kinds = dtypes or (torch.promote_types(q.dtype, cos.dtype), torch.promote_types(k.dtype, cos.dtype))
+    length, q_heads, k_heads, size = q.shape[3 - dim], q.shape[dim], k.shape[dim], q.shape[3]
+    half = cos.shape[2] // 2
+    q_out = _fresh(q, dim, kinds[0])
+    k_out, at = (_fresh(k, dim, kinds[1]), dim) if cache is None else (cache.keys, 1)
+    v, v_out, positions = (k, k, cos) if cache is None else (cache.new_values, cache.values, cache.positions)
+    table_strides = [(t.stride(0) if t.shape[0] > 1 else 0, t.stride(1)) for t in (cos, sin)]
+    heads = -(-q_heads // config.rows) + -(-k_heads // config.rows) * (1 if cache is None else 2)
+    rest = power_of_two(size - 2 * half)
+    via(kernels.rope)[(q.shape[0] * length, heads)](
+        q, k, v, cos, sin, q_out, k_out, v_out, positions, *((cos, cos, 0.0) if norms is None else norms.parts()),
+        length, q_heads, k_heads, length if cache is None else cache.keys.shape[2],
+        *_by_token(q, dim), *_by_token(k, dim), *_by_token(v, dim if cache is None else 1),
+        *table_strides[0], *table_strides[1], *_by_token(k_out, at), *_by_token(v_out, at),
+        D=size, DV=v.shape[3], HALF=half, FORM=norms.form if norms else "", BACKWARD=backward,
+        CACHE=cache is not None,
+        BLOCK_H=config.rows, BLOCK=config.block, BLOCK_REST=rest, BLOCK_V=power_of_two(v.shape[3]),
+        num_warps=config.warps,
+    )  # fmt: skip
+    return q_out, k_out
+
+
+class RopeFunction(torch.autograd.Function):
+    """The rotation; its backward turns the gradients back. The tables get no gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, dim: int, config: Config
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(cos, sin)
+        ctx.rest = dim, config, (q.dtype, k.dtype)
+        return launch_rope(q, k, cos, sin, dim, config)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, dq: Tensor, dk: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        dim, config, dtypes = ctx.rest
+        dq, dk = (g if g.stride(3) == 1 and reach(g) <= MAX_OFFSET else g.contiguous() for g in (dq, dk))
+        return (*launch_rope(dq, dk, cos, sin, dim, config, backward=True, dtypes=dtypes), None, None, None, None)
+
+
+class Rope:
+    """The rope ops on one target."""
+
+    def __init__(self, op: str, target: Target) -> None:
+        self.target, self.table = target, tuning.Table(op, target)
+
+    def config(self, q: Tensor, cos: Tensor, dim: int) -> Config:
+        """The cut for these heads and this class of token count."""
+        key = self.key(q, cos, dim)
+        return self.table.get(key) or self.table.put(key, for_heads(max(cos.shape[2] // 2, 1), key[3], self.target))
+
+    @staticmethod
+    def key(q: Tensor, cos: Tensor, dim: int) -> tuple[torch.dtype, int, int, bool]:
+        """What a cut depends on."""
+        return q.dtype, q.shape[3], cos.shape[2], q.shape[0] * q.shape[3 - dim] < FEW
+
+    def check(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, dim: int, *more: Tensor) -> str:
+        """Cheap tests first. ``more`` are the other tensors of a fusion."""
+        if q.dim() != 4 or k.dim() != 4 or cos.dim() != 3 or dim not in (1, 2):
+            return "q and k are not [B, H, S, D] or [B, S, H, D] with tables [B, S, R]"
+        if cos.shape != sin.shape or cos.shape[2] % 2 or cos.shape[2] > q.shape[3] or k.shape[3] != q.shape[3]:
+            return "the tables' width does not fit the heads"
+        if cos.shape[0] not in (1, q.shape[0]) or cos.shape[1] != q.shape[3 - dim]:
+            return "the tables' length or batch does not fit q"
+        if k.shape[0] != q.shape[0] or k.shape[3 - dim] != q.shape[3 - dim]:
+            return "q and k differ in batch or length"
+        if cos.dtype is not sin.dtype:
+            return f"cos is {cos.dtype}, sin {sin.dtype}"
+        if needs_grad(cos, sin):
+            return "the tables need a gradient"
+        if q.stride(3) != 1 or k.stride(3) != 1 or cos.stride(2) != 1 or sin.stride(2) != 1:
+            return "the last dimension of q, k or the tables is not dense"
+        return unfit(self.target, q, k, cos, sin, *more)
+
+    def variant(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, dim: int) -> Hashable:
+        """Whatever makes another kernel of it."""
+        strides = (*_by_token(q, dim), *_by_token(k, dim), cos.stride(1), sin.stride(1))
+        grads = (q.requires_grad, k.requires_grad) if needs_grad(q, k) else ()
+        own = cos.shape[0] > 1 and (cos.stride(0) != 0 or sin.stride(0) != 0)
+        return *self.key(q, cos, dim), k.dtype, cos.dtype, dim, own, grads, specialised(strides)
+
+    def samples(self, q: Tensor, k: Tensor, cos: Tensor, dim: int) -> list[Tensor]:
+        """Made-up q, k, cos, sin of this call's dtypes and widths, wanting the gradients that it wants."""
+        length = 5 if self.key(q, cos, dim)[3] else FEW // 2 + 1
+        own = cos.shape[0] > 1
+        grads = needs_grad(q, k)
+        shape = (2, 3, length, q.shape[3]) if dim == 1 else (2, length, 3, q.shape[3])
+        heads = [made_up(shape, t.dtype, q.device, seed) for seed, t in ((8, q), (9, k))]
+        tables = [made_up((2 if own else 1, length, cos.shape[2]), cos.dtype, q.device, seed) for seed in (10, 11)]
+        return [
+            *(
+                made.requires_grad_() if grads and t.requires_grad else made
+                for made, t in zip(heads, (q, k), strict=True)
+            ),
+            *tables,
+        ]
+
+
+def make(op: str, reference: Callable[..., Any], target: Target) -> Candidate:
+    """Return the candidate of apply_rope."""
+    rope = Rope(op, target)
+
+    def run(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        config = rope.config(q, cos, dim)
+        if needs_grad(q, k):
+            both: tuple[Tensor, Tensor] = RopeFunction.apply(q, k, cos, sin, dim, config)
+            return both
+        return launch_rope(q, k, cos, sin, dim, config)
+
+    def probe(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, dim: int) -> str:
+        with torch.no_grad():
+            key, guess = rope.key(q, cos, dim), rope.config(q, cos, dim)
+            rope.table.tune(key, guess, lambda cut: launch_rope(q, k, cos, sin, dim, cut))
+        return prove(run, reference, rope.samples(q, k, cos, dim), (dim,))
+
+    return Candidate(run, rope.check, rope.variant, probe)

@@ -1,0 +1,79 @@
+"""Tier triton: which ops it serves, asked at binding. Everything that imports triton is imported from here, late."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from ... import toggles
+from ...dispatch import Candidate, Offer, Refusal
+from ...toggles import Settings
+from .target import Target, Unusable, find
+
+_HOMES = {
+    "rms_norm": "norm",
+    "add_rms_norm": "norm",
+    "apply_rope": "rope",
+    "qk_norm_rope": "qk_rope",
+    "rope_into_cache": "qk_rope",
+    "silu_and_mul": "gate",
+    "gelu_and_mul": "gate",
+    "gelu_tanh_and_mul": "gate",
+}
+"""The module of this folder whose ``make(op, reference, target)`` serves an op."""
+
+_found: Target | str | None = None
+_candidates: dict[str, Candidate] = {}
+
+
+def wanted(toggle: str) -> Callable[[Settings], bool]:
+    """Return whether a fast tier was asked for by hand through ``toggle``: then a call that triton declines is told."""
+    return lambda settings: settings.asked(toggle)
+
+
+def offer(op: str, toggle: str, reference: Callable[..., Any]) -> Offer:
+    """Return the offer of tier triton for ``op``: its family's ``toggle``, and the eager function that probes compare
+    with.
+
+    USE_OPTIMIZED_OPS asks for the best there is, so a machine without Triton breaks no request.
+    """
+
+    def ask(settings: Settings) -> Candidate | Refusal:
+        if not getattr(settings, toggle.lower()):
+            return Refusal(f"{toggle} is off")
+        found = _target()
+        if isinstance(found, str):
+            return Refusal(found)
+        if op not in _candidates:
+            _candidates[op] = importlib.import_module(f"{__package__}.{_HOMES[op]}").make(op, reference, found)
+        return _candidates[op]
+
+    return ask
+
+
+def _target() -> Target | str:
+    global _found
+    if _found is None:
+        try:
+            _found = find()
+        except Unusable as reason:
+            _found = str(reason)
+    return _found
+
+
+def notes() -> dict[str, int]:
+    """What went wrong beside the calls themselves (a cache of cuts that cannot be read), by reason."""
+    tuning = sys.modules.get(f"{__package__}.tuning")
+    return dict(tuning.notes) if tuning is not None else {}
+
+
+def forget() -> None:
+    """Drop the target and every verdict."""
+    global _found
+    _found = None
+    _candidates.clear()
+
+
+toggles.when_refreshed(forget)

@@ -1,0 +1,1 @@
+"""Benchmarks of stock against overlaid code: one fresh process per cell and round, interleaved, raw samples kept."""

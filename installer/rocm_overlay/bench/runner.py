@@ -1,0 +1,257 @@
+"""Runs the plan: weights once, then round after round of every cell in a fresh process, each result kept at once.
+
+Within a round the order of the cells is turned by one place per round, so that a machine that warms up or tires does
+not favour a cell. What is done is in ``samples.jsonl``; the same plan in the same folder goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..child import Child, beside
+from ..install.transaction.errors import UsageError, WriteError
+from ..verify.target import Interpreter, Source
+from .matrix import Cell
+
+WORKER = "rocm_overlay.bench.worker"
+SAMPLES = "samples.jsonl"
+PLAN = "plan.json"
+
+Step = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is the same for every process of a benchmark. ``runs`` and ``warmup`` are per process."""
+
+    interpreter: Interpreter
+    model: Path
+    has_weights: bool
+    sources: list[Source]
+    mode: str
+    dtype: str
+    seed: int
+    rounds: int
+    runs: int
+    warmup: int
+    timeout: float
+    cells: list[Cell]
+
+    def digest(self) -> str:
+        """Identify the plan: the same digest may be resumed."""
+        parts = {
+            "interpreter": self.interpreter.as_json(),
+            "model": str(self.model),
+            "sources": [source.as_json() for source in self.sources],
+            "numbers": [self.mode, self.dtype, self.seed, self.rounds, self.runs, self.warmup],
+            "cells": [cell.as_json() for cell in self.cells],
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass
+class Process:
+    """What one process gave. ``status`` is ok, crashed, timeout or unfit."""
+
+    cell: str
+    round: int
+    status: str = "crashed"
+    message: str = ""
+    loaded_s: float | None = None
+    imported_s: float | None = None
+    overlay: str | None = None
+    first: dict[str, Any] = field(default_factory=dict)
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    memory: dict[str, int] = field(default_factory=dict)
+    launches: dict[str, Any] = field(default_factory=dict)
+    ops: list[dict[str, Any]] = field(default_factory=list)
+    bandwidth: float | None = None
+    values: str | None = None
+
+    def take(self, event: dict[str, Any]) -> None:
+        """Take one event of the worker."""
+        kind = event.pop("event")
+        if kind == "imported":
+            self.imported_s = event["seconds"]
+        elif kind == "loaded":
+            self.loaded_s, self.overlay = event["seconds"], event["overlay"]
+        elif kind == "first":
+            self.first = event
+        elif kind == "run":
+            self.runs.append(event)
+        elif kind == "memory":
+            self.memory = event
+        elif kind == "launches":
+            self.launches = event
+        elif kind == "dispatch":
+            self.ops = event["ops"]
+        elif kind == "outcome":
+            self.values = event["path"]
+        elif kind == "unfit":
+            self.status, self.message = "unfit", event["message"]
+        elif kind == "bandwidth":
+            self.bandwidth, self.status = event["bytes_per_s"], "ok"
+
+
+class Journal:
+    """The folder of a run: the plan, and one line per finished process. Lines are only ever appended."""
+
+    def __init__(self, folder: Path, setup: Setup) -> None:
+        self.folder = folder.resolve()  # workers run in another folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._settle(setup)
+        except OSError as error:
+            message = f"{folder} cannot be written: {error.strerror}"
+            raise WriteError("no-output", message, remedy="pass -o a folder that can be", paths=[folder]) from None
+
+    def _settle(self, setup: Setup) -> None:
+        plan = self.folder / PLAN
+        digest = setup.digest()
+        if plan.exists():
+            if json.loads(plan.read_text()).get("digest") != digest:
+                raise UsageError(
+                    "other-plan",
+                    f"{self.folder} holds a run of another plan",
+                    remedy="pass -o another folder, or remove this one",
+                    paths=[plan],
+                )
+            return
+        cells = [cell.as_json() for cell in setup.cells]
+        plan.write_text(json.dumps({"digest": digest, "cells": cells}, indent=1) + "\n")
+
+    def done(self) -> dict[tuple[str, int], Process]:
+        """Return the finished processes; a last line that a kill cut short is dropped and measured again."""
+        found = {}
+        path = self.folder / SAMPLES
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    process = Process(**json.loads(line))
+                except ValueError:
+                    continue
+                found[process.cell, process.round] = process
+        return found
+
+    def append(self, process: Process) -> None:
+        """Keep one result."""
+        path = self.folder / SAMPLES
+        torn = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
+        with path.open("a", encoding="utf-8") as file:
+            file.write(("\n" if torn else "") + json.dumps(process.__dict__) + "\n")
+
+
+def order(cells: list[Cell], round: int) -> list[Cell]:
+    """Return the cells of one round, turned by one place per round."""
+    turn = round % len(cells)
+    return cells[turn:] + cells[:turn]
+
+
+def run_all(setup: Setup, journal: Journal, step: Step) -> list[Process]:
+    """Measure everything that is not done yet and return all processes."""
+    done = journal.done()
+    with tempfile.TemporaryDirectory(prefix="overlay-bench-") as name:
+        scratch = Path(name)
+        missing = [
+            (cell, round)
+            for round in range(setup.rounds)
+            for cell in order(setup.cells, round)
+            if (cell.id, round) not in done
+        ]
+        if missing and not setup.has_weights:
+            step("writing seeded weights")
+        weights = stage(setup, scratch) if missing else setup.model
+        for cell, round in missing:
+            step(f"round {round + 1} of {setup.rounds}: {cell.id}")
+            process = _measure(setup, cell, round, weights, scratch, journal.folder)
+            journal.append(process)
+            done[cell.id, round] = process
+    return list(done.values())
+
+
+def ask_size(setup: Setup) -> dict[str, Any]:
+    """Ask for parameters, bytes and free memory, before anything is loaded."""
+    with tempfile.TemporaryDirectory(prefix="overlay-bench-") as name:
+        started = child(setup, "size", Path(name), {})
+        found = next((event for event in started.events(timeout=setup.timeout) if event["event"] == "size"), None)
+        if found is None:
+            raise UsageError(
+                "model-unreadable",
+                f"transformers {setup.interpreter.transformers} cannot build {setup.model}:\n{started.log_tail()}",
+                remedy="pass --model a folder that save_pretrained wrote, or a config.json",
+                paths=[setup.model],
+            )
+        return found
+
+
+def stage(setup: Setup, scratch: Path) -> Path:
+    """Lay out both texts of the code, and the weights where the model has none; return the folder of the weights."""
+    for build, path, text in _texts(setup.sources):
+        target = scratch / build / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(text)
+    if setup.has_weights:
+        return setup.model
+    weights = scratch / "weights"
+    _materialise(setup, scratch, weights)
+    return weights
+
+
+def _materialise(setup: Setup, scratch: Path, weights: Path) -> None:
+    started = child(setup, "materialise", scratch, {"weights": str(weights)})
+    if not any(event["event"] == "materialised" for event in started.events(timeout=setup.timeout)):
+        raise WriteError(
+            "no-weights",
+            f"seeded weights for {setup.model} could not be written into {weights}:\n{started.log_tail()}",
+            remedy="set TMPDIR to a folder with enough space",
+            paths=[weights],
+        )
+
+
+def _measure(setup: Setup, cell: Cell, round: int, weights: Path, scratch: Path, folder: Path) -> Process:
+    process = Process(cell.id, round)
+    values = folder / "values" / f"{hashlib.sha256(cell.id.encode()).hexdigest()[:16]}-{round}.safetensors"
+    values.parent.mkdir(exist_ok=True)
+    job = {"cell": cell.as_json(), "weights": str(weights), "values": str(values)}
+    started = child(setup, "cell", scratch, job, build=cell.build)
+    env = {**cell.env, **cell.toggles}
+    for event in started.events(env, timeout=setup.timeout):
+        process.take(event)
+    if started.timed_out:
+        process.status, process.message = "timeout", f"it was ended after {setup.timeout:g} s"
+    elif process.status == "crashed":
+        tail = started.log_tail()
+        last = tail.splitlines()[-1] if tail else "it wrote nothing"
+        process.message = f"the process ended with status {started.status}: {last}\n{tail}"
+    elif process.status == "ok" and cell.build == "overlay" and not process.overlay:
+        process.status, process.message = "crashed", "the process ran stock code where the overlay was asked for"
+    return process
+
+
+def child(setup: Setup, task: str, scratch: Path, more: dict[str, Any], build: str | None = None) -> Child:
+    """Prepare a worker; with ``build`` it is served that build of the code, else whatever is installed."""
+    job = {
+        "task": task,
+        "model": str(setup.model),
+        "mode": setup.mode,
+        "dtype": setup.dtype,
+        "seed": setup.seed,
+        "warmup": setup.warmup,
+        "runs": setup.runs,
+        "sources": {source.module: str(scratch / build / source.path) for source in setup.sources} if build else {},
+        "amd_ops_path": None if setup.interpreter.amd_ops else str(beside("amd_ops", scratch / "fallback")),
+        **more,
+    }
+    return Child(setup.interpreter.executable, WORKER, job, scratch)
+
+
+def _texts(sources: list[Source]) -> Iterator[tuple[str, str, bytes]]:
+    for source in sources:
+        yield "stock", source.path, source.stock
+        yield "overlay", source.path, source.overlay

@@ -1,0 +1,9 @@
+"""`python -m rocm_overlay.synth`: the same as `overlay synth`."""
+
+from __future__ import annotations
+
+import sys
+
+from rocm_overlay.cli.app import run
+
+sys.exit(run(["synth", *sys.argv[1:]]))

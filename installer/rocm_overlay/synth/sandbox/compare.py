@@ -1,0 +1,50 @@
+"""When two results are the same: exactly, or within a tolerance relative to the largest value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+# A program is up to thirty operators long; each may add rounding of its own.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+
+
+def flat(value: Any) -> list[torch.Tensor]:
+    """Return the tensors in nested tuples, lists and dicts, in order."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        return [one for item in value.values() for one in flat(item)]
+    if isinstance(value, list | tuple):
+        return [one for item in value for one in flat(item)]
+    raise TypeError(f"a result is {type(value).__name__}, expected tensors")
+
+
+def difference(expected: Any, found: Any, *, exact: bool = False, slack: list[float] | None = None) -> str:
+    """Return "" when two results agree, else what differs. ``slack`` allows a larger difference, tensor by tensor."""
+    left, right = flat(expected), flat(found)
+    if len(left) != len(right):
+        return f"{len(right)} tensors, expected {len(left)}"
+    for index, (a, b) in enumerate(zip(left, right, strict=True)):
+        text = _difference(a.detach(), b.detach(), exact, slack[index] if slack else 0.0)
+        if text:
+            return f"result {index}: {text}" if len(left) > 1 else text
+    return ""
+
+
+def _difference(a: torch.Tensor, b: torch.Tensor, exact: bool, slack: float) -> str:
+    if a.shape != b.shape:
+        return f"shape {list(b.shape)}, expected {list(a.shape)}"
+    if a.dtype != b.dtype:
+        return f"dtype {b.dtype}, expected {a.dtype}"
+    if torch.equal(a, b) or not a.numel():
+        return ""
+    if exact or not a.is_floating_point():
+        return f"{int((a != b).sum())} of {a.numel()} values differ, expected none"
+    if not torch.equal(a.isfinite(), b.isfinite()):
+        return "infinities or NaN at other places"
+    gap = (a.double() - b.double()).abs().nan_to_num().max().item()
+    scale = max(a.double().abs().nan_to_num(posinf=0.0, neginf=0.0).max().item(), 1e-3)
+    allowed = max(TOLERANCE.get(a.dtype, 0.0) * scale, slack)
+    return "" if gap <= allowed else f"values differ by {gap:.2e}, allowed {allowed:.2e}"

@@ -1,0 +1,180 @@
+"""Validation processes as this process sees them: start, send a job, get the answer, start again after a death."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from rocm_overlay.install.transaction.errors import TargetError
+
+VALIDATE = "rocm_overlay.synth.sandbox.validate:validate"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one program may use: seconds of wall and CPU time, bytes of memory beyond torch itself."""
+
+    timeout: float = 60.0
+    memory: int = 2 << 30
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a server is started: torch.compile backend to warm up, modules to import before the first fork."""
+
+    backend: str = "none"
+    prelude: tuple[str, ...] = ()
+    path: tuple[str, ...] = ()
+
+
+class Executor(Protocol):
+    """Something that runs jobs somewhere; the answer is the dict that the server gives."""
+
+    def submit(self, job: dict[str, Any]) -> Future[dict[str, Any]]:
+        """Queue a job."""
+
+    def close(self) -> None:
+        """End all processes."""
+
+
+class Server:
+    """One server process. Not for several threads at once."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self._process: subprocess.Popen[bytes] | None = None
+        self._answers: Any = None
+        self.facts: dict[str, Any] = {}
+
+    def ask(self, job: dict[str, Any]) -> dict[str, Any]:
+        """Run a job and return its answer; a server that died is one too, and the next job gets a new one."""
+        self.start()
+        assert self._process is not None
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(job).encode("ascii") + b"\n")
+            self._process.stdin.flush()
+            line = self._answers.readline()
+        except OSError:
+            line = ""
+        if not line:
+            self.close()
+            return {"ok": False, "category": "crash", "message": "the validation process died"}
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def start(self) -> None:
+        """Start the process unless it runs.
+
+        Raises:
+            TargetError: it ended before it was ready.
+        """
+        if self._process is not None:
+            return
+        read, write = os.pipe()
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.upper().endswith(("_KEY", "_TOKEN", "_SECRET"))
+        }
+        environment["PYTHONPATH"] = os.pathsep.join([*self.setup.path, *sys.path])
+        environment["OMP_NUM_THREADS"] = "1"
+        options = {"backend": self.setup.backend, "prelude": self.setup.prelude}
+        command = [sys.executable, "-m", "rocm_overlay.synth.sandbox.server", str(write), json.dumps(options)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[write], env=environment
+        )
+        os.close(write)
+        self._answers = os.fdopen(read, encoding="ascii")
+        line = self._answers.readline()
+        if not line:
+            code = self._process.wait()
+            self.close()
+            raise TargetError(
+                "no-torch",
+                f"The validation process did not start (exit status {code}); its last words are above.",
+                remedy="install torch into this environment: pip install torch",
+            )
+        self.facts = json.loads(line)
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            if self._process.stdin:
+                with contextlib.suppress(BrokenPipeError):  # it is gone already, which is what was asked for
+                    self._process.stdin.close()
+            try:
+                self._process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._answers.close()
+            self._process = None
+
+
+@dataclass
+class ProcessPool:
+    """Several servers on this machine, each driven by a thread."""
+
+    workers: int
+    setup: Setup
+    _servers: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for _ in range(self.workers):
+            server = self._make()
+            self._servers.append(server)
+            self._idle.put(server)
+        for server in self._servers:
+            server.start()
+        self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="synth-validate")
+
+    def _make(self) -> Any:
+        return Server(self.setup)
+
+    def submit(self, job: dict[str, Any]) -> Future[dict[str, Any]]:
+        """Queue a job for the next idle server."""
+        return self._threads.submit(self._ask, job)
+
+    def _ask(self, job: dict[str, Any]) -> dict[str, Any]:
+        server = self._idle.get()
+        try:
+            answer: dict[str, Any] = server.ask(job)
+            return answer
+        finally:
+            self._idle.put(server)
+
+    def close(self) -> None:
+        """Drop what is queued, end all servers."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        for server in self._servers:
+            server.close()
+
+
+def job(name: str, source: str, limits: Limits, *, kind: str = VALIDATE, **more: Any) -> dict[str, Any]:
+    """Return the job that runs a program."""
+    common = {"id": name, "kind": kind, "name": name, "source": source}
+    return {**common, "timeout": limits.timeout, "memory": limits.memory, **more}
+
+
+def make_executor(kind: str, workers: int, setup: Setup) -> Executor:
+    """Return the executor that ``process`` or ``ray`` names."""
+    if kind == "ray":
+        from .ray_pool import RayPool
+
+        return RayPool(workers, setup)
+    return ProcessPool(workers, setup)
+
+
+def run_all(executor: Executor, jobs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Run jobs and return their answers in order."""
+    return [future.result() for future in [executor.submit(one) for one in jobs]]

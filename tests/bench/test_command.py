@@ -1,0 +1,86 @@
+"""The command on real processes and a tiny model."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from examples.tiny_models import tiny_config
+
+MODULE = [sys.executable, "-m", "rocm_overlay", "bench"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_config("llama").save_pretrained(folder)
+    return folder
+
+
+def bench(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*MODULE, *map(str, arguments)], cwd=cwd, env=environ, capture_output=True, text=True, check=False
+    )
+
+
+def test_a_run_from_a_configuration_alone_and_again_as_its_own_baseline(model: Path, tmp_path: Path) -> None:
+    small = ("--dtype", "float32", "--rounds", "1", "--runs", "2", "--isl", "8", "--osl", "4", "-o", "out", "--json")
+    done = bench("--model", model, *small, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report: dict[str, Any] = json.loads(done.stdout)
+    assert report["schema"] == "amd-overlay.bench/1"
+    rows = {row["name"]: row for row in report["cells"]}
+    assert rows["all"]["parity"]["ok"]
+    assert rows["all"]["parity"]["tokens_equal"] == 4
+    assert rows["stock again"]["parity"]["max_abs"] == 0
+    assert rows["all"]["launches"]["once"] < rows["stock"]["launches"]["once"]
+    assert rows["stock"]["dispatch"] == []
+    assert len(rows["all"]["measures"]["per_token"]["latency"]["values"][0]) == 2 * 3
+    # One round is too little for a claim, whatever the numbers are.
+    assert {v["outcome"] for row in report["cells"] for v in row["verdicts"].values()} == {"same"}
+    # The same command measures nothing again.
+    again = bench("--model", model, *small, "--baseline", "out/report.json", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "round" not in again.stderr
+    assert json.loads(again.stdout)["baseline"]["failed"] is False
+
+
+def test_a_cell_that_crashes_is_told_and_ends_with_1(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import os\nif os.environ.get('CRASH_HERE'): os._exit(7)\n")
+    (tmp_path / "cells.yaml").write_text(f"cells: [{{name: dies, env: {{CRASH_HERE: 1, PYTHONPATH: {tmp_path}}}}}]\n")
+    work = ("--rounds", "1", "--runs", "1", "--isl", "8", "--osl", "2", "--dtype", "float32", "-o", "out")
+    done = bench("--model", model, "--matrix", "cells.yaml", *work, "--json", cwd=tmp_path)
+    assert done.returncode == 1
+    rows = {row["name"]: row for row in json.loads(done.stdout)["cells"]}
+    assert rows["dies"]["status"] == "crashed"
+    assert "status 7" in rows["dies"]["message"]
+    assert rows["stock"]["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--matrix", "toggles"), "--model is missing"),
+        (("--model", "nowhere"), "nowhere is not a folder"),
+        (("--model", "MODEL", "--dtype", "int8"), "--dtype is 'int8'"),
+        (("--model", "MODEL", "--batch", "one"), "--batch is 'one'"),
+        (("--model", "MODEL", "--matrix", "x"), "--matrix is 'x'"),
+        (("--model", "MODEL", "--rounds", "0"), "--rounds is 0"),
+        (("--model", "MODEL", "--baseline", "none.json"), "none.json cannot be read"),
+        (("compare", "a.json", "b.json"), "a.json cannot be read"),
+    ],
+)
+def test_a_mistake_costs_one_sentence_and_exit_2(
+    model: Path, tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    done = bench(*(str(model) if text == "MODEL" else text for text in arguments), cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,203 @@
+"""Reports: nothing is told that does not hold, and every form says the same."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rocm_overlay.bench import comparison, output, report
+from rocm_overlay.bench.command import check_memory
+from rocm_overlay.bench.matrix import Work, plan
+from rocm_overlay.bench.runner import Journal
+from rocm_overlay.install.transaction.errors import UsageError
+
+from .samples import SIZE, made_up_report, processes, setup
+
+
+def row(content: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(row for row in content["cells"] if row["name"] == name)
+
+
+def test_only_a_planted_difference_is_told(tmp_path: Path) -> None:
+    content = made_up_report(tmp_path, "onoff", {"all": 1.2})
+    assert row(content, "stock again")["verdicts"]["per_token"]["outcome"] == "same"
+    assert row(content, "all")["verdicts"]["per_token"]["outcome"] == "slower"
+    assert output.verdict(row(content, "all"), "per_token").endswith("x slower")
+
+
+def test_a_wrong_answer_has_no_speed(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    cells = plan("onoff", [Work()])
+    made = processes(cells, tmp_path, {"all": 0.5})
+    wrong = tmp_path / "wrong.safetensors"
+    save_file({name: value + 1 for name, value in load_file(made[0].values).items()}, wrong)
+    for process in made:
+        if process.cell.startswith("all"):
+            process.values = str(wrong)
+    built = report.build(setup(cells), made, SIZE, 1.0)
+    judged = row(built.content, "all")
+    assert not built.ok
+    assert not judged["parity"]["ok"]
+    assert judged["verdicts"]["per_token"]["outcome"] == "same"
+    assert output.verdict(judged, "per_token") == "parity failed"
+
+
+def test_a_nan_on_one_side_fails_parity(tmp_path: Path) -> None:
+    import numpy
+    from safetensors.numpy import save_file
+
+    cells = plan("onoff", [Work()])
+    made = processes(cells, tmp_path)
+    wrong = tmp_path / "nan.safetensors"
+    logits = numpy.ones((1, 4), "float32")
+    logits[0, 2] = numpy.nan
+    save_file({"logits": logits, "tokens": numpy.ones((1, 4), "float32")}, wrong)
+    made[-1].values = str(wrong)
+    assert "NaN" in row(report.build(setup(cells), made, SIZE, 1.0).content, "all")["parity"]["reason"]
+
+
+def test_a_crashed_process_is_told_and_the_rest_is_kept(tmp_path: Path) -> None:
+    cells = plan("onoff", [Work()])
+    made = processes(cells, tmp_path)
+    made[-1].status, made[-1].message, made[-1].runs = "crashed", "the process ended with status -9:\nKilled", []
+    built = report.build(setup(cells), made, SIZE, 1.0)
+    assert not built.ok
+    assert row(built.content, "all")["status"] == "crashed"
+    assert row(built.content, "all")["measures"]["per_token"]["latency"]["count"] == 4 * 30
+    assert any("crashed" in text for text in built.content["warnings"])
+
+
+def test_measures_carry_the_names_of_optimum_benchmark(tmp_path: Path) -> None:
+    measures = row(made_up_report(tmp_path, "onoff"), "stock")["measures"]
+    assert {"load", "prefill", "per_token", "decode", "call"} <= set(measures)
+    latency = measures["per_token"]["latency"]
+    assert {"count", "mean", "stdev", "p50", "p90", "p95", "p99", "unit", "values"} <= set(latency)
+
+
+def test_csv_and_markdown_have_every_cell(tmp_path: Path) -> None:
+    content = made_up_report(tmp_path)
+    lines = list(csv.DictReader(io.StringIO(output.as_csv(content))))
+    assert {line["cell"] for line in lines} == {cell["id"] for cell in content["cells"]}
+    assert float(lines[0]["p50"]) == content["cells"][0]["measures"]["per_token"]["latency"]["p50"]
+    text = output.as_markdown(content)
+    assert all(f"| {cell['id']} |" in text for cell in content["cells"])
+
+
+def test_a_jump_of_the_wall_clock_is_told(tmp_path: Path) -> None:
+    cells = plan("onoff", [Work()])
+    made = processes(cells, tmp_path)
+    made[0].runs[0]["clock_jump"] = 3600.0
+    assert "jumped" in report.build(setup(cells), made, SIZE, 1.0).content["warnings"][0]
+
+
+def test_the_page_stands_alone_and_shows_every_picture(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("jinja2")
+    from rocm_overlay.bench.page import render
+
+    content = {
+        **made_up_report(tmp_path, isl=(128, 512)),
+        "tuning": {"gpu": "gfx950:256", "ladder": [1, 2], "lines": [{"name": "qkv", "cells": ["exact", "miss"]}]},
+    }
+    page = render(content)
+    assert page.count("<svg") == 7
+    # Addresses are names of XML namespaces here; nothing is loaded from anywhere.
+    assert not re.search(r"""(src|href)=["']https?:""", page)
+    assert "<script" not in page
+
+
+def test_the_page_says_what_it_cannot_show(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("jinja2")
+    from rocm_overlay.bench.page import render
+
+    page = render({**made_up_report(tmp_path, "onoff"), "tuning": None})
+    assert "--matrix toggles" in page
+    assert "--gpu gfx950:256" in page
+
+
+def test_the_same_report_has_no_change(tmp_path: Path) -> None:
+    content = made_up_report(tmp_path, "onoff")
+    found = comparison.compare(content, content, 0.05)
+    assert not found.failed
+    assert {change.outcome for change in found.changes} == {"same"}
+
+
+def test_a_slower_report_fails_the_gate_and_a_faster_one_does_not(tmp_path: Path) -> None:
+    fast, slow = made_up_report(tmp_path, "onoff"), made_up_report(tmp_path, "onoff", {"all": 1.2})
+    found = comparison.compare(fast, slow, 0.05)
+    assert found.failed
+    assert {change.cell.split()[0] for change in found.changes if change.fails} == {"all"}
+    assert not comparison.compare(slow, fast, 0.05).failed
+    assert not comparison.compare(fast, slow, 0.5).failed
+
+
+def test_a_baseline_of_another_machine_is_refused(tmp_path: Path) -> None:
+    content = made_up_report(tmp_path, "onoff")
+    other = {**content, "machine": {**content["machine"], "device_name": "another"}}
+    with pytest.raises(UsageError, match="different machines"):
+        comparison.compare(other, content, 0.05)
+    assert "device_name was another" in comparison.compare(other, content, 0.05, other_machine=True).notes[0]
+
+
+def test_a_baseline_of_another_model_is_refused(tmp_path: Path) -> None:
+    content = made_up_report(tmp_path, "onoff")
+    other = {**content, "model": {**content["model"], "parameters": 5}}
+    with pytest.raises(UsageError, match="different models"):
+        comparison.compare(other, content, 0.05)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": "other/1"}'])
+def test_what_is_no_report_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=str(path)):
+        comparison.read(path)
+
+
+@pytest.mark.parametrize(("text", "value"), [("5%", 0.05), ("0.1", 0.1), ("0", 0.0)])
+def test_limits(text: str, value: float) -> None:
+    assert comparison.parse_limit(text) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("text", ["", "five", "-1%", "nan", "5000%"])
+def test_a_wrong_limit_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--fail-over"):
+        comparison.parse_limit(text)
+
+
+def test_a_model_that_cannot_fit_is_refused_before_it_is_loaded() -> None:
+    made = setup(plan("onoff", [Work()]))
+    check_memory(SIZE, made)
+    with pytest.raises(UsageError, match=r"70.00 billion parameters: about 170.5 GiB"):
+        check_memory({**SIZE, "parameters": 70 * 10**9, "bytes": 140 * 10**9, "free": 10**10}, made)
+
+
+def test_a_journal_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    cells = plan("onoff", [Work()])
+    made = processes(cells, tmp_path)
+    folder = tmp_path / "run"
+    journal = Journal(folder, setup(cells))
+    for process in made[:3]:
+        journal.append(process)
+    samples = folder / "samples.jsonl"
+    whole = samples.read_bytes()
+    samples.write_bytes(whole[:-40])  # a kill in the middle of a line
+    again = Journal(folder, setup(cells))
+    assert set(again.done()) == {(p.cell, p.round) for p in made[:2]}
+    again.append(made[2])
+    assert set(Journal(folder, setup(cells)).done()) == {(p.cell, p.round) for p in made[:3]}
+
+
+def test_a_folder_of_another_plan_is_refused(tmp_path: Path) -> None:
+    cells = plan("onoff", [Work()])
+    Journal(tmp_path / "run", setup(cells))
+    with pytest.raises(UsageError, match="another plan"):
+        Journal(tmp_path / "run", setup(cells, rounds=4))
+    assert json.loads((tmp_path / "run" / "plan.json").read_text())["digest"] == setup(cells).digest()

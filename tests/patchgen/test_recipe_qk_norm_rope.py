@@ -1,0 +1,160 @@
+"""The qk_rope recipe: head norms, rotation and update stand in one plan, or stay stock's."""
+
+from __future__ import annotations
+
+import pytest
+from rocm_overlay.overlays.recipes.qk_norm_rope import RECIPE
+
+from tests.patchgen.support import assert_edit, assert_untouched
+
+ROPE = """
+def rotate_half(x):
+    a = x[..., : x.shape[-1] // 2]
+    b = x[..., x.shape[-1] // 2 :]
+    return torch.cat((-b, a), dim=-1)
+
+
+def apply_rotary_pos_emb(q, k, cos, sin, position_ids=None, unsqueeze_dim=1):
+    cos = cos.unsqueeze(unsqueeze_dim)
+    sin = sin.unsqueeze(unsqueeze_dim)
+    q_embed = (q * cos) + (rotate_half(q) * sin)
+    k_embed = (k * cos) + (rotate_half(k) * sin)
+    return q_embed, k_embed
+
+"""
+QWEN = (
+    ROPE
+    + """
+class Attention(nn.Module):
+    def forward(self, x, tables, past_key_values=None, cache_position=None):
+        shape = (*x.shape[:-1], -1, 8)
+        q = self.q_norm(self.q_proj(x).view(shape)).transpose(1, 2)
+        k = self.k_norm(self.k_proj(x).view(shape)).transpose(1, 2)
+        v = self.v_proj(x).view(shape).transpose(1, 2)
+        cos, sin = tables
+        q, k = apply_rotary_pos_emb(q, k, cos, sin)
+        if past_key_values is not None:
+            extra = {"sin": sin, "cos": cos, "cache_position": cache_position}
+            k, v = past_key_values.update(k, v, self.layer_idx, extra)
+        return q, k, v
+"""
+)
+PLAN = """        _amd_qk = None
+        if _amd and _amd.on.qk_rope:
+            _amd_qk = _amd.qk_rope(self{})
+"""
+ROTATION = """        q, k = (
+            _amd_qk(q, k, {}, cos, sin)
+            if _amd_qk
+            else apply_rotary_pos_emb(q, k, cos, sin)
+        )
+"""
+CACHE = ", past_key_values, cache_position"
+
+
+def after(text: str, arguments: str, *, norms: bool, cache: bool = True) -> str:
+    first = "        shape ="
+    found = text.replace(first, PLAN.format(arguments) + first)
+    found = found.replace(
+        "        q, k = apply_rotary_pos_emb(q, k, cos, sin)\n", ROTATION.format("v" if cache else "None")
+    )
+    if norms:
+        found = found.replace("self.q_norm", "(_amd_qk or self).q_norm").replace(
+            "self.k_norm", "(_amd_qk or self).k_norm"
+        )
+    return found.replace("past_key_values.update", "(_amd_qk or past_key_values).update") if cache else found
+
+
+def test_norms_around_the_view() -> None:
+    assert_edit(RECIPE, QWEN, after(QWEN, f"{CACHE}, norms=True", norms=True))
+
+
+def test_norms_as_statements_of_their_own() -> None:
+    gemma = QWEN.replace("self.q_norm(self.q_proj(x).view(shape))", "self.q_proj(x).view(shape)")
+    gemma = gemma.replace("self.k_norm(self.k_proj(x).view(shape))", "self.k_proj(x).view(shape)")
+    gemma = gemma.replace(
+        "        cos, sin =", "        q = self.q_norm(q)\n        k = self.k_norm(k)\n        cos, sin ="
+    )
+    assert_edit(RECIPE, gemma, after(gemma, f"{CACHE}, norms=True", norms=True))
+
+
+def test_no_norms_but_a_cache() -> None:
+    llama = QWEN.replace("self.q_norm", "").replace("self.k_norm", "")
+    assert_edit(RECIPE, llama, after(llama, CACHE, norms=False))
+    newer = llama.replace(", cache_position=None", "").replace(', "cache_position": cache_position', "")
+    assert_edit(RECIPE, newer, after(newer, ", past_key_values", norms=False))
+
+
+def test_norms_but_no_cache() -> None:
+    before = QWEN.split("        if past_key_values")[0] + "        return q, k, v\n"
+    assert_edit(RECIPE, before, after(before, ", norms=True", norms=True, cache=False))
+
+
+def test_a_line_that_grows_too_long_is_broken() -> None:
+    before = QWEN.replace("extra", "the_arguments_that_only_some_of_the_caches_care_for_and_the_others_ignore")
+    wanted = after(before, f"{CACHE}, norms=True", norms=True)
+    broken = "(\n                _amd_qk or past_key_values\n            ).update"
+    assert_edit(RECIPE, before, wanted.replace("(_amd_qk or past_key_values).update", broken))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        # olmo2: the norm spans all heads, the view comes behind it
+        (
+            "q = self.q_norm(self.q_proj(x).view(shape)).transpose(1, 2)",
+            "q = self.q_norm(self.q_proj(x))\n        q = q.view(shape).transpose(1, 2)",
+        ),
+        ("        cos, sin =", "        q = q * self.scale\n        cos, sin ="),
+        ("        cos, sin =", "        self.seen = k\n        cos, sin ="),
+        (".transpose(1, 2)\n        k =", ".transpose(1, 3)\n        k ="),
+    ],
+)
+def test_something_between_norm_and_rotation_keeps_the_norms_stock(old: str, new: str) -> None:
+    before = QWEN.replace(old, new, 1)
+    assert before != QWEN
+    assert_edit(RECIPE, before, after(before, CACHE, norms=False))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        # hunyuan: a norm behind the rotation
+        ("        if past", "        k = self.other(k)\n        if past"),
+        ("            k, v = past", "            v = v * 2\n            k, v = past"),
+        ("self.layer_idx, extra", "0, extra"),
+        ("past_key_values.update(k, v", "past_key_values.update(v, k"),
+        ("past_key_values.update", "self.cache.update"),
+        ("        cos, sin =", "        past_key_values = other(past_key_values)\n        cos, sin ="),
+    ],
+)
+def test_something_at_the_update_keeps_it_stock(old: str, new: str) -> None:
+    before = QWEN.replace(old, new, 1)
+    assert before != QWEN
+    assert_edit(RECIPE, before, after(before, ", norms=True", norms=True, cache=False))
+
+
+def test_a_rotation_under_a_condition_leaves_the_norms_to_stock() -> None:
+    before = QWEN.replace("        q, k = apply", "        if self.use_rope:\n            q, k = apply")
+    wanted = after(before, CACHE, norms=False)
+    stock = "            q, k = apply_rotary_pos_emb(q, k, cos, sin)\n"
+    rotation = "".join(f"    {line}\n" for line in ROTATION.format("v").splitlines())
+    assert_edit(RECIPE, before, wanted.replace(stock, rotation))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("b = x[..., x.shape[-1] // 2 :]", "b = x[..., 1::2]", "does not rotate the first half"),
+        ("(q * cos) +", "(q * cos) -", "not the rotate-half form"),
+        ("        shape = (*x.shape[:-1], -1, 8)\n", "", "begins with a projection"),
+        ("tables, past", "_amd_qk, past", "already uses the name _amd_qk"),
+    ],
+)
+def test_declined_with_a_reason(old: str, new: str, reason: str) -> None:
+    assert_untouched(RECIPE, QWEN.replace(old, new), reason)
+
+
+@pytest.mark.parametrize("call", ["apply_rotary_pos_emb(q, k, cos, sin, 2)", "apply_rotary_pos_emb(k, q, cos, sin)"])
+def test_another_call_is_no_candidate(call: str) -> None:
+    assert_untouched(RECIPE, QWEN.replace("apply_rotary_pos_emb(q, k, cos, sin)\n        if", f"{call}\n        if"))

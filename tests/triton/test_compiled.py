@@ -1,0 +1,150 @@
+"""Compile what the host launches for AMD chips, without a GPU, and read the assembly: no spills, 16-byte loads.
+
+The launches are recorded with the cuts that the host would choose for the chip, and specialised by Triton's rules: a
+tensor is aligned, an integer is 1, a multiple of 16, or neither.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from amd_ops.backends.triton import configs
+from amd_ops.backends.triton.target import Target, wave_of
+
+triton = pytest.importorskip("triton", reason="triton is not installed: the extra `interpret` brings it")
+if "amd" not in pytest.importorskip("triton.backends").backends:
+    pytest.skip("this triton has no AMD backend", allow_module_level=True)
+
+if triton.knobs.runtime.interpret:
+    pytest.skip("this process interprets kernels", allow_module_level=True)
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from amd_ops.backends.triton import gate, norm, rope  # noqa: E402
+
+CHIPS = {"gfx90a": 110, "gfx942": 304, "gfx950": 256, "gfx1100": 96, "gfx1201": 64}
+TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int64: "*i64"}
+
+
+class Recorder:
+    """Stands in for a kernel: keeps what it would be launched with."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+        self.launches: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return lambda *args, **kwargs: self.launches.append((args, kwargs))
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Iterator[list[Recorder]]:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    made = []
+    for module, name in (
+        (norm, "rms_norm"), (norm, "rms_norm_backward"), (gate, "gate"), (gate, "gate_backward"), (rope, "rope"),
+    ):  # fmt: skip
+        recorder = Recorder(getattr(module.kernels, name))
+        monkeypatch.setattr(module.kernels, name, recorder)
+        made.append(recorder)
+    yield made
+
+
+def assembly(kernel: Any, args: tuple[Any, ...], options: dict[str, Any], arch: str) -> str:
+    """The amdgcn text of one launch."""
+    signature: dict[str, str] = {}
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+    values = {**dict(zip(kernel.arg_names, args, strict=False)), **options}
+    for index, parameter in enumerate(kernel.params):
+        value = values[parameter.name]
+        if isinstance(value, Tensor):
+            signature[parameter.name] = TYPES[value.dtype]
+            attributes[(index,)] = [["tt.divisibility", 16], ["tt.pointer_range", 32]]
+        elif parameter.is_constexpr or (value == 1 and type(value) is int and not parameter.do_not_specialize):
+            signature[parameter.name], constants[(index,)] = "constexpr", value
+        elif isinstance(value, float):
+            signature[parameter.name] = "fp32"
+        else:
+            signature[parameter.name] = "i32"
+            if value % 16 == 0 and not parameter.do_not_specialize:
+                attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constants, attributes)
+    compiled = triton.compile(
+        source, target=GPUTarget("hip", arch, wave_of(arch)), options={"num_warps": options["num_warps"]}
+    )
+    text: str = compiled.asm["amdgcn"]
+    return text
+
+
+def number(text: str, key: str) -> int:
+    found = re.search(rf"\.{key}:\s+(\d+)", text)
+    assert found is not None, key
+    return int(found.group(1))
+
+
+def rand(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.empty(shape, dtype=dtype)
+
+
+def cases(target: Target) -> dict[str, Callable[[], object]]:
+    """One launch of each kernel and form at the sizes of real models."""
+    wide, hidden = rand(8, 4096), rand(4096)
+    rows, columns = configs.for_rows(4096, False, target), configs.for_columns(14336, False, target)
+    few_rows, head_rows = configs.for_rows(4096, True, target), configs.for_rows(128, False, target)
+    longest, longer = configs.for_rows(16384, False, target), configs.for_rows(32768, False, target)
+    heads, few_heads = configs.for_heads(64, False, target), configs.for_heads(64, True, target)
+    q, k, v = (rand(2, 5, count, 128).transpose(1, 2) for count in (32, 8, 8))
+    table, cache = rand(2, 5, 128), rand(2, 8, 64, 128)
+    norms = rope.Norms(rand(128), rand(128), 1e-6, "llama")
+    into = rope.Cache(cache, cache, v, torch.zeros(5, dtype=torch.int64))
+    return {
+        "rms_norm": lambda: norm.launch_norm(wide, None, hidden, 1e-6, "llama", rows),
+        "rms_norm few": lambda: norm.launch_norm(wide, None, hidden, 1e-6, "t5", few_rows),
+        "rms_norm fp16": lambda: norm.launch_norm(wide.half(), None, hidden.half(), 1e-6, "fp32_weight", rows),
+        "rms_norm fp32": lambda: norm.launch_norm(wide.float(), None, hidden.float(), 1e-6, "gemma", rows),
+        "rms_norm heads": lambda: norm.launch_norm(q.transpose(1, 2), None, rand(128), 1e-6, "gemma", head_rows),
+        "rms_norm 16384": lambda: norm.launch_norm(rand(8, 16384), None, rand(16384), 1e-6, "llama", longest),
+        "rms_norm 32768": lambda: norm.launch_norm(rand(8, 32768), None, rand(32768), 1e-6, "llama", longer),
+        "add_rms_norm": lambda: norm.launch_norm(wide, wide, hidden, 1e-6, "llama", rows),
+        "norm backward": lambda: norm.launch_norm_backward(wide, hidden, wide, wide, 1e-6, "llama", rows, 64),
+        "silu": lambda: gate.launch_gate(rand(8, 28672), "silu", columns),
+        "gelu": lambda: gate.launch_gate(rand(8, 28672), "gelu", columns),
+        "gelu_tanh": lambda: gate.launch_gate(rand(8, 28672), "gelu_tanh", columns),
+        "gate backward": lambda: gate.launch_gate_backward(rand(8, 28672), rand(8, 14336), "gelu", columns),
+        "rope": lambda: rope.launch_rope(q, k, table, table, 1, heads),
+        "rope few": lambda: rope.launch_rope(q, k, table, table, 1, few_heads),
+        "rope backward": lambda: rope.launch_rope(q, k, table, table, 1, heads, backward=True),
+        "qk_norm_rope": lambda: rope.launch_rope(q, k, table, table, 1, heads, norms=norms),
+        "rope into cache": lambda: rope.launch_rope(q, k, table, table, 1, heads, norms=norms, cache=into),
+    }
+
+
+NAMES = sorted(cases(Target("cuda", "gfx942", 64, 304)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("arch", sorted(CHIPS))
+def test_a_launch_compiles_without_spills_and_with_wide_loads(recorded: list[Recorder], name: str, arch: str) -> None:
+    target = Target("cuda", arch, wave_of(arch), CHIPS[arch])
+    cases(target)[name]()
+    (recorder,) = [r for r in recorded if r.launches]
+    args, options = recorder.launches[0]
+    text = assembly(recorder.kernel, args, options, arch)
+    assert number(text, "vgpr_spill_count") == number(text, "sgpr_spill_count") == 0
+    assert number(text, "private_segment_fixed_size") == 0, "the kernel uses scratch memory"
+    assert number(text, "wavefront_size") == target.wave
+    assert options["num_warps"] * target.wave <= 1024
+    loads = re.findall(r"\b(?:global|buffer|flat)_load_(\w+)", text)
+    wide = [load for load in loads if load in ("dwordx4", "b128")]
+    narrow = [load for load in loads if load not in ("dwordx4", "b128", "dwordx2", "b64")]
+    assert wide, f"no 16-byte load among {sorted(set(loads))}"
+    # Positions and rows of a table may be narrower; what a kernel streams is not.
+    assert len(narrow) <= len(loads) // 2, f"{len(narrow)} of {len(loads)} loads are narrow: {sorted(set(narrow))}"

@@ -1,0 +1,38 @@
+"""Run the tests of interpreted/ where TRITON_INTERPRET is set before triton is imported, and in no other process."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent / "interpreted"
+FILES = sorted(path.name for path in HERE.glob("test_*.py"))
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None,
+    reason="triton is not installed: the extra `interpret` brings the release whose interpreter computes rightly",
+)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_interpreted_kernels(name: str) -> None:
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("this process interprets already and collects interpreted/ itself")
+    environ = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    for leftover in [key for key in environ if key.startswith("PYTEST_")]:
+        del environ[leftover]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(HERE / name)]
+    done = subprocess.run(
+        command, env=environ, cwd=HERE.parents[2], capture_output=True, text=True, check=False, timeout=590
+    )
+    assert done.returncode == 0, done.stdout[-20000:] + done.stderr[-4000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None
+    assert int(passed.group(1)) > 0
+    assert "skipped" not in done.stdout, done.stdout

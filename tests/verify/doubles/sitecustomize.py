@@ -1,0 +1,90 @@
+"""Put on PYTHONPATH of worker processes: gives ops of amd_ops a tier ``triton`` that is a double, good or bad.
+
+OVERLAY_TEST_DOUBLES: ``OP=KIND,...`` with the kinds below. Nothing happens without it.
+"""
+
+import importlib.abc
+import importlib.machinery
+import os
+import signal
+import sys
+import time
+
+
+def burn(seconds):
+    """Use CPU time: a sleep would not be seen by a clock that leaves neighbours out."""
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+
+def doubles(kind, op):
+    """Return ``run`` of the double for an op, or None to leave the op as it is."""
+    torch_run = next(tier.offer(None).run for tier in op.tiers if tier.name == "torch")
+
+    def scaled(result):
+        return tuple(map(scaled, result)) if isinstance(result, tuple) else result * 1.01
+
+    def fast(*args):
+        import torch
+
+        x, weight, eps, form = args
+        return torch.rms_norm(x, weight.shape, weight, eps) if form == "llama" else torch_run(*args)
+
+    def slow(*args):
+        burn(0.002)
+        return torch_run(*args)
+
+    def wrong(*args):
+        return scaled(torch_run(*args))
+
+    def crash(*args):
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+    def hang(*args):
+        time.sleep(3600)
+
+    return {"fast": fast, "slow": slow, "wrong": wrong, "crash": crash, "hang": hang}[kind]
+
+
+def apply(amd_ops):
+    from amd_ops import dispatch
+
+    for part in os.environ["OVERLAY_TEST_DOUBLES"].split(","):
+        name, _, kind = part.partition("=")
+        op = dispatch.ops[name]
+        double = dispatch.Tier("triton", dispatch.always(doubles(kind, op)))
+        tiers = [tier for tier in op.tiers if tier.name != "triton"]
+        if kind == "fast":  # clearly faster than torch's tier, whatever else this machine does
+            run = next(tier.offer(None).run for tier in tiers if tier.name == "torch")
+
+            def burning(*args, run=run):
+                burn(0.001)
+                return run(*args)
+
+            tiers = [dispatch.Tier("torch", dispatch.always(burning)) if t.name == "torch" else t for t in tiers]
+        op.tiers = (tiers[0], double, *tiers[1:])
+        op.tallies = {tier.name: dispatch.Tally(tier.name) for tier in op.tiers}
+        op.unbind()
+
+
+class Finder(importlib.abc.MetaPathFinder):
+    """Lets amd_ops load as it would, then changes it."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name != "amd_ops":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        load = spec.loader.exec_module
+
+        def exec_module(module):
+            load(module)
+            apply(module)
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+if os.environ.get("OVERLAY_TEST_DOUBLES"):
+    sys.meta_path.insert(0, Finder())
