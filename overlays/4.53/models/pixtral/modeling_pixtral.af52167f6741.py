@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:af52167f6741af2a9e635a8a978370303c124321582e3dec8d4c69980ed2fbaf generator=2 recipes=3c223b06c486 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:af52167f6741af2a9e635a8a978370303c124321582e3dec8d4c69980ed2fbaf generator=2 recipes=f508ab286b33 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 Mistral and the HuggingFace Inc. team. All rights reserved.
 #
@@ -136,8 +136,6 @@ def apply_rotary_pos_emb(q, k, cos, sin, position_ids=None, unsqueeze_dim=1):
     Returns:
         `tuple(torch.Tensor)` comprising of the query and key tensors rotated using the Rotary Position Embedding.
     """
-    if _amd and _amd.on.rope:
-        return _amd.apply_rope(q, k, cos, sin, unsqueeze_dim)
     cos = cos.unsqueeze(unsqueeze_dim)
     sin = sin.unsqueeze(unsqueeze_dim)
     q_embed = (q * cos) + (rotate_half(q) * sin)
