@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from rocm_overlay.patchgen.trees import open_tree
 SCHEMA = "amd-overlay.numeric/1"
 
 
-def edited_functions(source: Path) -> dict[str, set[str]]:
-    """Path of every generated file and the functions that are edited in it."""
-    made = generate_all(open_tree(source), recipe_set())
+def edited_functions(source: Path, paths: Sequence[str] | None = None) -> dict[str, set[str]]:
+    """Path of every generated file (or of some) and the functions that are edited in it."""
+    made = generate_all(open_tree(source), recipe_set(), paths)
     header = ("marker", "import")
     return {one.path: {edit.qualname for edit in one.edits if edit.recipe not in header} for one in made if one.changed}
 

@@ -42,6 +42,7 @@ _SIZES: tuple[tuple[tuple[str, ...], int], ...] = (
     ((r".*max_(position|seq|len).*", r"n_positions", r"n_ctx", r"block_size", r"seq_length"), 128),
     ((r"num_mel_bins", r"feature_size"), 16),
     ((r".*sliding_window.*", r"attention_window_size", r"attention_chunk_size", r"local_attention"), 8),
+    ((r"window_size",), 4),
     ((r"num_frames",), 4),
     ((r"num_query_tokens", r"num_image_tokens", r"num_latents", r"image_seq_len(gth)?"), 4),
 )
@@ -59,7 +60,8 @@ _FIXED: dict[str, Any] = {
     "forced_bos_token_id": None,
 }
 _DROPPED = ("transformers_version", "architectures", "dtype", "torch_dtype", "_name_or_path", "id2label", "label2id")
-_BACKBONE = ("out_features", "out_indices", "stage_names")
+# Computed from other fields when left out.
+_DERIVED = ("out_features", "out_indices", "stage_names", "qk_head_dim")
 _PER_LAYER = ("mlp_layer_types", "layers_block_type", "block_types", "attention_types", "no_rope_layers", "mlp_types")
 _MROPE = [2, 3, 3]
 
@@ -75,6 +77,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "qwen3_vl_moe_text": _QWEN_VL,
     "deepseek_v2": {"num_experts_per_tok": 2},
     "esm": {"vocab_size": VOCAB},
+    "hunyuan_v1_dense": {"rope_scaling": {"type": "dynamic", "rope_type": "dynamic", "alpha": 1000.0, "factor": 1.0}},
     "mllama_text_model": {"rope_scaling": {"rope_type": "default"}},
     "t5": {"decoder_start_token_id": 0},
 }
@@ -101,7 +104,7 @@ def _with_tokens(config: Any) -> Any:
 
 
 def _shrunk(values: dict[str, Any], special: list[int]) -> dict[str, Any]:
-    small = {name: _field(name, value, special) for name, value in values.items() if name not in _BACKBONE}
+    small = {name: _field(name, value, special) for name, value in values.items() if name not in _DERIVED}
     if "use_mamba_kernels" in small:
         small["use_mamba_kernels"] = False
     stages = values.get("num_heads")
