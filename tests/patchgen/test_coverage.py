@@ -40,7 +40,8 @@ def test_the_table_says_enough_and_the_page_shows_it(release: str) -> None:
 @each_release
 def test_nothing_is_lost_in_a_sample(release: str, wheel: Callable[[str], Path]) -> None:
     about = committed(release)
-    sample = sorted(about["sites"])[::25]
+    # The added file once had two recipes at one statement.
+    sample = sorted({*sorted(about["sites"])[::25], "models/xlm_roberta_xl/modeling_xlm_roberta_xl.py"})
     made = coverage.results(open_tree(wheel(release)), recipe_set(), sample)
     assert len(made) == len(sample)
     assert coverage.losses(about["sites"], made) == []
