@@ -29,8 +29,8 @@ olmo: rope 1, qkv 1, attention 1, gated_mlp 1, linear 2, forms 1, residual 1
 olmo2: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 2, forms 2, residual 1
 paligemma: linear 1
 phi: rope 1, qkv 1, attention 1, linear 2
-phi3: rms_norm 1, rope 1, attention 1, gated_mlp 1, linear 3, forms 2, qk_rope 1
-pixtral: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 1, forms 2, residual 1
+phi3: rms_norm 1, rope 1, attention 1, gated_mlp 1, linear 3, forms 2, residual 1, qk_rope 1
+pixtral: rms_norm 1, qkv 1, attention 1, gated_mlp 1, linear 1, forms 2, residual 1
 qwen2: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 2, forms 2, residual 1, qk_rope 1
 qwen2_5_vl: rms_norm 1, qkv 1, attention 2, gated_mlp 2, linear 2, forms 3, residual 1
 qwen2_moe: rms_norm 1, rope 1, qkv 3, gated_mlp 1, linear 4, forms 2, residual 1, qk_rope 2, moe 1
@@ -80,8 +80,8 @@ olmo2: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 2, forms 2, r
 olmo3: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 2, forms 2, residual 1
 paligemma: linear 1
 phi: rope 1, qkv 1, attention 1, linear 2
-phi3: rms_norm 1, rope 1, attention 1, gated_mlp 1, linear 3, forms 2, qk_rope 1
-pixtral: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 1, forms 2, residual 1
+phi3: rms_norm 1, rope 1, attention 1, gated_mlp 1, linear 3, forms 2, residual 1, qk_rope 1
+pixtral: rms_norm 1, qkv 1, attention 1, gated_mlp 1, linear 1, forms 2, residual 1
 qwen2: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 2, forms 2, residual 1, qk_rope 1
 qwen2_5_vl: qkv 1, attention 3, gated_mlp 2, linear 2, forms 2, residual 1
 qwen2_moe: rms_norm 1, rope 1, qkv 3, gated_mlp 1, linear 4, forms 2, residual 1, qk_rope 2, moe 1
@@ -131,8 +131,8 @@ olmo2: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 2, forms 2, r
 olmo3: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 2, forms 2, residual 1
 paligemma: linear 1
 phi: rope 1, qkv 1, attention 1, linear 2
-phi3: rms_norm 1, rope 1, attention 1, gated_mlp 1, linear 3, forms 2, qk_rope 1
-pixtral: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 1, forms 2, residual 1
+phi3: rms_norm 1, rope 1, attention 1, gated_mlp 1, linear 3, forms 2, residual 1, qk_rope 1
+pixtral: rms_norm 1, qkv 1, attention 1, gated_mlp 1, linear 1, forms 2, residual 1
 qwen2: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 2, forms 2, residual 1, qk_rope 1
 qwen2_5_vl: rms_norm 1, rope 1, qkv 1, attention 3, gated_mlp 2, linear 2, forms 3, residual 1, qk_rope 1
 qwen2_moe: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 2, forms 2, residual 1, qk_rope 1

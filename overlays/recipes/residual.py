@@ -27,7 +27,7 @@ from rocm_overlay.patchgen.source import Function, Source, blocks
 NAME = "residual"
 SUM = "_amd_sum"
 MLP = "_amd_mlp"
-_NO_MLP = re.compile(r"norm|attn|attention|dropout|proj", re.IGNORECASE)
+_NO_MLP = re.compile(r"norm|attn|attention|dropout|proj|dense", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Only the rotate-half layout (first half with second half), full or on the leadin
 
 from __future__ import annotations
 
+import ast
 import re
 from dataclasses import dataclass
 
@@ -145,12 +146,29 @@ def guard(source: Source, site: Site[Rope]) -> str | None:
         return "the body is none of the rotate-half forms"
     if len(set(rope.arguments)) != len(rope.arguments) or not set(rope.arguments) <= set(function.parameters):
         return f"{', '.join(rope.arguments)} are not {len(rope.arguments)} parameters of the function"
+    elsewhere = _dimension_that_the_op_lacks(source, rope.arguments[4])
+    if elsewhere:
+        return elsewhere
     rotate = source.function(rope.rotate)
     if rotate is None:
         return f"{rope.rotate} is not defined exactly once in this file"
     found = ROTATE_HALF.match(rotate.body)
     if not found or not isinstance(found["__x"], cst.Name) or rotate.parameters != (found["__x"].value,):
         return f"{rope.rotate} does not rotate the first half against the second"
+    return None
+
+
+def _dimension_that_the_op_lacks(source: Source, name: str) -> str | None:
+    """The op takes tables [B, S, R] and heads in dimension 1 or 2. A call with another constant (pixtral's 0) means
+    tables of another rank.
+    """
+    for node in ast.walk(source.tree):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.func.id != FUNCTION:
+            continue
+        for keyword in node.keywords:
+            given = keyword.value.value if isinstance(keyword.value, ast.Constant) else None
+            if keyword.arg == name and given is not None and given not in (1, 2):
+                return f"line {node.lineno} calls it with {name}={given}"
     return None
 
 

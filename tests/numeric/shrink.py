@@ -17,7 +17,10 @@ _SIZES: tuple[tuple[tuple[str, ...], int], ...] = (
     ((r".*vocab_size", r"n_vocab", r"vocab_size_per_layer_input"), VOCAB),
     ((r".*(num|n)_(key_value|kv)_heads", r"multi_query_group_num"), 2),
     ((r".*mm_tokens_per_image",), 4),
-    ((r"qk_rope_head_dim", r"qk_nope_head_dim"), 8),
+    ((r"qk_nope_head_dim",), 8),
+    ((r"rotary_dim",), _HEAD),
+    ((r"mamba_n_heads",), 8),
+    ((r"mamba_d_ssm",), 128),
     ((r".*head_dim", r"attention_head_size", r"kv_channels", r"head_size", r"d_kv", r"mamba_d_head"), _HEAD),
     ((r"q_lora_rank",), 32),
     ((r".*lora_rank", r"dt_rank", r"time_step_rank"), 16),
@@ -39,6 +42,7 @@ _SIZES: tuple[tuple[tuple[str, ...], int], ...] = (
     ((r".*max_(position|seq|len).*", r"n_positions", r"n_ctx", r"block_size", r"seq_length"), 128),
     ((r"num_mel_bins", r"feature_size"), 16),
     ((r".*sliding_window.*", r"attention_window_size", r"attention_chunk_size", r"local_attention"), 8),
+    ((r"window_size",), 4),
     ((r"num_frames",), 4),
     ((r"num_query_tokens", r"num_image_tokens", r"num_latents", r"image_seq_len(gth)?"), 4),
 )
@@ -56,6 +60,8 @@ _FIXED: dict[str, Any] = {
     "forced_bos_token_id": None,
 }
 _DROPPED = ("transformers_version", "architectures", "dtype", "torch_dtype", "_name_or_path", "id2label", "label2id")
+# Computed from other fields when left out.
+_DERIVED = ("out_features", "out_indices", "stage_names", "qk_head_dim")
 _PER_LAYER = ("mlp_layer_types", "layers_block_type", "block_types", "attention_types", "no_rope_layers", "mlp_types")
 _MROPE = [2, 3, 3]
 
@@ -66,6 +72,13 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "qwen2_5_vl": _QWEN_VL,
     "qwen2_5_vl_text": _QWEN_VL,
     "qwen2_5_omni_text": _QWEN_VL,
+    "qwen3_vl": _QWEN_VL,
+    "qwen3_vl_text": _QWEN_VL,
+    "qwen3_vl_moe_text": _QWEN_VL,
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "esm": {"vocab_size": VOCAB},
+    "hunyuan_v1_dense": {"rope_scaling": {"type": "dynamic", "rope_type": "dynamic", "alpha": 1000.0, "factor": 1.0}},
+    "mllama_text_model": {"rope_scaling": {"rope_type": "default"}},
     "t5": {"decoder_start_token_id": 0},
 }
 
@@ -91,7 +104,13 @@ def _with_tokens(config: Any) -> Any:
 
 
 def _shrunk(values: dict[str, Any], special: list[int]) -> dict[str, Any]:
-    small = {name: _field(name, value, special) for name, value in values.items()}
+    small = {name: _field(name, value, special) for name, value in values.items() if name not in _DERIVED}
+    if "use_mamba_kernels" in small:
+        small["use_mamba_kernels"] = False
+    stages = values.get("num_heads")
+    if isinstance(stages, list):  # a pyramid: the width doubles from stage to stage
+        small["embed_dim"] = 8 * stages[0]
+        small.pop("hidden_size", None)
     kinds = values.get("layer_types")
     if isinstance(kinds, list) and kinds:
         chosen = list(dict.fromkeys(kinds))
@@ -99,10 +118,10 @@ def _shrunk(values: dict[str, Any], special: list[int]) -> dict[str, Any]:
         for name in ("num_hidden_layers", "num_layers", "n_layers"):
             if name in small:
                 small[name] = len(chosen)
-    # As many kv heads as heads stay as many.
-    heads = values.get("num_key_value_heads")
-    if heads is not None and heads == values.get("num_attention_heads"):
-        small["num_key_value_heads"] = small["num_attention_heads"]
+    for part in ("", "encoder_", "decoder_"):  # as many kv heads as heads stay as many
+        heads = values.get(f"{part}num_key_value_heads")
+        if heads is not None and heads == values.get(f"{part}num_attention_heads"):
+            small[f"{part}num_key_value_heads"] = small[f"{part}num_attention_heads"]
     small.update(OVERRIDES.get(str(values.get("model_type")), {}))
     return small
 

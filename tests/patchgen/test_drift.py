@@ -217,3 +217,49 @@ def test_without_libcst_the_command_says_what_to_install(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert run(command) == 2
     assert "transformers-rocm-overlay[gen]" in capsys.readouterr().err
+
+
+def test_releases_are_known_by_name(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their stock texts come out of the committed overlays."""
+    monkeypatch.delenv("AMD_OVERLAY_WHEELS", raising=False)
+    code = run(["drift", "4.57.1", "4.57.6", "--models", "llama,siglip", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    statuses = {file["path"]: file["status"] for file in report["files"]}
+    assert statuses == {
+        "models/llama/modeling_llama.py": "same",
+        "models/siglip/modeling_siglip.py": "regenerable",
+    }
+    assert (code, report["status"], report["old"]["version"]) == (1, "regenerable", "4.57.1")
+
+
+def test_without_models_those_that_both_releases_have_are_compared(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("AMD_OVERLAY_WHEELS", raising=False)
+    new = tree(tmp_path, "9.0.0", {"llama": STOCK, "one": STOCK})
+    code = run(["drift", "4.57.6", str(new), "--json", "--html", str(tmp_path / "page.html")])
+    captured = capsys.readouterr()
+    assert "comparing the 1 models that are known of both" in captured.err
+    assert [file["path"] for file in json.loads(captured.out)["files"]] == ["models/llama/modeling_llama.py"]
+    assert code == 2  # its attention is gone
+    assert "conflict" in (tmp_path / "page.html").read_text()
+
+
+def test_a_wheel_of_that_name_is_preferred(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, wheel: Callable[[str], Path]
+) -> None:
+    monkeypatch.setenv("AMD_OVERLAY_WHEELS", str(wheel("4.57.6").parent))
+    assert run(["drift", "4.57.6", "4.57.6", "--models", "bloom", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["old"]["path"].endswith(".whl")
+
+
+def test_an_unknown_release_names_those_that_are_known(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AMD_OVERLAY_WHEELS", raising=False)
+    assert run(["drift", "4.57.66", "4.57.6"]) == 9
+    error = capsys.readouterr().err
+    assert "4.57.66 is not a release of ours" in error
+    assert "4.53.3, 4.57.0" in error
+    assert "nearest: 4.57.6" in error

@@ -196,3 +196,9 @@ def test_a_method_of_that_name_is_no_candidate() -> None:
         + "\n".join("    " + line if line else "" for line in FULL.replace(ROTATE, "").strip().splitlines())
     )
     assert_untouched(RECIPE, method)
+
+
+def test_a_call_with_tables_of_another_rank_is_declined() -> None:
+    call = "\n\ndef attend(q, k, cos, sin):\n    return apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim={})\n"
+    assert_untouched(RECIPE, FULL + call.format(0), "calls it with unsqueeze_dim=0")
+    assert_edit(RECIPE, FULL + call.format(2), (FULL + call.format(2)).replace(FIRST, GUARD + FIRST))

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:ae590400877459fecd73bd1232ad49e1bb0b72200b87c353e233ae7bcb51fd92 generator=2 recipes=3c223b06c486 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:ae590400877459fecd73bd1232ad49e1bb0b72200b87c353e233ae7bcb51fd92 generator=2 recipes=60ce2eee03dc (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 the HuggingFace Inc. team. All rights reserved.
 #
@@ -478,7 +478,7 @@ class Idefics3RMSNorm(nn.Module):
         hidden_states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
         return self.weight * hidden_states.to(input_dtype)
 
-    forward.amd_rms_norm = ("weight", "variance_epsilon", "llama")
+    forward._amd_rms_norm = ("weight", "variance_epsilon", "llama")
 
     def extra_repr(self):
         return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}"

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:4b18e2aec9f94e1545a9abc5cdbd11cf3834b9df68402d16cb69415cc5fd4c50 generator=2 recipes=3c223b06c486 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:4b18e2aec9f94e1545a9abc5cdbd11cf3834b9df68402d16cb69415cc5fd4c50 generator=2 recipes=60ce2eee03dc (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2022 EleutherAI and the HuggingFace Inc. team. All rights reserved.
 #
@@ -77,7 +77,7 @@ class LlamaRMSNorm(nn.Module):
         hidden_states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
         return self.weight * hidden_states.to(input_dtype)
 
-    forward.amd_rms_norm = ("weight", "variance_epsilon", "llama")
+    forward._amd_rms_norm = ("weight", "variance_epsilon", "llama")
 
     def extra_repr(self):
         return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}"
@@ -172,7 +172,7 @@ class LlamaMLP(nn.Module):
         )
         return down_proj
 
-    forward.amd_gated_mlp = {}
+    forward._amd_gated_mlp = {}
 
 
 def repeat_kv(hidden_states: torch.Tensor, n_rep: int) -> torch.Tensor:

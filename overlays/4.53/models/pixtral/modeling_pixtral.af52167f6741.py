@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:af52167f6741af2a9e635a8a978370303c124321582e3dec8d4c69980ed2fbaf generator=2 recipes=3c223b06c486 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:af52167f6741af2a9e635a8a978370303c124321582e3dec8d4c69980ed2fbaf generator=2 recipes=60ce2eee03dc (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 Mistral and the HuggingFace Inc. team. All rights reserved.
 #
@@ -136,8 +136,6 @@ def apply_rotary_pos_emb(q, k, cos, sin, position_ids=None, unsqueeze_dim=1):
     Returns:
         `tuple(torch.Tensor)` comprising of the query and key tensors rotated using the Rotary Position Embedding.
     """
-    if _amd and _amd.on.rope:
-        return _amd.apply_rope(q, k, cos, sin, unsqueeze_dim)
     cos = cos.unsqueeze(unsqueeze_dim)
     sin = sin.unsqueeze(unsqueeze_dim)
     q_embed = (q * cos) + (rotate_half(q) * sin)
@@ -279,7 +277,7 @@ class PixtralMLP(nn.Module):
         )
         return down_proj
 
-    forward.amd_gated_mlp = {}
+    forward._amd_gated_mlp = {}
 
 
 # Copied from transformers.models.llama.modeling_llama.LlamaRMSNorm with Llama->Pixtral
@@ -301,7 +299,7 @@ class PixtralRMSNorm(nn.Module):
         hidden_states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
         return self.weight * hidden_states.to(input_dtype)
 
-    forward.amd_rms_norm = ("weight", "variance_epsilon", "llama")
+    forward._amd_rms_norm = ("weight", "variance_epsilon", "llama")
 
     def extra_repr(self):
         return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}"

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:e771be6d8463bcdc90984b240af934eeeb0007d1681a6ee55907539eac84b156 generator=2 recipes=3c223b06c486 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:e771be6d8463bcdc90984b240af934eeeb0007d1681a6ee55907539eac84b156 generator=2 recipes=60ce2eee03dc (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 The Qwen team, Alibaba Group and the HuggingFace Inc. team. All rights reserved.
 #
@@ -170,7 +170,7 @@ class Qwen2MoeRMSNorm(nn.Module):
         hidden_states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
         return self.weight * hidden_states.to(input_dtype)
 
-    forward.amd_rms_norm = ("weight", "variance_epsilon", "llama")
+    forward._amd_rms_norm = ("weight", "variance_epsilon", "llama")
 
     def extra_repr(self):
         return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}"
@@ -268,7 +268,7 @@ class Qwen2MoeMLP(nn.Module):
             else self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
         )
 
-    forward.amd_gated_mlp = {}
+    forward._amd_gated_mlp = {}
 
 
 # Copied from transformers.models.llama.modeling_llama.repeat_kv

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:0ce6a3d096649c6078202ff5ce617fec44ade2eeb665cb6a58123ca117ff8498 generator=2 recipes=3c223b06c486 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:0ce6a3d096649c6078202ff5ce617fec44ade2eeb665cb6a58123ca117ff8498 generator=2 recipes=60ce2eee03dc (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 The Qwen team, Alibaba Group and the HuggingFace Inc. team. All rights reserved.
 #
@@ -447,7 +447,7 @@ class Qwen2RMSNorm(nn.Module):
         hidden_states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
         return self.weight * hidden_states.to(input_dtype)
 
-    forward.amd_rms_norm = ("weight", "variance_epsilon", "llama")
+    forward._amd_rms_norm = ("weight", "variance_epsilon", "llama")
 
     def extra_repr(self):
         return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}"
@@ -473,7 +473,7 @@ class Qwen2MLP(nn.Module):
         )
         return down_proj
 
-    forward.amd_gated_mlp = {}
+    forward._amd_gated_mlp = {}
 
 
 class Qwen2VLAttention(nn.Module):

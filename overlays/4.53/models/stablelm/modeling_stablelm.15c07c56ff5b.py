@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:15c07c56ff5b6970ae548eb9f0ace7876580fb031693588eba5386107e7bb6b9 generator=2 recipes=3c223b06c486 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:15c07c56ff5b6970ae548eb9f0ace7876580fb031693588eba5386107e7bb6b9 generator=2 recipes=60ce2eee03dc (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 EleutherAI and the HuggingFace Inc. team. All rights reserved.
 #
@@ -161,7 +161,7 @@ class StableLmMLP(nn.Module):
         )
         return down_proj
 
-    forward.amd_gated_mlp = {}
+    forward._amd_gated_mlp = {}
 
 
 class StableLmLayerNormPerHead(nn.Module):

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:6bd8829f07902a061168d0f600774b95fca9382aa9e102a6c1def37f95b614ed generator=2 recipes=3c223b06c486 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:6bd8829f07902a061168d0f600774b95fca9382aa9e102a6c1def37f95b614ed generator=2 recipes=60ce2eee03dc (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 IBM and the HuggingFace Inc. team. All rights reserved.
 #
@@ -158,7 +158,7 @@ class GraniteMoeRMSNorm(nn.Module):
         hidden_states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
         return self.weight * hidden_states.to(input_dtype)
 
-    forward.amd_rms_norm = ("weight", "variance_epsilon", "llama")
+    forward._amd_rms_norm = ("weight", "variance_epsilon", "llama")
 
     def extra_repr(self):
         return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}"

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:22575cd616fe331c37ed3d4c0aab5f32e4f1bf47ec67a2909fec5f4710652095 generator=2 recipes=3c223b06c486 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:22575cd616fe331c37ed3d4c0aab5f32e4f1bf47ec67a2909fec5f4710652095 generator=2 recipes=60ce2eee03dc (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 the HuggingFace Inc. team. All rights reserved.
 #
@@ -413,7 +413,7 @@ class Idefics3RMSNorm(nn.Module):
         hidden_states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
         return self.weight * hidden_states.to(input_dtype)
 
-    forward.amd_rms_norm = ("weight", "variance_epsilon", "llama")
+    forward._amd_rms_norm = ("weight", "variance_epsilon", "llama")
 
     def extra_repr(self):
         return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}"

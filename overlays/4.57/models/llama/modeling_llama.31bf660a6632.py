@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:31bf660a663259134324bc65da4e155951dc89c5ca46471d2325a9938e859e26 generator=2 recipes=e9c6dd352ca7 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:31bf660a663259134324bc65da4e155951dc89c5ca46471d2325a9938e859e26 generator=2 recipes=60ce2eee03dc (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2022 EleutherAI and the HuggingFace Inc. team. All rights reserved.
 #
@@ -519,7 +519,11 @@ class LlamaForCausalLM(LlamaPreTrainedModel, GenerationMixin):
         hidden_states = outputs.last_hidden_state
         # Only compute necessary logits, and do not upcast them to float if we are not computing the loss
         slice_indices = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(hidden_states[:, slice_indices, :])
+        logits = (
+            _amd.apply_linear(self.lm_head, hidden_states[:, slice_indices, :])
+            if _amd and _amd.on.linear
+            else self.lm_head(hidden_states[:, slice_indices, :])
+        )
 
         loss = None
         if labels is not None:

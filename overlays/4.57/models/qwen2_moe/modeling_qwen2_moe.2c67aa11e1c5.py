@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:2c67aa11e1c5f6a0c78b4a826a7440a95e56d456d081abaf5ef72ab2f61eb6b8 generator=2 recipes=e9c6dd352ca7 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:2c67aa11e1c5f6a0c78b4a826a7440a95e56d456d081abaf5ef72ab2f61eb6b8 generator=2 recipes=60ce2eee03dc (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 The Qwen team, Alibaba Group and the HuggingFace Inc. team. All rights reserved.
 #
@@ -1205,7 +1205,11 @@ class Qwen2MoeForCausalLM(Qwen2MoePreTrainedModel, GenerationMixin):
         hidden_states = outputs.last_hidden_state
         # Only compute necessary logits, and do not upcast them to float if we are not computing the loss
         slice_indices = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(hidden_states[:, slice_indices, :])
+        logits = (
+            _amd.apply_linear(self.lm_head, hidden_states[:, slice_indices, :])
+            if _amd and _amd.on.linear
+            else self.lm_head(hidden_states[:, slice_indices, :])
+        )
 
         loss = None
         if labels is not None:

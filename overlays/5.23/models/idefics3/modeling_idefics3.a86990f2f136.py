@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:a86990f2f136d3fa2162a3e489885a69eebf8ec06e43830765892ba61d6015aa generator=2 recipes=3c223b06c486 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:a86990f2f136d3fa2162a3e489885a69eebf8ec06e43830765892ba61d6015aa generator=2 recipes=60ce2eee03dc (transformers source modified by transformers-rocm-overlay)
 # Copyright 2024 the HuggingFace Inc. team. All rights reserved.
 #
 # Licensed under the Apache License, Version 2.0 (the "License");
@@ -411,7 +411,7 @@ class Idefics3RMSNorm(nn.Module):
         hidden_states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
         return self.weight * hidden_states.to(input_dtype)
 
-    forward.amd_rms_norm = ("weight", "variance_epsilon", "llama")
+    forward._amd_rms_norm = ("weight", "variance_epsilon", "llama")
 
     def extra_repr(self):
         return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}"

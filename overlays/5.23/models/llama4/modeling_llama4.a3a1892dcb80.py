@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:a3a1892dcb80067d5ce064bf1f255fda5e5708b2af9de2053611be609bd1ee1f generator=2 recipes=3c223b06c486 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:a3a1892dcb80067d5ce064bf1f255fda5e5708b2af9de2053611be609bd1ee1f generator=2 recipes=60ce2eee03dc (transformers source modified by transformers-rocm-overlay)
 # Copyright 2025 The LLAMA4 and HuggingFace Inc. team. All rights reserved.
 #
 #
@@ -114,7 +114,7 @@ class Llama4TextMLP(nn.Module):
         down_proj = self.activation_fn(self.gate_proj(x)) * self.up_proj(x)
         return self.down_proj(down_proj)
 
-    forward.amd_gated_mlp = {"act": "activation_fn"}
+    forward._amd_gated_mlp = {"act": "activation_fn"}
 
 
 class Llama4TextL2Norm(torch.nn.Module):
@@ -150,7 +150,7 @@ class Llama4TextRMSNorm(nn.Module):
         output = self._norm(x.float()).type_as(x)
         return output * self.weight
 
-    forward.amd_rms_norm = ("weight", "eps", "llama")
+    forward._amd_rms_norm = ("weight", "eps", "llama")
 
     def extra_repr(self):
         return f"{tuple(self.weight.shape)}, eps={self.eps}"

@@ -1,0 +1,110 @@
+"""The results of a whole release, as the page and the JSON that are committed below docs/coverage.
+
+python -m tests.numeric.report --results DIR --source STOCK_PACKAGE --output docs/coverage
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rocm_overlay.overlays.recipes import recipe_set
+from rocm_overlay.patchgen.coverage import results as generate_all
+from rocm_overlay.patchgen.trees import open_tree
+
+SCHEMA = "amd-overlay.numeric/1"
+
+
+def edited_functions(source: Path, paths: Sequence[str] | None = None) -> dict[str, set[str]]:
+    """Path of every generated file (or of some) and the functions that are edited in it."""
+    made = generate_all(open_tree(source), recipe_set(), paths)
+    header = ("marker", "import")
+    return {one.path: {edit.qualname for edit in one.edits if edit.recipe not in header} for one in made if one.changed}
+
+
+def row(path: str, folder: Path, edited: set[str]) -> dict[str, Any]:
+    """What was compared of one file, or why nothing was."""
+    name = path.rpartition("/")[2].removesuffix(".py")
+    found: dict[str, Any] = {"path": path, "functions": len(edited)}
+    stock, overlay = (_read(folder / f"{name}.{mode}.json") for mode in ("stock", "overlay"))
+    if not stock.get("classes"):
+        reasons = [stock["error"]] if "error" in stock else list(stock.get("failed", {}).values())
+        first = " ".join(reasons[0].split()) if reasons else "the file defines no model with a config"
+        return {**found, "compared": 0, "reason": first[:160]}
+    if "error" in overlay or not overlay.get("off"):
+        return {**found, "compared": 0, "reason": "overlay: " + overlay.get("error", "nothing was run")}
+    ran = {name for names in stock["classes"].values() for name in names}
+    deviating = {mode: [key for key, listed in overlay[mode].items() if listed] for mode in ("off", "on")}
+    return {
+        **found,
+        "compared": len(overlay["off"]),
+        "classes": sorted(stock["classes"]),
+        "ran": len(edited & ran),
+        "deviating": deviating,
+    }
+
+
+def _read(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {"error": "was not run"}
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+def is_equal(one: Mapping[str, Any]) -> bool:
+    """Compared, at least one edited function ran, and nothing deviated."""
+    return bool(one["compared"] and one["ran"] and not any(one["deviating"].values()))
+
+
+def page(about: Mapping[str, Any]) -> str:
+    """The table for people."""
+    rows = about["rows"]
+    equal = [one for one in rows if is_equal(one)]
+    other = [one for one in rows if one["compared"] and not is_equal(one)]
+    without = [one for one in rows if not one["compared"]]
+    lines = [
+        f"# Numbers of the generated files of transformers {about['release']}",
+        "",
+        f"Of {len(rows)} generated files, small models of {len(equal)} were run on the stock and the overlaid tree and",
+        "are equal: bit for bit with every toggle off; on the torch tier, with every toggle on, within the tolerances",
+        "of `rocm_overlay.verify` (fp32 forward, 8 greedy tokens where the model generates, bf16 forward).",
+        f"{len(other)} deviate or ran no edited function; {len(without)} could not be built or fed from their config.",
+        "",
+        "| file | models | comparisons | edited functions that ran | off | on |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in [*other, *equal]:
+        states = ["deviates" if one["deviating"][mode] else "equal" for mode in ("off", "on")]
+        cells = (_name(one), len(one["classes"]), one["compared"], f"{one['ran']} of {one['functions']}", *states)
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    lines += ["", "Not compared:", "", "| file | reason |", "|---|---|"]
+    lines += [f"| {_name(one)} | {one['reason'].replace('|', chr(92) + '|')} |" for one in without]
+    return "\n".join(lines) + "\n"
+
+
+def _name(one: Mapping[str, Any]) -> str:
+    return str(one["path"]).rpartition("/")[2].removeprefix("modeling_").removesuffix(".py")
+
+
+def main() -> None:
+    """Write both files."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, required=True)
+    parser.add_argument("--source", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    options = parser.parse_args()
+    release = open_tree(options.source).version
+    edited = edited_functions(options.source)
+    rows = [row(path, options.results, functions) for path, functions in sorted(edited.items())]
+    about = {"schema": SCHEMA, "release": release, "recipes": recipe_set().digest, "rows": rows}
+    text = json.dumps(about, indent=1, sort_keys=True) + "\n"
+    (options.output / f"numeric-{release}.json").write_text(text, encoding="utf-8")
+    (options.output / f"numeric-{release}.md").write_text(page(about), encoding="utf-8")
+    print(f"{release}: {sum(map(is_equal, rows))} of {len(rows)} equal")
+
+
+if __name__ == "__main__":
+    main()
