@@ -55,6 +55,8 @@ def deviations(architecture: str, dtype: str, implementation: str, tier: str, to
         for how, case in twins.RUNS:
             if how != implementation:
                 continue
+            if dtype == "bfloat16" and case == "sampling":
+                continue  # it goes on from whatever was drawn; fp32 compares it token by token
             verdict = judge(pair.reference(case, how), pair.found(case, how), tier=tier, dtype=dtype, bitwise=False)
             found += [f"{case}: {item}" for item in verdict.deviating]
     return found

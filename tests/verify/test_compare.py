@@ -148,6 +148,16 @@ def test_a_token_may_differ_only_in_half_precision_and_only_at_a_near_tie(
     assert outcome.tokens.near_tie is (accepted and dtype != "float32")
 
 
+def test_a_draw_must_be_equal_in_float32_and_its_scores_up_to_there_always() -> None:
+    scores, after = logits_for(0.1), logits_for(0.1)
+    after[:, 2] += 100.0
+    reference, found = {"drawn": TOKENS, "logits": scores}, {"drawn": OTHER, "logits": after}
+    assert judge(reference, found, tier="torch", dtype="bfloat16", bitwise=False).ok
+    assert not judge(reference, found, tier="torch", dtype="float32", bitwise=False).ok
+    after[:, 0] += 100.0
+    assert not judge(reference, found, tier="torch", dtype="bfloat16", bitwise=False).ok
+
+
 def test_scores_after_the_first_differing_token_are_not_compared() -> None:
     """They answer another prompt. Those up to it still are."""
     scores, after = logits_for(0.1), logits_for(0.1)

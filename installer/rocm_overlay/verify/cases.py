@@ -201,7 +201,7 @@ def sampling(model: Any, inputs: Inputs) -> Outputs:
             inputs.ids, max_new_tokens=inputs.new_tokens, do_sample=True, top_k=20, temperature=0.8,
             return_dict_in_generate=True, output_logits=True,
         )  # fmt: skip
-    return {"tokens": out.sequences[:, inputs.ids.shape[1] :], "logits": torch.stack(out.logits, dim=1)}
+    return {"drawn": out.sequences[:, inputs.ids.shape[1] :], "logits": torch.stack(out.logits, dim=1)}
 
 
 def sliding_cache(model: Any, inputs: Inputs) -> Outputs:
