@@ -2,7 +2,9 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TRANSFORMERS ?= transformers==4.57.6
-TEST_RELEASES := 4.56.2 4.57.0 4.57.1 4.57.2 4.57.3 4.57.4 4.57.5 4.57.6 5.23.0
+TEST_RELEASES := 4.53.2 4.53.3 4.56.2 4.57.0 4.57.1 4.57.2 4.57.3 4.57.4 4.57.5 4.57.6 5.23.0
+# Read by the long matrices alone.
+FULL_RELEASES := 5.0.0 5.10.4 5.17.0
 PYTEST_ARGS ?=
 
 VENV := .venv
@@ -14,6 +16,8 @@ STAMP := .installed
 HIP := $(shell $(PYTHON) -c "import torch; print(torch.version.hip or '')" 2>/dev/null)
 VENV_FLAGS := $(if $(HIP),--system-site-packages)
 TORCH_SPEC := $(if $(HIP),,$(TORCH))
+# A ROCm torch brings its own triton; the CPU wheel has none, and the tests interpret our kernels.
+EXTRAS := $(if $(HIP),dev,dev$(shell printf ,)interpret)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_QUIET := 1
@@ -29,7 +33,7 @@ help: ## show this list
 
 $(VENV)/$(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
-	$(VENV)/bin/pip install -c constraints.txt $(TORCH_SPEC) $(TRANSFORMERS) -e ".[dev]"
+	$(VENV)/bin/pip install -c constraints.txt $(TORCH_SPEC) $(TRANSFORMERS) -e ".[$(EXTRAS)]"
 	touch $@
 
 $(DEMO_VENV)/$(STAMP): pyproject.toml constraints.txt
@@ -37,23 +41,30 @@ $(DEMO_VENV)/$(STAMP): pyproject.toml constraints.txt
 	$(DEMO_VENV)/bin/pip install -c constraints.txt $(TORCH_SPEC) $(TRANSFORMERS) safetensors .
 	touch $@
 
-$(WHEELS)/$(STAMP): Makefile | $(VENV)/$(STAMP)
+define download
 	mkdir -p $(WHEELS)
-	for release in $(TEST_RELEASES); do \
+	for release in $(1); do \
 	  ls $(WHEELS)/transformers-$$release-*.whl >/dev/null 2>&1 \
 	  || $(VENV)/bin/pip download --no-deps --ignore-requires-python -d $(WHEELS) transformers==$$release || exit 1; \
 	done
 	touch $@
+endef
+
+$(WHEELS)/$(STAMP): Makefile | $(VENV)/$(STAMP)
+	$(call download,$(TEST_RELEASES))
+
+$(WHEELS)/$(STAMP)-full: Makefile | $(VENV)/$(STAMP)
+	$(call download,$(TEST_RELEASES) $(FULL_RELEASES))
 
 wheels: $(WHEELS)/$(STAMP) ## download the transformers wheels that the tests unpack
 
 demo: $(DEMO_VENV)/$(STAMP) ## install, run a real model with toggles off and on, compare, revert
 	$(DEMO_VENV)/bin/python examples/demo.py
 
-test: $(VENV)/$(STAMP) $(WHEELS)/$(STAMP) ## the test suite (at most 15 minutes on 2 cores)
+test: $(VENV)/$(STAMP) $(WHEELS)/$(STAMP) ## the test suite (some 20 minutes on 2 cores)
 	$(VENV)/bin/python -m pytest -n auto --dist loadfile --durations=15 -m "not full" $(PYTEST_ARGS)
 
-test-full: $(VENV)/$(STAMP) $(WHEELS)/$(STAMP) ## the test suite with the long matrices
+test-full: $(VENV)/$(STAMP) $(WHEELS)/$(STAMP)-full ## the test suite with the long matrices
 	$(VENV)/bin/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/$(STAMP) ## ruff and mypy
@@ -65,8 +76,15 @@ format: $(VENV)/$(STAMP) ## let ruff format the sources (never the generated ove
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-bench: $(VENV)/$(STAMP) $(WHEELS)/$(STAMP) ## benchmarks, printed as ratios against stock
-	for script in benchmarks/bench_*.py; do $(VENV)/bin/python $$script || exit 1; done
+bench: bench-cli bench-launches bench-host bench-memory ## the short benchmarks, printed as ratios against stock
+
+bench-%: $(VENV)/$(STAMP) $(WHEELS)/$(STAMP)
+	$(VENV)/bin/python benchmarks/bench_$*.py $(BENCH_ARGS)
+
+overlays: $(VENV)/$(STAMP) $(WHEELS)/$(STAMP) ## generate the committed overlays of every line anew
+	for line in 4.53 4.57 5.23; do \
+	  $(VENV)/bin/python -m rocm_overlay.patchgen.release --line $$line --wheels $(WHEELS) || exit 1; \
+	done
 
 clean: ## remove everything that make made
 	rm -rf $(VENV) $(DEMO_VENV) .cache dist build demo-out

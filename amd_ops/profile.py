@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +20,8 @@ from typing import Any
 import torch
 
 from . import device
+
+_environment: Callable[[], Mapping[str, str]] = dict
 
 SCHEMA = "amd-ops.profile/1"
 FOLDER_VARIABLE = "AMD_OPS_PROFILES"
@@ -125,11 +127,18 @@ def machine() -> dict[str, str | None]:
     }
 
 
+def use_environment(read: Callable[[], Mapping[str, str]]) -> None:
+    """Say where the environment is read, when settings are. ``toggles.py`` calls this once."""
+    global _environment
+    _environment = read
+
+
 def default_path() -> Path:
     """Return where ``auto`` looks for the profile of this device: $AMD_OPS_PROFILES, else the user's data folder."""
-    folder = os.environ.get(FOLDER_VARIABLE)
+    environ = _environment()
+    folder = environ.get(FOLDER_VARIABLE)
     if not folder:
-        data = os.environ.get("XDG_DATA_HOME") or os.path.join(os.path.expanduser("~"), ".local", "share")
+        data = environ.get("XDG_DATA_HOME") or os.path.join(os.path.expanduser("~"), ".local", "share")
         folder = os.path.join(data, "amd-ops", "profiles")
     found = device.current()
     name = f"{found.arch}-{found.cu_count}" if found else ("cuda" if torch.cuda.is_available() else "cpu")

@@ -310,3 +310,4 @@ def _chosen(policy: str, raw: Mapping[str, tuple[str, str]]) -> profile.Chosen:
 
 gemm_tables.use_environment(lambda: os.environ)
 triton_target.use_environment(lambda: os.environ)
+profile.use_environment(lambda: os.environ)

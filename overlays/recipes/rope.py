@@ -168,7 +168,7 @@ def _dimension_that_the_op_lacks(source: Source, name: str) -> str | None:
         for keyword in node.keywords:
             given = keyword.value.value if isinstance(keyword.value, ast.Constant) else None
             if keyword.arg == name and given is not None and given not in (1, 2):
-                return f"line {node.lineno} calls it with {name}={given}"
+                return f"line {node.lineno} calls it with {name}={given!r}"
     return None
 
 
