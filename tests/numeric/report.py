@@ -16,6 +16,7 @@ from rocm_overlay.patchgen.coverage import results as generate_all
 from rocm_overlay.patchgen.trees import open_tree
 
 SCHEMA = "amd-overlay.numeric/1"
+NOT_RUN = "was not run"
 
 
 def edited_functions(source: Path, paths: Sequence[str] | None = None) -> dict[str, set[str]]:
@@ -49,7 +50,7 @@ def row(path: str, folder: Path, edited: set[str]) -> dict[str, Any]:
 
 def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        return {"error": "was not run"}
+        return {"error": NOT_RUN}
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return found
 
@@ -64,7 +65,8 @@ def page(about: Mapping[str, Any]) -> str:
     rows = about["rows"]
     equal = [one for one in rows if is_equal(one)]
     other = [one for one in rows if one["compared"] and not is_equal(one)]
-    without = [one for one in rows if not one["compared"]]
+    absent = [one for one in rows if one.get("reason") == NOT_RUN]
+    without = [one for one in rows if not one["compared"] and one not in absent]
     lines = [
         f"# Numbers of the generated files of transformers {about['release']}",
         "",
@@ -72,6 +74,7 @@ def page(about: Mapping[str, Any]) -> str:
         "are equal: bit for bit with every toggle off; on the torch tier, with every toggle on, within the tolerances",
         "of `rocm_overlay.verify` (fp32 forward, 8 greedy tokens where the model generates, bf16 forward).",
         f"{len(other)} deviate or ran no edited function; {len(without)} could not be built or fed from their config.",
+        *([f"{len(absent)} were not run yet: this page is a partial run."] if absent else []),
         "",
         "| file | models | comparisons | edited functions that ran | off | on |",
         "|---|---|---|---|---|---|",

@@ -104,7 +104,7 @@ def run_stock(path: str, folder: Path) -> dict[str, Any]:
     kept: dict[str, dict[str, dict[str, torch.Tensor]]] = {}
     for kind in classes(module):
         try:
-            model = new_model(kind)
+            model = new_model(kind).to(torch.float32)  # as in the other process: some parameters begin in bf16
             with Hits(module.__file__) as hits:
                 kept[kind.__name__] = {"float32": outputs(model, tokens=True)}
         except Exception as error:  # noqa: BLE001 - whatever stops it is the row of the report
