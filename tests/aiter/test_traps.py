@@ -484,11 +484,14 @@ def sample_version_is_supported(version: str) -> bool:
     return major > 4 or (major == 4 and minor >= 53)
 
 
-@pytest.mark.parametrize(("version", "offered"), [("4.57.6", True), ("4.57.3", True), ("5.23.0", False)])
+@pytest.mark.parametrize(
+    ("version", "model", "offered"),
+    [("4.57.6", "llama", True), ("4.57.3", "llama", True), ("5.23.0", "llama", True), ("4.56.2", "gemma3", False)],
+)
 def test_trap_15_the_text_decides_not_the_version(
-    version: str, offered: bool, stock_tree: Callable[[str], Path]
+    version: str, model: str, offered: bool, stock_tree: Callable[[str], Path]
 ) -> None:
-    path = "models/llama/modeling_llama.py"
+    path = f"models/{model}/modeling_{model}.py"
     stock = (stock_tree(version) / "transformers" / path).read_bytes()
     assert sample_version_is_supported(version)
     assert (catalog.find(path, hashlib.sha256(stock).hexdigest()) is not None) is offered

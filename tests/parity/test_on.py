@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -24,12 +25,12 @@ TIERS = {"torch": "torch,eager", "eager": "eager"}
 
 # What must have run for a toggle to have been tested at all: op and tier; "{tier}" is the tier under test.
 ENGAGED: dict[str, tuple[tuple[str, str], ...]] = {
-    "fused": (("qkv_proj", "fused"), ("gated_mlp", "fused")),
-    "optimized": (("rms_norm", "{tier}"), ("apply_rope", "{tier}")),
+    "fused": (("qkv_proj", "fused"), ("gated_mlp|moe_block", "fused")),
+    "optimized": (("rms_norm", "{tier}"), ("apply_rope|qk_norm_rope", "{tier}")),
     "attention": (("attention", "{tier}"), ("route_attention", "routed")),
     "gemm": (("linear", "{tier}"),),
     # The activation op takes gate and up in one tensor, so it needs both of these.
-    "fused and optimized": (("silu_and_mul|gelu_tanh_and_mul", "{tier}"),),
+    "fused and optimized": (("silu_and_mul|gelu_tanh_and_mul|moe", "{tier}"),),
 }
 
 
@@ -46,9 +47,17 @@ def idle(architecture: str, implementation: str, tier: str, toggles: str) -> lis
     return [f"{ops} on {name}" for ops, name in expected if not any(report.calls(op, name) for op in ops.split("|"))]
 
 
+@functools.cache
+def _pair(architecture: str, dtype: str) -> twins.Pair:
+    """Mixtral uses all its experts in bfloat16: a router's choice of two flips at near ties, by rounding alone."""
+    if architecture == "mixtral" and dtype == "bfloat16":
+        return twins.new_pair(architecture, dtype, num_experts_per_tok=4)
+    return twins.pair(architecture, dtype)
+
+
 def deviations(architecture: str, dtype: str, implementation: str, tier: str, toggles: dict[str, Any]) -> list[str]:
     """Run every case of an implementation under toggles; return what deviates, case by case."""
-    pair = twins.pair(architecture, dtype)
+    pair = _pair(architecture, dtype)
     found = []
     amd_ops.reset_counters()
     with amd_ops.override(tiers=TIERS[tier], **toggles):
@@ -68,7 +77,7 @@ def unfused() -> Any:
     yield
     for architecture in ARCHITECTURES:
         for dtype in twins.DTYPES:
-            amd_ops.restore(twins.pair(architecture, dtype).overlay)
+            amd_ops.restore(_pair(architecture, dtype).overlay)
 
 
 @pytest.mark.parametrize("toggles", SINGLE)

@@ -171,8 +171,8 @@ def test_texts_without_an_overlay(
 
 def test_a_model_type_without_an_overlay(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError) as caught:
-        target.find_sources(interpreter(tmp_path), "bert")
-    assert "'bert'" in caught.value.message
+        target.find_sources(interpreter(tmp_path), "bart")
+    assert "'bart'" in caught.value.message
     assert "llama" in caught.value.remedy
     assert caught.value.code == 3
 
