@@ -13,6 +13,7 @@ import importlib
 import inspect
 import json
 import os
+import re
 import signal
 import sys
 import traceback
@@ -150,6 +151,11 @@ def run_overlay(path: str, folder: Path) -> dict[str, Any]:
     return report
 
 
+def _signature(function: Any) -> str:
+    """A signature as text; a default without a text of its own shows its address, which differs between processes."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(inspect.signature(function)))
+
+
 def describe(path: str) -> dict[str, Any]:
     """Import a file, and list its names, its public signatures and its documentation."""
     name = "transformers." + path.removesuffix(".py").replace("/", ".")
@@ -162,11 +168,11 @@ def describe(path: str) -> dict[str, Any]:
         if getattr(value, "__module__", None) != name:
             continue
         members = vars(value).items() if inspect.isclass(value) else ()
-        signatures |= {f"{label}.{key}": str(inspect.signature(one)) for key, one in members if inspect.isfunction(one)}
+        signatures |= {f"{label}.{key}": _signature(one) for key, one in members if inspect.isfunction(one)}
         if inspect.isclass(value):
             signatures[label] = " ".join(base.__name__ for base in value.__mro__)
         elif inspect.isfunction(value):
-            signatures[label] = str(inspect.signature(value))
+            signatures[label] = _signature(value)
     about = {"path": path, "names": sorted(vars(module)), "signatures": signatures, "doc": module.__doc__}
     return {**about, "all": list(getattr(module, "__all__", ())), "overlay": getattr(module, "__amd_overlay__", None)}
 
