@@ -16,7 +16,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,6 @@ COMMAND = "python benchmarks/bench_launches.py --json FILE"
 MODELS = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "mixtral", "qwen3_moe", "gpt_oss", "phi3")
 PHASES = ("prefill", "decode", "static prefill", "static decode")
 TOGGLES = {"USE_FUSED_PROJECTIONS": "1", "USE_OPTIMIZED_OPS": "1", "USE_AITER_ATTENTION": "1", "USE_AITER_GEMM": "1"}
-VIEWS = frozenset(
-    """
-    view _unsafe_view transpose t unsqueeze squeeze slice select expand split split_with_sizes alias detach lift_fresh
-    permute empty empty_like new_empty empty_strided as_strided chunk unbind reshape is_same_size is_set_to
-    """.split()  # noqa: SIM905 - a table of words reads better than a column of strings
-)
 
 
 def main() -> None:
@@ -108,6 +101,7 @@ def _serve_overlay(model: str, folder: Path) -> None:
 
 def _ops(model: str, layers: int) -> dict[str, dict[str, int]]:
     import torch
+    from rocm_overlay.bench.launches import count
     from transformers import DynamicCache, StaticCache
 
     from examples.tiny_models import build, tiny_config
@@ -127,7 +121,7 @@ def _ops(model: str, layers: int) -> dict[str, dict[str, int]]:
             for phase, part in (("prefill", ids), ("decode", ids[:, :1])):
                 start = {"prefill": 0, "decode": ids.shape[1]}[phase]
                 position = torch.arange(start, start + part.shape[1])
-                found[kind + phase] = _counted(
+                found[kind + phase] = count(
                     lambda part=part, cache=cache, position=position: net(
                         part, past_key_values=cache, use_cache=True, cache_position=position
                     )
@@ -142,46 +136,6 @@ def _full_attention(model: str, layers: int) -> dict[str, Any]:
     if model == "qwen2":
         return {"use_sliding_window": False}
     return {"sliding_window": None}
-
-
-def _counted(run: Callable[[], object]) -> dict[str, int]:
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    amd_ops = sys.modules.get("amd_ops")
-    ours = [op for op in amd_ops.dispatch.ops.values() if isinstance(op, amd_ops.dispatch.Op)] if amd_ops else []
-    inside, once = 0, 0
-    raw = 0
-
-    class Count(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            nonlocal once, raw
-            if func.overloadpacket.__name__ not in VIEWS:
-                raw += 1
-                once += not inside
-            return func(*args, **(kwargs or {}))
-
-    def as_one(call: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*args: Any) -> Any:
-            nonlocal inside, once
-            once += not inside
-            inside += 1
-            try:
-                return call(*args)
-            finally:
-                inside -= 1
-
-        return counted
-
-    bound = {op: op.call for op in ours}
-    for op, call in bound.items():
-        op.call = as_one(call)
-    try:
-        with Count():
-            run()
-    finally:
-        for op, call in bound.items():
-            op.call = call
-    return {"once": once, "raw": raw}
 
 
 if __name__ == "__main__":
