@@ -37,19 +37,7 @@ class Child:
         """Start the process and yield its events until it ends. It is killed after ``timeout`` seconds, or when the
         reader stops reading.
         """
-        reading, writing = os.pipe()
-        try:
-            with self._log.open("wb") as log:
-                process = subprocess.Popen(
-                    [*self._command, str(self._job), str(writing)],
-                    cwd=self._scratch, env=self._environment(env or {}), pass_fds=(writing,),
-                    stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                )  # fmt: skip
-        except BaseException:
-            os.close(reading)
-            raise
-        finally:
-            os.close(writing)
+        process, reading = spawn([*self._command, str(self._job)], self._scratch, self._log, env)
         timer = threading.Timer(timeout, self._give_up, (process,)) if timeout is not None else None
         if timer is not None:
             timer.start()
@@ -62,22 +50,11 @@ class Child:
             if timer is not None:
                 timer.cancel()
             if process.poll() is None:
-                _kill(process)
+                kill(process)
 
     def _give_up(self, process: subprocess.Popen[bytes]) -> None:
         self.timed_out = True
-        _kill(process)
-
-    def _environment(self, more: Mapping[str, str]) -> dict[str, str]:
-        kept = {**{name: value for name, value in os.environ.items() if not is_toggle(name)}, **more}
-        path = [str(beside("rocm_overlay", self._scratch / "tool")), kept.get("PYTHONPATH", "")]
-        return {
-            **kept,
-            "PYTHONPATH": os.pathsep.join(part for part in path if part),
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "HF_HUB_OFFLINE": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-        }
+        kill(process)
 
     def log_tail(self) -> str:
         """Return the last lines that the process wrote."""
@@ -85,7 +62,27 @@ class Child:
         return "\n".join(lines[-_LOG_LINES:])
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def spawn(
+    command: list[str], scratch: Path, log: Path, env: Mapping[str, str] | None = None
+) -> tuple[subprocess.Popen[bytes], int]:
+    """Start ``command`` with a pipe's number as its last argument; return the process and the end to read from."""
+    reading, writing = os.pipe()
+    try:
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [*command, str(writing)],
+                cwd=scratch, env=environment(scratch, env), pass_fds=(writing,),
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+            )  # fmt: skip
+    except BaseException:
+        os.close(reading)
+        raise
+    finally:
+        os.close(writing)
+    return process, reading
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
     """Kill the process with everything that it started."""
     with contextlib.suppress(ProcessLookupError):  # it may have ended by itself in between
         os.killpg(process.pid, signal.SIGKILL)
@@ -93,10 +90,25 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def is_toggle(name: str) -> bool:
-    """Return whether an environment variable is one that `amd_ops` reads."""
-    return name.startswith("AMD_OPS") or name in ("FORCE_EAGER_ATTENTION", "PRESHUFFLE_M_THRESH") or (
-        name.startswith("USE_") and name.removeprefix("USE_").startswith(("AITER", "OPTIMIZED", "FUSED", "PRESHUFFLE"))
-    )  # fmt: skip
+    """Return whether an environment variable chooses what `amd_ops` does."""
+    if name.startswith("AMD_OPS"):
+        return name != "AMD_OPS_PROFILES"  # a place, not a choice
+    if name.startswith("USE_"):
+        return name.removeprefix("USE_").startswith(("AITER", "OPTIMIZED", "FUSED", "PRESHUFFLE"))
+    return name in ("FORCE_EAGER_ATTENTION", "PRESHUFFLE_M_THRESH")
+
+
+def environment(scratch: Path, more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The user's environment without toggles, and ``more``; offline, writing no bytecode into anyone's tree."""
+    kept = {**{name: value for name, value in os.environ.items() if not is_toggle(name)}, **(more or {})}
+    path = [str(beside("rocm_overlay", scratch / "tool")), kept.get("PYTHONPATH", "")]
+    return {
+        **kept,
+        "PYTHONPATH": os.pathsep.join(part for part in path if part),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
 
 
 def beside(package: str, folder: Path) -> Path:

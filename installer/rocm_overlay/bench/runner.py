@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from ..child import Child, beside
 from ..install.transaction.errors import UsageError, WriteError
 from ..verify.target import Interpreter, Source
+from ..verify.workers import stage as lay_out
 from .matrix import Cell
 
 WORKER = "rocm_overlay.bench.worker"
@@ -192,10 +193,8 @@ def ask_size(setup: Setup) -> dict[str, Any]:
 
 def stage(setup: Setup, scratch: Path) -> Path:
     """Lay out both texts of the code, and the weights where the model has none; return the folder of the weights."""
-    for build, path, text in _texts(setup.sources):
-        target = scratch / build / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(text)
+    for build in ("stock", "overlay"):
+        lay_out(scratch / build, setup.sources, build)
     if setup.has_weights:
         return setup.model
     weights = scratch / "weights"
@@ -249,9 +248,3 @@ def child(setup: Setup, task: str, scratch: Path, more: dict[str, Any], build: s
         **more,
     }
     return Child(setup.interpreter.executable, WORKER, job, scratch)
-
-
-def _texts(sources: list[Source]) -> Iterator[tuple[str, str, bytes]]:
-    for source in sources:
-        yield "stock", source.path, source.stock
-        yield "overlay", source.path, source.overlay

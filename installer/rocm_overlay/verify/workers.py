@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import os
-import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..child import Child, beside
 from ..install.transaction.errors import UsageError
 from .plan import ANY, TIERS, Run
 from .switches import functions_of
@@ -150,7 +147,7 @@ def stage(folder: Path, sources: list[Source], build: str) -> None:
 
 
 def _record(setup: Setup, scratch: Path, results: Results, step: Step) -> None:
-    worker = _Worker(setup, scratch, "stock", [])
+    worker = _worker(setup, scratch, "stock", [])
     for event in worker.events():
         if event["event"] == "load-failed":
             raise UsageError(
@@ -167,14 +164,14 @@ def _record(setup: Setup, scratch: Path, results: Results, step: Step) -> None:
                 results.not_compared.append({name: event[name] for name in ("implementation", "case", "error")})
             else:
                 results.compared += 1
-    if worker.failed or not results.compared:
+    if worker.status or not results.compared:
         raise RuntimeError(f"the stock model could not be run:\n{worker.log_tail()}")
 
 
 def _compare(setup: Setup, scratch: Path, runs: list[Run], results: Results, step: Step) -> None:
     found = {run.id: RunResult(run) for run in runs}
     results.runs.extend(found.values())
-    worker = _Worker(setup, scratch, "overlay", runs)
+    worker = _worker(setup, scratch, "overlay", runs)
     for event in worker.events():
         if event["event"] == "toggle-refused":
             raise UsageError("bad-toggles", event["message"], remedy="correct the value given to --toggles")
@@ -199,103 +196,24 @@ def _compare(setup: Setup, scratch: Path, runs: list[Run], results: Results, ste
             )
 
 
-class _Worker:
-    """One worker process: its events while it runs, its log after it has ended."""
-
-    def __init__(self, setup: Setup, scratch: Path, build: str, runs: list[Run]) -> None:
-        self._setup = setup
-        self._scratch = scratch
-        self._log = scratch / "log"
-        self._job = scratch / "job.json"
-        self.status = 0
-        job = {
-            "model": str(setup.model),
-            "sources": {source.module: str(scratch / build / source.path) for source in setup.sources},
-            "record": build == "stock",
-            "references": str(scratch / "references"),
-            "runs": [run.as_json() for run in runs],
-            "cases": setup.cases,
-            "implementations": setup.implementations,
-            "optional_tiers": OPTIONAL_TIERS,
-            "dtype": setup.dtype,
-            "seed": setup.seed,
-            "max_new_tokens": setup.max_new_tokens,
-            "seeded": setup.seeded,
-            "save": str(setup.save.resolve()) if setup.save else None,
-            "compare": str(setup.compare.resolve()) if setup.compare else None,
-            "bisect": setup.bisect,
-            "functions": functions_of(source.overlay for source in setup.sources),
-            "amd_ops_path": None if setup.interpreter.amd_ops else str(beside("amd_ops", scratch / "fallback")),
-        }
-        self._job.write_text(json.dumps(job))
-
-    @property
-    def failed(self) -> bool:
-        """True when the process did not end by itself with success."""
-        return self.status != 0
-
-    def events(self) -> Iterator[dict[str, Any]]:
-        """Start the process and yield its events until it ends."""
-        executable = self._setup.interpreter.executable
-        reading, writing = os.pipe()
-        try:
-            with self._log.open("wb") as log:
-                process = subprocess.Popen(
-                    [executable, "-m", "rocm_overlay.verify.worker", str(self._job), str(writing)],
-                    cwd=self._scratch, env=environment(self._scratch), pass_fds=(writing,),
-                    stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                )  # fmt: skip
-        except BaseException:
-            os.close(reading)
-            raise
-        finally:
-            os.close(writing)
-        try:
-            with os.fdopen(reading, encoding="utf-8") as lines:
-                for line in lines:
-                    yield json.loads(line)
-            self.status = process.wait()
-        finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-
-    def log_tail(self) -> str:
-        """Return the last lines that the process wrote."""
-        lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return "\n".join(lines[-_LOG_LINES:])
-
-
-def _is_toggle(name: str) -> bool:
-    if name.startswith("AMD_OPS"):
-        return name != "AMD_OPS_PROFILES"  # a place, not a choice
-    if name.startswith("USE_"):
-        return name.removeprefix("USE_").startswith(("AITER", "OPTIMIZED", "FUSED", "PRESHUFFLE"))
-    return name in ("FORCE_EAGER_ATTENTION", "PRESHUFFLE_M_THRESH")
-
-
-def environment(scratch: Path) -> dict[str, str]:
-    """The user's environment without toggles, offline, writing no bytecode into anyone's tree."""
-    kept = {name: value for name, value in os.environ.items() if not _is_toggle(name)}
-    path = [str(beside("rocm_overlay", scratch / "tool")), kept.get("PYTHONPATH", "")]
-    return {
-        **kept,
-        "PYTHONPATH": os.pathsep.join(part for part in path if part),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
+def _worker(setup: Setup, scratch: Path, build: str, runs: list[Run]) -> Child:
+    job = {
+        "model": str(setup.model),
+        "sources": {source.module: str(scratch / build / source.path) for source in setup.sources},
+        "record": build == "stock",
+        "references": str(scratch / "references"),
+        "runs": [run.as_json() for run in runs],
+        "cases": setup.cases,
+        "implementations": setup.implementations,
+        "optional_tiers": OPTIONAL_TIERS,
+        "dtype": setup.dtype,
+        "seed": setup.seed,
+        "max_new_tokens": setup.max_new_tokens,
+        "seeded": setup.seeded,
+        "save": str(setup.save.resolve()) if setup.save else None,
+        "compare": str(setup.compare.resolve()) if setup.compare else None,
+        "bisect": setup.bisect,
+        "functions": functions_of(source.overlay for source in setup.sources),
+        "amd_ops_path": None if setup.interpreter.amd_ops else str(beside("amd_ops", scratch / "fallback")),
     }
-
-
-def beside(package: str, folder: Path) -> Path:
-    """Return a folder that holds a link to one package of this program and nothing else of its site-packages."""
-    link = folder / package
-    if not link.exists():
-        spec = importlib.util.find_spec(package)
-        if spec is None or spec.origin is None:
-            raise RuntimeError(
-                f"{package} is missing beside rocm_overlay: transformers-rocm-overlay is not installed whole"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(Path(spec.origin).resolve().parent)
-    return folder
+    return Child(setup.interpreter.executable, "rocm_overlay.verify.worker", job, scratch)

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...child import beside, environment
 from ...install import catalog
 from ...install.transaction.errors import OverlayError, TargetError, UsageError
 from .. import plan, target
-from ..workers import beside, environment, stage
+from ..workers import stage
 from . import layout
 
 SCHEMA = "amd-overlay.hf-tests/1"

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..workers import beside, environment, stage
+from ...child import beside, kill, spawn
+from ..workers import stage
 from .session import Session
 
 _LOG_LINES = 12
@@ -54,26 +55,14 @@ def run(
     }
     path, log = scratch / f"{do}.job.json", scratch / f"{do}.log"
     path.write_text(json.dumps(content))
-    reading, writing = os.pipe()
-    try:
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [session.interpreter.executable, "-m", "rocm_overlay.verify.qualify.worker", str(path), str(writing)],
-                cwd=scratch, env=environment(scratch), pass_fds=(writing,),
-                stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-            )  # fmt: skip
-    except BaseException:
-        os.close(reading)
-        raise
-    finally:
-        os.close(writing)
+    command = [session.interpreter.executable, "-m", "rocm_overlay.verify.qualify.worker", str(path)]
+    process, reading = spawn(command, scratch, log)
     try:
         _follow(process, reading, on_event, limit, log)
     finally:
         os.close(reading)
         if process.poll() is None:
-            process.kill()
-            process.wait()
+            kill(process)
 
 
 def _follow(
