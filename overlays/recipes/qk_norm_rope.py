@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import libcst as cst
 from rocm_overlay.patchgen.edits import Edit
 from rocm_overlay.patchgen.flow import assignment, binds, names, self_call, walk
-from rocm_overlay.patchgen.layout import MAX_COLUMNS, insertion, test
+from rocm_overlay.patchgen.layout import MAX_COLUMNS, choice, insertion, test
 from rocm_overlay.patchgen.pattern import first_match
 from rocm_overlay.patchgen.recipe import Recipe, Site
 from rocm_overlay.patchgen.source import Block, Function, Source, blocks
@@ -194,7 +194,7 @@ def edit(source: Source, site: Site[Rotated]) -> list[Edit]:
             words.append("cache_position")
     if found.norms:
         words.append("norms=True")
-    lines = [f"{PLAN} = None", f"if {test(NAME)}:", f"    {PLAN} = _amd.qk_rope({', '.join(words)})"]
+    lines = [f"{PLAN} = _amd.qk_rope({', '.join(words)}) if {test(NAME)} else None"]
     edits = [insertion(NAME, function, anchor, lines)]
     for node in (*found.norms, *([found.cache] if found.cache is not None else [])):
         start, end = source.span(node)
@@ -223,14 +223,8 @@ def _rotate(source: Source, site: Site[Rotated]) -> Edit:
     begin = source.line_start(start)
     line = source.data[begin:start].decode("utf-8")
     indent, newline = line[: len(line) - len(line.lstrip())], source.newline_after(end)
-    v = found.v or "None"
-    lines = [
-        f"    {PLAN}({found.q}, {found.k}, {v}, {found.tables[0]}, {found.tables[1]})",
-        f"    if {PLAN}",
-        f"    else {source.code(found.call)}",
-        ")",
-    ]
-    text = newline.join(["(", *(indent + line for line in lines)])
+    call = f"{PLAN}({found.q}, {found.k}, {found.v or 'None'}, {found.tables[0]}, {found.tables[1]})"
+    text = newline.join(choice(line, call, f"if {PLAN}", source.code(found.call), indent))
     return Edit(start, end, text.encode("utf-8"), NAME, site.function.qualname)
 
 

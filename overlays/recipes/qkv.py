@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import libcst as cst
 from rocm_overlay.patchgen.edits import Edit
 from rocm_overlay.patchgen.flow import assignment, binds, names, self_call, walk
-from rocm_overlay.patchgen.layout import MAX_COLUMNS, insertion, test
+from rocm_overlay.patchgen.layout import MAX_COLUMNS, choice, insertion, test
 from rocm_overlay.patchgen.modules import not_linear
 from rocm_overlay.patchgen.recipe import Recipe, Site
 from rocm_overlay.patchgen.source import Block, Function, Source, blocks
@@ -170,14 +170,16 @@ def edit(source: Source, site: Site[Triple]) -> list[Edit]:
     if anchor is None:
         return []
     argument = source.code(first.argument)
-    width = MAX_COLUMNS - len(anchor.indent)
-    lines = [
-        f"{', '.join(str(one.target) for one in found)} = (",
-        f"    _amd.qkv_proj(self, {', '.join([argument, *_names(site.found)])})",
-        f"    if {test(NAME)}",
-        *_stock_calls([source.code(one.call) for one in found], width),
-        ")",
-    ]
+    before = f"{', '.join(str(one.target) for one in found)} = "
+    call = f"_amd.qkv_proj(self, {', '.join([argument, *_names(site.found)])})"
+    # The lines are written without the indentation that insertion() adds: it narrows them.
+    room = " " * len(anchor.indent)
+    stock = f"({', '.join(source.code(one.call) for one in found)})"
+    lines = choice(room + before, call, f"if {test(NAME)}", stock, "", room)
+    if len(lines) > 2:
+        lines = ["(", f"    {call}", f"    if {test(NAME)}"]
+        lines += [*_stock_calls([source.code(one.call) for one in found], MAX_COLUMNS - len(room)), ")"]
+    lines[0] = before + lines[0]
     edits = [insertion(NAME, site.function, anchor, lines)]
     for one in found:
         start, end = source.span(one.call)

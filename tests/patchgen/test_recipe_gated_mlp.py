@@ -36,11 +36,8 @@ PHI3 = (
 def test_one_expression_becomes_a_conditional() -> None:
     after = (
         HEAD
-        + """        down_proj = (
-            _amd.gated_mlp(self, x)
-            if _amd and _amd.on.gated_mlp
-            else self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
-        )
+        + """        down_proj = (_amd.gated_mlp(self, x) if _amd and _amd.on.gated_mlp
+            else self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x)))
         return down_proj
 """
     )
@@ -51,11 +48,8 @@ def test_a_returned_expression_with_the_factors_swapped_and_other_names() -> Non
     before = HEAD + "        return self.wo(self.wi_1(x) * self.act(self.wi_0(x)))  # gated\n"
     after = (
         HEAD
-        + """        return (
-            _amd.gated_mlp(self, x, gate="wi_0", up="wi_1", down="wo", act="act")
-            if _amd and _amd.on.gated_mlp
-            else self.wo(self.wi_1(x) * self.act(self.wi_0(x)))
-        )  # gated
+        + """        return (_amd.gated_mlp(self, x, gate="wi_0", up="wi_1", down="wo", act="act") if _amd and _amd.on.gated_mlp
+            else self.wo(self.wi_1(x) * self.act(self.wi_0(x))))  # gated
 """
     )
     assert_edit(RECIPE, before, after)

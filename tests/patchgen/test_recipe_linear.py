@@ -23,11 +23,8 @@ def test_a_long_line_is_broken() -> None:
         RECIPE,
         HEAD + "        attn_output = self.o_proj(attn_output)\n",
         HEAD
-        + """        attn_output = (
-            _amd.apply_linear(self.o_proj, attn_output)
-            if _amd and _amd.on.linear
-            else self.o_proj(attn_output)
-        )
+        + """        attn_output = (_amd.apply_linear(self.o_proj, attn_output) if _amd and _amd.on.linear
+            else self.o_proj(attn_output))
 """,
     )
 
@@ -64,11 +61,8 @@ def test_a_slice_of_a_name_is_written_twice() -> None:
         RECIPE,
         HEAD + "        logits = self.lm_head(hidden_states[:, slice_indices, :])\n",
         HEAD
-        + """        logits = (
-            _amd.apply_linear(self.lm_head, hidden_states[:, slice_indices, :])
-            if _amd and _amd.on.linear
-            else self.lm_head(hidden_states[:, slice_indices, :])
-        )
+        + """        logits = (_amd.apply_linear(self.lm_head, hidden_states[:, slice_indices, :]) if _amd and _amd.on.linear
+            else self.lm_head(hidden_states[:, slice_indices, :]))
 """,
     )
 

@@ -41,15 +41,10 @@ class Attention(nn.Module):
 )
 QWEN_Q = "q = self.q_norm(self.q_proj(x).view(shape)).transpose(1, 2)"
 OLMO_Q = "q = self.q_norm(self.q_proj(x))\n        q = q.view(shape).transpose(1, 2)"
-PLAN = """        _amd_qk = None
-        if _amd and _amd.on.qk_rope:
-            _amd_qk = _amd.qk_rope(self{})
+PLAN = """        _amd_qk = _amd.qk_rope(self{}) if _amd and _amd.on.qk_rope else None
 """
-ROTATION = """        q, k = (
-            _amd_qk(q, k, {}, cos, sin)
-            if _amd_qk
-            else apply_rotary_pos_emb(q, k, cos, sin)
-        )
+ROTATION = """        q, k = (_amd_qk(q, k, {}, cos, sin) if _amd_qk
+            else apply_rotary_pos_emb(q, k, cos, sin))
 """
 CACHE = ", past_key_values, cache_position"
 

@@ -13,11 +13,8 @@ class A(nn.Module):
     def forward(self, hidden_states, key_value_states=None):
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
 """
-INSERTED = """        query_states, key_states, value_states = (
-            _amd.qkv_proj(self, hidden_states)
-            if _amd and _amd.on.qkv
-            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states))
-        )
+INSERTED = """        query_states, key_states, value_states = (_amd.qkv_proj(self, hidden_states) if _amd and _amd.on.qkv
+            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)))
 """
 LLAMA = [
     "query_states = self.q_proj(hidden_states).view(shape).transpose(1, 2)",
@@ -75,11 +72,8 @@ def test_other_names_and_an_unrelated_statement_between() -> None:
         "keys = self.k_proj(x)",
         "values = self.v_proj(x)",
     ]
-    inserted = """        queries, keys, values = (
-            _amd.qkv_proj(self, x)
-            if _amd and _amd.on.qkv
-            else (self.q_proj(x), self.k_proj(x), self.v_proj(x))
-        )
+    inserted = """        queries, keys, values = (_amd.qkv_proj(self, x) if _amd and _amd.on.qkv
+            else (self.q_proj(x), self.k_proj(x), self.v_proj(x)))
 """
     after = [
         line.replace("self.q_proj(x)", "queries").replace("self.k_proj(x)", "keys").replace("self.v_proj(x)", "values")

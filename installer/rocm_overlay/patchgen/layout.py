@@ -44,9 +44,19 @@ def conditional(recipe: str, source: Source, function: Function, node: cst.BaseE
     else:
         newline = source.newline_after(end)
         indent = before[: len(before) - len(before.lstrip())]
-        inner = [call, f"if {test(recipe)}", f"else {stock}"]
-        text = newline.join(["(", *(f"{indent}{_STEP}{line}" for line in inner), f"{indent})"])
+        text = newline.join(choice(before, call, f"if {test(recipe)}", stock, indent, tail))
     return Edit(start, end, text.encode("utf-8"), recipe, function.qualname)
+
+
+def choice(before: str, value: str, condition: str, otherwise: str, indent: str, tail: str = "") -> list[str]:
+    """The lines of ``(<value> <condition> else <otherwise>)``: two where they fit, else one for each part.
+
+    ``before`` and ``tail`` are what stands on the lines beside it.
+    """
+    first, second = f"({value} {condition}", f"{indent}{_STEP}else {otherwise})"
+    if "\n" not in otherwise and max(len(before + first), len(second + tail)) <= MAX_COLUMNS:
+        return [first, second]
+    return ["(", *(f"{indent}{_STEP}{part}" for part in (value, condition, f"else {otherwise}")), f"{indent})"]
 
 
 def too_wide(edit: Edit) -> bool:

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:18d3eef7521b7bb5e1838072db289a7fbf7768f6ccf843ae853a61289e8616b5 generator=2 recipes=ebc67a2f929c (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:18d3eef7521b7bb5e1838072db289a7fbf7768f6ccf843ae853a61289e8616b5 generator=2 recipes=2573998349d9 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2021 The OpenAI Team Authors and The HuggingFace Team. All rights reserved.
 #
@@ -321,11 +321,8 @@ class CLIPAttention(nn.Module):
 
         batch_size, seq_length, embed_dim = hidden_states.shape
 
-        queries, keys, values = (
-            _amd.qkv_proj(self, hidden_states)
-            if _amd and _amd.on.qkv
-            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states))
-        )
+        queries, keys, values = (_amd.qkv_proj(self, hidden_states) if _amd and _amd.on.qkv
+            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)))
         queries = queries
         keys = keys
         values = values
@@ -368,11 +365,8 @@ class CLIPAttention(nn.Module):
         )
 
         attn_output = attn_output.reshape(batch_size, seq_length, embed_dim).contiguous()
-        attn_output = (
-            _amd.apply_linear(self.out_proj, attn_output)
-            if _amd and _amd.on.linear
-            else self.out_proj(attn_output)
-        )
+        attn_output = (_amd.apply_linear(self.out_proj, attn_output) if _amd and _amd.on.linear
+            else self.out_proj(attn_output))
 
         if not output_attentions:
             attn_weights = None

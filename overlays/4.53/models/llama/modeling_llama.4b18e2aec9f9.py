@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:4b18e2aec9f94e1545a9abc5cdbd11cf3834b9df68402d16cb69415cc5fd4c50 generator=2 recipes=ebc67a2f929c (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:4b18e2aec9f94e1545a9abc5cdbd11cf3834b9df68402d16cb69415cc5fd4c50 generator=2 recipes=2573998349d9 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2022 EleutherAI and the HuggingFace Inc. team. All rights reserved.
 #
@@ -165,11 +165,8 @@ class LlamaMLP(nn.Module):
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, x):
-        down_proj = (
-            _amd.gated_mlp(self, x)
-            if _amd and _amd.on.gated_mlp
-            else self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
-        )
+        down_proj = (_amd.gated_mlp(self, x) if _amd and _amd.on.gated_mlp
+            else self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x)))
         return down_proj
 
     forward._amd_gated_mlp = {}
@@ -248,27 +245,19 @@ class LlamaAttention(nn.Module):
         cache_position: Optional[torch.LongTensor] = None,
         **kwargs: Unpack[FlashAttentionKwargs],
     ) -> tuple[torch.Tensor, Optional[torch.Tensor], Optional[tuple[torch.Tensor]]]:
-        _amd_qk = None
-        if _amd and _amd.on.qk_rope:
-            _amd_qk = _amd.qk_rope(self, past_key_value, cache_position)
+        _amd_qk = _amd.qk_rope(self, past_key_value, cache_position) if _amd and _amd.on.qk_rope else None
         input_shape = hidden_states.shape[:-1]
         hidden_shape = (*input_shape, -1, self.head_dim)
 
-        query_states, key_states, value_states = (
-            _amd.qkv_proj(self, hidden_states)
-            if _amd and _amd.on.qkv
-            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states))
-        )
+        query_states, key_states, value_states = (_amd.qkv_proj(self, hidden_states) if _amd and _amd.on.qkv
+            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)))
         query_states = query_states.view(hidden_shape).transpose(1, 2)
         key_states = key_states.view(hidden_shape).transpose(1, 2)
         value_states = value_states.view(hidden_shape).transpose(1, 2)
 
         cos, sin = position_embeddings
-        query_states, key_states = (
-            _amd_qk(query_states, key_states, value_states, cos, sin)
-            if _amd_qk
-            else apply_rotary_pos_emb(query_states, key_states, cos, sin)
-        )
+        query_states, key_states = (_amd_qk(query_states, key_states, value_states, cos, sin) if _amd_qk
+            else apply_rotary_pos_emb(query_states, key_states, cos, sin))
 
         if past_key_value is not None:
             # sin and cos are specific to RoPE models; cache_position needed for the static cache
@@ -295,11 +284,8 @@ class LlamaAttention(nn.Module):
         )
 
         attn_output = attn_output.reshape(*input_shape, -1).contiguous()
-        attn_output = (
-            _amd.apply_linear(self.o_proj, attn_output)
-            if _amd and _amd.on.linear
-            else self.o_proj(attn_output)
-        )
+        attn_output = (_amd.apply_linear(self.o_proj, attn_output) if _amd and _amd.on.linear
+            else self.o_proj(attn_output))
         return attn_output, attn_weights
 
 
@@ -615,11 +601,8 @@ class LlamaForCausalLM(LlamaPreTrainedModel, GenerationMixin):
         hidden_states = outputs.last_hidden_state
         # Only compute necessary logits, and do not upcast them to float if we are not computing the loss
         slice_indices = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = (
-            _amd.apply_linear(self.lm_head, hidden_states[:, slice_indices, :])
-            if _amd and _amd.on.linear
-            else self.lm_head(hidden_states[:, slice_indices, :])
-        )
+        logits = (_amd.apply_linear(self.lm_head, hidden_states[:, slice_indices, :]) if _amd and _amd.on.linear
+            else self.lm_head(hidden_states[:, slice_indices, :]))
 
         loss = None
         if labels is not None:

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:e771be6d8463bcdc90984b240af934eeeb0007d1681a6ee55907539eac84b156 generator=2 recipes=ebc67a2f929c (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:e771be6d8463bcdc90984b240af934eeeb0007d1681a6ee55907539eac84b156 generator=2 recipes=2573998349d9 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 The Qwen team, Alibaba Group and the HuggingFace Inc. team. All rights reserved.
 #
@@ -262,11 +262,8 @@ class Qwen2MoeMLP(nn.Module):
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, x):
-        return (
-            _amd.gated_mlp(self, x)
-            if _amd and _amd.on.gated_mlp
-            else self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
-        )
+        return (_amd.gated_mlp(self, x) if _amd and _amd.on.gated_mlp
+            else self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x)))
 
     forward._amd_gated_mlp = {}
 
@@ -339,11 +336,8 @@ class Qwen2MoeAttention(nn.Module):
     ) -> tuple[torch.Tensor, Optional[torch.Tensor], Optional[tuple[torch.Tensor]]]:
         bsz, q_len, _ = hidden_states.size()
 
-        query_states, key_states, value_states = (
-            _amd.qkv_proj(self, hidden_states)
-            if _amd and _amd.on.qkv
-            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states))
-        )
+        query_states, key_states, value_states = (_amd.qkv_proj(self, hidden_states) if _amd and _amd.on.qkv
+            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)))
         query_states = query_states
         key_states = key_states
         value_states = value_states
@@ -383,11 +377,8 @@ class Qwen2MoeAttention(nn.Module):
         attn_output = attn_output.transpose(1, 2).contiguous()
         attn_output = attn_output.reshape(bsz, q_len, self.hidden_size)
 
-        attn_output = (
-            _amd.apply_linear(self.o_proj, attn_output)
-            if _amd and _amd.on.linear
-            else self.o_proj(attn_output)
-        )
+        attn_output = (_amd.apply_linear(self.o_proj, attn_output) if _amd and _amd.on.linear
+            else self.o_proj(attn_output))
 
         if not output_attentions:
             attn_weights = None
@@ -425,16 +416,11 @@ class Qwen2MoeFlashAttention2(Qwen2MoeAttention):
         cache_position: Optional[torch.LongTensor] = None,
         position_embeddings: Optional[tuple[torch.Tensor, torch.Tensor]] = None,  # necessary, but kept here for BC
     ):
-        _amd_qk = None
-        if _amd and _amd.on.qk_rope:
-            _amd_qk = _amd.qk_rope(self, past_key_value, cache_position)
+        _amd_qk = _amd.qk_rope(self, past_key_value, cache_position) if _amd and _amd.on.qk_rope else None
         bsz, q_len, _ = hidden_states.size()
 
-        query_states, key_states, value_states = (
-            _amd.qkv_proj(self, hidden_states)
-            if _amd and _amd.on.qkv
-            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states))
-        )
+        query_states, key_states, value_states = (_amd.qkv_proj(self, hidden_states) if _amd and _amd.on.qkv
+            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)))
         query_states = query_states
         key_states = key_states
         value_states = value_states
@@ -444,11 +430,8 @@ class Qwen2MoeFlashAttention2(Qwen2MoeAttention):
         value_states = value_states.view(bsz, q_len, -1, self.head_dim).transpose(1, 2)
 
         cos, sin = position_embeddings
-        query_states, key_states = (
-            _amd_qk(query_states, key_states, value_states, cos, sin)
-            if _amd_qk
-            else apply_rotary_pos_emb(query_states, key_states, cos, sin)
-        )
+        query_states, key_states = (_amd_qk(query_states, key_states, value_states, cos, sin) if _amd_qk
+            else apply_rotary_pos_emb(query_states, key_states, cos, sin))
 
         if past_key_value is not None:
             cache_kwargs = {"sin": sin, "cos": cos, "cache_position": cache_position}  # Specific to RoPE models
@@ -517,11 +500,8 @@ class Qwen2MoeFlashAttention2(Qwen2MoeAttention):
         )
 
         attn_output = attn_output.reshape(bsz, q_len, self.hidden_size).contiguous()
-        attn_output = (
-            _amd.apply_linear(self.o_proj, attn_output)
-            if _amd and _amd.on.linear
-            else self.o_proj(attn_output)
-        )
+        attn_output = (_amd.apply_linear(self.o_proj, attn_output) if _amd and _amd.on.linear
+            else self.o_proj(attn_output))
 
         if not output_attentions:
             attn_weights = None
@@ -550,9 +530,7 @@ class Qwen2MoeSdpaAttention(Qwen2MoeAttention):
         cache_position: Optional[torch.LongTensor] = None,
         position_embeddings: Optional[tuple[torch.Tensor, torch.Tensor]] = None,  # necessary, but kept here for BC
     ) -> tuple[torch.Tensor, Optional[torch.Tensor], Optional[tuple[torch.Tensor]]]:
-        _amd_qk = None
-        if _amd and _amd.on.qk_rope:
-            _amd_qk = _amd.qk_rope(self, past_key_value, cache_position)
+        _amd_qk = _amd.qk_rope(self, past_key_value, cache_position) if _amd and _amd.on.qk_rope else None
         if output_attentions:
             # TODO: Improve this warning with e.g. `model.config.attn_implementation = "manual"` once this is implemented.
             logger.warning_once(
@@ -572,11 +550,8 @@ class Qwen2MoeSdpaAttention(Qwen2MoeAttention):
 
         bsz, q_len, _ = hidden_states.size()
 
-        query_states, key_states, value_states = (
-            _amd.qkv_proj(self, hidden_states)
-            if _amd and _amd.on.qkv
-            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states))
-        )
+        query_states, key_states, value_states = (_amd.qkv_proj(self, hidden_states) if _amd and _amd.on.qkv
+            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)))
         query_states = query_states
         key_states = key_states
         value_states = value_states
@@ -586,11 +561,8 @@ class Qwen2MoeSdpaAttention(Qwen2MoeAttention):
         value_states = value_states.view(bsz, q_len, -1, self.head_dim).transpose(1, 2)
 
         cos, sin = position_embeddings
-        query_states, key_states = (
-            _amd_qk(query_states, key_states, value_states, cos, sin)
-            if _amd_qk
-            else apply_rotary_pos_emb(query_states, key_states, cos, sin)
-        )
+        query_states, key_states = (_amd_qk(query_states, key_states, value_states, cos, sin) if _amd_qk
+            else apply_rotary_pos_emb(query_states, key_states, cos, sin))
 
         if past_key_value is not None:
             cache_kwargs = {"sin": sin, "cos": cos, "cache_position": cache_position}  # Specific to RoPE models
@@ -629,11 +601,8 @@ class Qwen2MoeSdpaAttention(Qwen2MoeAttention):
         attn_output = attn_output.transpose(1, 2).contiguous()
         attn_output = attn_output.view(bsz, q_len, self.hidden_size)
 
-        attn_output = (
-            _amd.apply_linear(self.o_proj, attn_output)
-            if _amd and _amd.on.linear
-            else self.o_proj(attn_output)
-        )
+        attn_output = (_amd.apply_linear(self.o_proj, attn_output) if _amd and _amd.on.linear
+            else self.o_proj(attn_output))
 
         return attn_output, None, past_key_value
 
@@ -1246,11 +1215,8 @@ class Qwen2MoeForCausalLM(Qwen2MoePreTrainedModel, GenerationMixin):
         hidden_states = outputs.last_hidden_state
         # Only compute necessary logits, and do not upcast them to float if we are not computing the loss
         slice_indices = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = (
-            _amd.apply_linear(self.lm_head, hidden_states[:, slice_indices, :])
-            if _amd and _amd.on.linear
-            else self.lm_head(hidden_states[:, slice_indices, :])
-        )
+        logits = (_amd.apply_linear(self.lm_head, hidden_states[:, slice_indices, :]) if _amd and _amd.on.linear
+            else self.lm_head(hidden_states[:, slice_indices, :]))
 
         loss = None
         if labels is not None:

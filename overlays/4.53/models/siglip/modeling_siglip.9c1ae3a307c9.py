@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:9c1ae3a307c9f3c9c9c90deaafbfb2a61dd880c3a7a8adf2be943f219b769db5 generator=2 recipes=ebc67a2f929c (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:9c1ae3a307c9f3c9c9c90deaafbfb2a61dd880c3a7a8adf2be943f219b769db5 generator=2 recipes=2573998349d9 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 Google AI and The HuggingFace Team. All rights reserved.
 #
@@ -389,11 +389,8 @@ class SiglipAttention(nn.Module):
 
         batch_size, seq_length, embed_dim = hidden_states.shape
 
-        queries, keys, values = (
-            _amd.qkv_proj(self, hidden_states)
-            if _amd and _amd.on.qkv
-            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states))
-        )
+        queries, keys, values = (_amd.qkv_proj(self, hidden_states) if _amd and _amd.on.qkv
+            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)))
         queries = queries
         keys = keys
         values = values
@@ -426,11 +423,8 @@ class SiglipAttention(nn.Module):
         )
 
         attn_output = attn_output.reshape(batch_size, seq_length, embed_dim).contiguous()
-        attn_output = (
-            _amd.apply_linear(self.out_proj, attn_output)
-            if _amd and _amd.on.linear
-            else self.out_proj(attn_output)
-        )
+        attn_output = (_amd.apply_linear(self.out_proj, attn_output) if _amd and _amd.on.linear
+            else self.out_proj(attn_output))
 
         if not output_attentions:
             attn_weights = None

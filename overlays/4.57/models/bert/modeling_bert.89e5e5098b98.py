@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:89e5e5098b98a206c8835c6c00b52b40d6d078a5994c40f300f98173969137c2 generator=2 recipes=ebc67a2f929c (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:89e5e5098b98a206c8835c6c00b52b40d6d078a5994c40f300f98173969137c2 generator=2 recipes=2573998349d9 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2018 The Google AI Language Team Authors and The HuggingFace Inc. team.
 # Copyright (c) 2018, NVIDIA CORPORATION.  All rights reserved.
@@ -444,11 +444,8 @@ class BertSelfOutput(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor, input_tensor: torch.Tensor) -> torch.Tensor:
-        hidden_states = (
-            _amd.apply_linear(self.dense, hidden_states)
-            if _amd and _amd.on.linear
-            else self.dense(hidden_states)
-        )
+        hidden_states = (_amd.apply_linear(self.dense, hidden_states) if _amd and _amd.on.linear
+            else self.dense(hidden_states))
         hidden_states = self.dropout(hidden_states)
         hidden_states = self.LayerNorm(hidden_states + input_tensor)
         return hidden_states
@@ -524,11 +521,8 @@ class BertIntermediate(nn.Module):
             self.intermediate_act_fn = config.hidden_act
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = (
-            _amd.apply_linear(self.dense, hidden_states)
-            if _amd and _amd.on.linear
-            else self.dense(hidden_states)
-        )
+        hidden_states = (_amd.apply_linear(self.dense, hidden_states) if _amd and _amd.on.linear
+            else self.dense(hidden_states))
         hidden_states = self.intermediate_act_fn(hidden_states)
         return hidden_states
 
@@ -541,11 +535,8 @@ class BertOutput(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor, input_tensor: torch.Tensor) -> torch.Tensor:
-        hidden_states = (
-            _amd.apply_linear(self.dense, hidden_states)
-            if _amd and _amd.on.linear
-            else self.dense(hidden_states)
-        )
+        hidden_states = (_amd.apply_linear(self.dense, hidden_states) if _amd and _amd.on.linear
+            else self.dense(hidden_states))
         hidden_states = self.dropout(hidden_states)
         hidden_states = self.LayerNorm(hidden_states + input_tensor)
         return hidden_states
@@ -721,11 +712,8 @@ class BertPooler(nn.Module):
         # We "pool" the model by simply taking the hidden state corresponding
         # to the first token.
         first_token_tensor = hidden_states[:, 0]
-        pooled_output = (
-            _amd.apply_linear(self.dense, first_token_tensor)
-            if _amd and _amd.on.linear
-            else self.dense(first_token_tensor)
-        )
+        pooled_output = (_amd.apply_linear(self.dense, first_token_tensor) if _amd and _amd.on.linear
+            else self.dense(first_token_tensor))
         pooled_output = self.activation(pooled_output)
         return pooled_output
 
@@ -741,11 +729,8 @@ class BertPredictionHeadTransform(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = (
-            _amd.apply_linear(self.dense, hidden_states)
-            if _amd and _amd.on.linear
-            else self.dense(hidden_states)
-        )
+        hidden_states = (_amd.apply_linear(self.dense, hidden_states) if _amd and _amd.on.linear
+            else self.dense(hidden_states))
         hidden_states = self.transform_act_fn(hidden_states)
         hidden_states = self.LayerNorm(hidden_states)
         return hidden_states

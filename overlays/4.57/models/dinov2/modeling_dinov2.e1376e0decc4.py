@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:e1376e0decc4cf3fd60042a17464a4118f1802a4e1ca2af4496c211fabb6d34b generator=2 recipes=ebc67a2f929c (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:e1376e0decc4cf3fd60042a17464a4118f1802a4e1ca2af4496c211fabb6d34b generator=2 recipes=2573998349d9 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2023 Meta AI and The HuggingFace Inc. team. All rights reserved.
 #
@@ -264,11 +264,8 @@ class Dinov2SelfOutput(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor, input_tensor: torch.Tensor) -> torch.Tensor:
-        hidden_states = (
-            _amd.apply_linear(self.dense, hidden_states)
-            if _amd and _amd.on.linear
-            else self.dense(hidden_states)
-        )
+        hidden_states = (_amd.apply_linear(self.dense, hidden_states) if _amd and _amd.on.linear
+            else self.dense(hidden_states))
         hidden_states = self.dropout(hidden_states)
         return hidden_states
 

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:6bd8829f07902a061168d0f600774b95fca9382aa9e102a6c1def37f95b614ed generator=2 recipes=ebc67a2f929c (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:6bd8829f07902a061168d0f600774b95fca9382aa9e102a6c1def37f95b614ed generator=2 recipes=2573998349d9 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 IBM and the HuggingFace Inc. team. All rights reserved.
 #
@@ -452,16 +452,11 @@ class GraniteMoeAttention(nn.Module):
         position_embeddings: Optional[tuple[torch.Tensor, torch.Tensor]] = None,  # None or rope embeddings
         **kwargs,
     ) -> tuple[torch.Tensor, Optional[torch.Tensor], Optional[tuple[torch.Tensor]]]:
-        _amd_qk = None
-        if _amd and _amd.on.qk_rope:
-            _amd_qk = _amd.qk_rope(self, past_key_values, cache_position)
+        _amd_qk = _amd.qk_rope(self, past_key_values, cache_position) if _amd and _amd.on.qk_rope else None
         bsz, q_len, _ = hidden_states.size()
 
-        query_states, key_states, value_states = (
-            _amd.qkv_proj(self, hidden_states)
-            if _amd and _amd.on.qkv
-            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states))
-        )
+        query_states, key_states, value_states = (_amd.qkv_proj(self, hidden_states) if _amd and _amd.on.qkv
+            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)))
         query_states = query_states
         key_states = key_states
         value_states = value_states
@@ -472,11 +467,8 @@ class GraniteMoeAttention(nn.Module):
 
         cos, sin = position_embeddings if position_embeddings is not None else (None, None)
         if position_embeddings is not None:
-            query_states, key_states = (
-                _amd_qk(query_states, key_states, value_states, cos, sin)
-                if _amd_qk
-                else apply_rotary_pos_emb(query_states, key_states, cos, sin)
-            )
+            query_states, key_states = (_amd_qk(query_states, key_states, value_states, cos, sin) if _amd_qk
+                else apply_rotary_pos_emb(query_states, key_states, cos, sin))
 
         if past_key_values is not None:
             # sin and cos are specific to RoPE models; cache_position needed for the static cache
@@ -503,11 +495,8 @@ class GraniteMoeAttention(nn.Module):
         )
 
         attn_output = attn_output.view(bsz, q_len, -1)
-        attn_output = (
-            _amd.apply_linear(self.o_proj, attn_output)
-            if _amd and _amd.on.linear
-            else self.o_proj(attn_output)
-        )
+        attn_output = (_amd.apply_linear(self.o_proj, attn_output) if _amd and _amd.on.linear
+            else self.o_proj(attn_output))
 
         return attn_output, attn_weights
 
@@ -990,11 +979,8 @@ class GraniteMoeForCausalLM(GraniteMoePreTrainedModel, GenerationMixin):
         # Only compute necessary logits
         hidden_states = outputs[0]
         slice_indices = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = (
-            _amd.apply_linear(self.lm_head, hidden_states[:, slice_indices, :])
-            if _amd and _amd.on.linear
-            else self.lm_head(hidden_states[:, slice_indices, :])
-        )
+        logits = (_amd.apply_linear(self.lm_head, hidden_states[:, slice_indices, :]) if _amd and _amd.on.linear
+            else self.lm_head(hidden_states[:, slice_indices, :]))
         logits = logits / self.config.logits_scaling
 
         loss = None

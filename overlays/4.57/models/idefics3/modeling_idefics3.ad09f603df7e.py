@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:ad09f603df7ec65d53ce8be4f32af774c4a98bc0e48b2dd4cf89de3e8b769870 generator=2 recipes=ebc67a2f929c (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:ad09f603df7ec65d53ce8be4f32af774c4a98bc0e48b2dd4cf89de3e8b769870 generator=2 recipes=2573998349d9 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 the HuggingFace Inc. team. All rights reserved.
 #
@@ -237,11 +237,8 @@ class Idefics3VisionAttention(nn.Module):
 
         batch_size, seq_length, embed_dim = hidden_states.shape
 
-        queries, keys, values = (
-            _amd.qkv_proj(self, hidden_states)
-            if _amd and _amd.on.qkv
-            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states))
-        )
+        queries, keys, values = (_amd.qkv_proj(self, hidden_states) if _amd and _amd.on.qkv
+            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)))
         queries = queries
         keys = keys
         values = values
@@ -268,11 +265,8 @@ class Idefics3VisionAttention(nn.Module):
         )
 
         attn_output = attn_output.reshape(batch_size, seq_length, embed_dim).contiguous()
-        attn_output = (
-            _amd.apply_linear(self.out_proj, attn_output)
-            if _amd and _amd.on.linear
-            else self.out_proj(attn_output)
-        )
+        attn_output = (_amd.apply_linear(self.out_proj, attn_output) if _amd and _amd.on.linear
+            else self.out_proj(attn_output))
 
         return attn_output, attn_weights
 
@@ -950,11 +944,8 @@ class Idefics3ForConditionalGeneration(Idefics3PreTrainedModel, GenerationMixin)
         hidden_states = outputs[0]
         # Only compute necessary logits, and do not upcast them to float if we are not computing the loss
         slice_indices = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = (
-            _amd.apply_linear(self.lm_head, hidden_states[:, slice_indices, :])
-            if _amd and _amd.on.linear
-            else self.lm_head(hidden_states[:, slice_indices, :])
-        )
+        logits = (_amd.apply_linear(self.lm_head, hidden_states[:, slice_indices, :]) if _amd and _amd.on.linear
+            else self.lm_head(hidden_states[:, slice_indices, :]))
 
         loss = None
         if labels is not None:

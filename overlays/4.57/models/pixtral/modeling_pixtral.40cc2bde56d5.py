@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:40cc2bde56d52f4484dcc754dec8f4e12e3d2cfa23bdb8f4fb9cd7171d534051 generator=2 recipes=ebc67a2f929c (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:40cc2bde56d52f4484dcc754dec8f4e12e3d2cfa23bdb8f4fb9cd7171d534051 generator=2 recipes=2573998349d9 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 Mistral and the HuggingFace Inc. team. All rights reserved.
 #
@@ -203,11 +203,8 @@ class PixtralAttention(nn.Module):
 
         batch_size, patches, _ = hidden_states.size()
 
-        query_states, key_states, value_states = (
-            _amd.qkv_proj(self, hidden_states)
-            if _amd and _amd.on.qkv
-            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states))
-        )
+        query_states, key_states, value_states = (_amd.qkv_proj(self, hidden_states) if _amd and _amd.on.qkv
+            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)))
         query_states = query_states
         key_states = key_states
         value_states = value_states
@@ -241,11 +238,8 @@ class PixtralAttention(nn.Module):
         )
 
         attn_output = attn_output.reshape(batch_size, patches, -1).contiguous()
-        attn_output = (
-            _amd.apply_linear(self.o_proj, attn_output)
-            if _amd and _amd.on.linear
-            else self.o_proj(attn_output)
-        )
+        attn_output = (_amd.apply_linear(self.o_proj, attn_output) if _amd and _amd.on.linear
+            else self.o_proj(attn_output))
 
         if not output_attentions:
             attn_weights = None
@@ -265,11 +259,8 @@ class PixtralMLP(nn.Module):
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, x):
-        down_proj = (
-            _amd.gated_mlp(self, x)
-            if _amd and _amd.on.gated_mlp
-            else self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
-        )
+        down_proj = (_amd.gated_mlp(self, x) if _amd and _amd.on.gated_mlp
+            else self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x)))
         return down_proj
 
     forward._amd_gated_mlp = {}

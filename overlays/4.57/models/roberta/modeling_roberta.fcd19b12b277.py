@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:fcd19b12b2773e43e279a9b445460211b04dc56f0e673044a40393112d83379e generator=2 recipes=ebc67a2f929c (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:fcd19b12b2773e43e279a9b445460211b04dc56f0e673044a40393112d83379e generator=2 recipes=2573998349d9 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2018 The Google AI Language Team Authors and The HuggingFace Inc. team.
 # Copyright (c) 2018, NVIDIA CORPORATION.  All rights reserved.
@@ -395,11 +395,8 @@ class RobertaSelfOutput(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor, input_tensor: torch.Tensor) -> torch.Tensor:
-        hidden_states = (
-            _amd.apply_linear(self.dense, hidden_states)
-            if _amd and _amd.on.linear
-            else self.dense(hidden_states)
-        )
+        hidden_states = (_amd.apply_linear(self.dense, hidden_states) if _amd and _amd.on.linear
+            else self.dense(hidden_states))
         hidden_states = self.dropout(hidden_states)
         hidden_states = self.LayerNorm(hidden_states + input_tensor)
         return hidden_states
@@ -477,11 +474,8 @@ class RobertaIntermediate(nn.Module):
             self.intermediate_act_fn = config.hidden_act
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = (
-            _amd.apply_linear(self.dense, hidden_states)
-            if _amd and _amd.on.linear
-            else self.dense(hidden_states)
-        )
+        hidden_states = (_amd.apply_linear(self.dense, hidden_states) if _amd and _amd.on.linear
+            else self.dense(hidden_states))
         hidden_states = self.intermediate_act_fn(hidden_states)
         return hidden_states
 
@@ -495,11 +489,8 @@ class RobertaOutput(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor, input_tensor: torch.Tensor) -> torch.Tensor:
-        hidden_states = (
-            _amd.apply_linear(self.dense, hidden_states)
-            if _amd and _amd.on.linear
-            else self.dense(hidden_states)
-        )
+        hidden_states = (_amd.apply_linear(self.dense, hidden_states) if _amd and _amd.on.linear
+            else self.dense(hidden_states))
         hidden_states = self.dropout(hidden_states)
         hidden_states = self.LayerNorm(hidden_states + input_tensor)
         return hidden_states
@@ -678,11 +669,8 @@ class RobertaPooler(nn.Module):
         # We "pool" the model by simply taking the hidden state corresponding
         # to the first token.
         first_token_tensor = hidden_states[:, 0]
-        pooled_output = (
-            _amd.apply_linear(self.dense, first_token_tensor)
-            if _amd and _amd.on.linear
-            else self.dense(first_token_tensor)
-        )
+        pooled_output = (_amd.apply_linear(self.dense, first_token_tensor) if _amd and _amd.on.linear
+            else self.dense(first_token_tensor))
         pooled_output = self.activation(pooled_output)
         return pooled_output
 

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:0e645c7acd0b205d2cf38bdd10f99da5a28249a8f13ff9ca7e112df3c1dfb21d generator=2 recipes=ebc67a2f929c (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:0e645c7acd0b205d2cf38bdd10f99da5a28249a8f13ff9ca7e112df3c1dfb21d generator=2 recipes=2573998349d9 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 EleutherAI and the HuggingFace Inc. team. All rights reserved.
 #
@@ -158,11 +158,8 @@ class StableLmMLP(nn.Module):
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, x):
-        down_proj = (
-            _amd.gated_mlp(self, x)
-            if _amd and _amd.on.gated_mlp
-            else self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
-        )
+        down_proj = (_amd.gated_mlp(self, x) if _amd and _amd.on.gated_mlp
+            else self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x)))
         return down_proj
 
     forward._amd_gated_mlp = {}
@@ -253,11 +250,8 @@ class StableLmAttention(nn.Module):
     ) -> tuple[torch.Tensor, Optional[torch.Tensor], Optional[tuple[torch.Tensor]]]:
         bsz, q_len, _ = hidden_states.size()
 
-        query_states, key_states, value_states = (
-            _amd.qkv_proj(self, hidden_states)
-            if _amd and _amd.on.qkv
-            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states))
-        )
+        query_states, key_states, value_states = (_amd.qkv_proj(self, hidden_states) if _amd and _amd.on.qkv
+            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)))
         query_states = query_states
         key_states = key_states
         value_states = value_states
@@ -323,11 +317,8 @@ class StableLmAttention(nn.Module):
         attn_output = attn_output.transpose(1, 2).contiguous()
         attn_output = attn_output.reshape(bsz, q_len, self.hidden_size)
 
-        attn_output = (
-            _amd.apply_linear(self.o_proj, attn_output)
-            if _amd and _amd.on.linear
-            else self.o_proj(attn_output)
-        )
+        attn_output = (_amd.apply_linear(self.o_proj, attn_output) if _amd and _amd.on.linear
+            else self.o_proj(attn_output))
 
         if not output_attentions:
             attn_weights = None
@@ -367,11 +358,8 @@ class StableLmSdpaAttention(StableLmAttention):
 
         bsz, q_len, _ = hidden_states.size()
 
-        query_states, key_states, value_states = (
-            _amd.qkv_proj(self, hidden_states)
-            if _amd and _amd.on.qkv
-            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states))
-        )
+        query_states, key_states, value_states = (_amd.qkv_proj(self, hidden_states) if _amd and _amd.on.qkv
+            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)))
         query_states = query_states
         key_states = key_states
         value_states = value_states
@@ -444,11 +432,8 @@ class StableLmSdpaAttention(StableLmAttention):
         attn_output = attn_output.transpose(1, 2).contiguous()
         attn_output = attn_output.view(bsz, q_len, self.hidden_size)
 
-        attn_output = (
-            _amd.apply_linear(self.o_proj, attn_output)
-            if _amd and _amd.on.linear
-            else self.o_proj(attn_output)
-        )
+        attn_output = (_amd.apply_linear(self.o_proj, attn_output) if _amd and _amd.on.linear
+            else self.o_proj(attn_output))
 
         return attn_output, None
 
@@ -487,11 +472,8 @@ class StableLmFlashAttention2(StableLmAttention):
 
         bsz, q_len, _ = hidden_states.size()
 
-        query_states, key_states, value_states = (
-            _amd.qkv_proj(self, hidden_states)
-            if _amd and _amd.on.qkv
-            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states))
-        )
+        query_states, key_states, value_states = (_amd.qkv_proj(self, hidden_states) if _amd and _amd.on.qkv
+            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)))
         query_states = query_states
         key_states = key_states
         value_states = value_states
@@ -554,11 +536,8 @@ class StableLmFlashAttention2(StableLmAttention):
         )
 
         attn_output = attn_output.reshape(bsz, q_len, self.hidden_size).contiguous()
-        attn_output = (
-            _amd.apply_linear(self.o_proj, attn_output)
-            if _amd and _amd.on.linear
-            else self.o_proj(attn_output)
-        )
+        attn_output = (_amd.apply_linear(self.o_proj, attn_output) if _amd and _amd.on.linear
+            else self.o_proj(attn_output))
 
         if not output_attentions:
             attn_weights = None
@@ -1007,11 +986,8 @@ class StableLmForCausalLM(StableLmPreTrainedModel, GenerationMixin):
         hidden_states = outputs.last_hidden_state
         # No upscaling to float was ever done for StableLm
         slice_indices = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = (
-            _amd.apply_linear(self.lm_head, hidden_states[:, slice_indices, :])
-            if _amd and _amd.on.linear
-            else self.lm_head(hidden_states[:, slice_indices, :])
-        )
+        logits = (_amd.apply_linear(self.lm_head, hidden_states[:, slice_indices, :]) if _amd and _amd.on.linear
+            else self.lm_head(hidden_states[:, slice_indices, :]))
 
         loss = None
         if labels is not None:

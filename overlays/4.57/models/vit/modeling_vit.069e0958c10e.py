@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:069e0958c10e806551a2e1d2421cd26e6bff21f7c65aeb9f0f3c0dbde1a88ca5 generator=2 recipes=ebc67a2f929c (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:069e0958c10e806551a2e1d2421cd26e6bff21f7c65aeb9f0f3c0dbde1a88ca5 generator=2 recipes=2573998349d9 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2021 Google AI, Ross Wightman, The HuggingFace Inc. team. All rights reserved.
 #
@@ -279,11 +279,8 @@ class ViTSelfOutput(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor, input_tensor: torch.Tensor) -> torch.Tensor:
-        hidden_states = (
-            _amd.apply_linear(self.dense, hidden_states)
-            if _amd and _amd.on.linear
-            else self.dense(hidden_states)
-        )
+        hidden_states = (_amd.apply_linear(self.dense, hidden_states) if _amd and _amd.on.linear
+            else self.dense(hidden_states))
         hidden_states = self.dropout(hidden_states)
         return hidden_states
 
@@ -329,11 +326,8 @@ class ViTIntermediate(nn.Module):
             self.intermediate_act_fn = config.hidden_act
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = (
-            _amd.apply_linear(self.dense, hidden_states)
-            if _amd and _amd.on.linear
-            else self.dense(hidden_states)
-        )
+        hidden_states = (_amd.apply_linear(self.dense, hidden_states) if _amd and _amd.on.linear
+            else self.dense(hidden_states))
         hidden_states = self.intermediate_act_fn(hidden_states)
         return hidden_states
 
@@ -345,11 +339,8 @@ class ViTOutput(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor, input_tensor: torch.Tensor) -> torch.Tensor:
-        hidden_states = (
-            _amd.apply_linear(self.dense, hidden_states)
-            if _amd and _amd.on.linear
-            else self.dense(hidden_states)
-        )
+        hidden_states = (_amd.apply_linear(self.dense, hidden_states) if _amd and _amd.on.linear
+            else self.dense(hidden_states))
         hidden_states = self.dropout(hidden_states)
         hidden_states = hidden_states + input_tensor
         return hidden_states
@@ -531,11 +522,8 @@ class ViTPooler(nn.Module):
         # We "pool" the model by simply taking the hidden state corresponding
         # to the first token.
         first_token_tensor = hidden_states[:, 0]
-        pooled_output = (
-            _amd.apply_linear(self.dense, first_token_tensor)
-            if _amd and _amd.on.linear
-            else self.dense(first_token_tensor)
-        )
+        pooled_output = (_amd.apply_linear(self.dense, first_token_tensor) if _amd and _amd.on.linear
+            else self.dense(first_token_tensor))
         pooled_output = self.activation(pooled_output)
         return pooled_output
 

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:851c78f1aa62f84ed0d0a4dfded478a05c98f43d26732b56fea2d4acc79728b8 generator=2 recipes=ebc67a2f929c (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:851c78f1aa62f84ed0d0a4dfded478a05c98f43d26732b56fea2d4acc79728b8 generator=2 recipes=2573998349d9 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2022 The OpenAI Authors and The HuggingFace Inc. team. All rights reserved.
 #
@@ -376,11 +376,8 @@ class WhisperAttention(nn.Module):
         )
 
         attn_output = attn_output.reshape(bsz, tgt_len, -1).contiguous()
-        attn_output = (
-            _amd.apply_linear(self.out_proj, attn_output)
-            if _amd and _amd.on.linear
-            else self.out_proj(attn_output)
-        )
+        attn_output = (_amd.apply_linear(self.out_proj, attn_output) if _amd and _amd.on.linear
+            else self.out_proj(attn_output))
 
         return attn_output, attn_weights
 

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:9594eac92d3872d25b8ee529d64e1c1dd6134551747f52051479272312578e25 generator=2 recipes=ebc67a2f929c (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:9594eac92d3872d25b8ee529d64e1c1dd6134551747f52051479272312578e25 generator=2 recipes=2573998349d9 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2019 Facebook AI Research and the HuggingFace Inc. team.
 # Copyright (c) 2018, NVIDIA CORPORATION.  All rights reserved.
@@ -396,11 +396,8 @@ class XLMRobertaSelfOutput(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor, input_tensor: torch.Tensor) -> torch.Tensor:
-        hidden_states = (
-            _amd.apply_linear(self.dense, hidden_states)
-            if _amd and _amd.on.linear
-            else self.dense(hidden_states)
-        )
+        hidden_states = (_amd.apply_linear(self.dense, hidden_states) if _amd and _amd.on.linear
+            else self.dense(hidden_states))
         hidden_states = self.dropout(hidden_states)
         hidden_states = self.LayerNorm(hidden_states + input_tensor)
         return hidden_states
@@ -478,11 +475,8 @@ class XLMRobertaIntermediate(nn.Module):
             self.intermediate_act_fn = config.hidden_act
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = (
-            _amd.apply_linear(self.dense, hidden_states)
-            if _amd and _amd.on.linear
-            else self.dense(hidden_states)
-        )
+        hidden_states = (_amd.apply_linear(self.dense, hidden_states) if _amd and _amd.on.linear
+            else self.dense(hidden_states))
         hidden_states = self.intermediate_act_fn(hidden_states)
         return hidden_states
 
@@ -496,11 +490,8 @@ class XLMRobertaOutput(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor, input_tensor: torch.Tensor) -> torch.Tensor:
-        hidden_states = (
-            _amd.apply_linear(self.dense, hidden_states)
-            if _amd and _amd.on.linear
-            else self.dense(hidden_states)
-        )
+        hidden_states = (_amd.apply_linear(self.dense, hidden_states) if _amd and _amd.on.linear
+            else self.dense(hidden_states))
         hidden_states = self.dropout(hidden_states)
         hidden_states = self.LayerNorm(hidden_states + input_tensor)
         return hidden_states
@@ -679,11 +670,8 @@ class XLMRobertaPooler(nn.Module):
         # We "pool" the model by simply taking the hidden state corresponding
         # to the first token.
         first_token_tensor = hidden_states[:, 0]
-        pooled_output = (
-            _amd.apply_linear(self.dense, first_token_tensor)
-            if _amd and _amd.on.linear
-            else self.dense(first_token_tensor)
-        )
+        pooled_output = (_amd.apply_linear(self.dense, first_token_tensor) if _amd and _amd.on.linear
+            else self.dense(first_token_tensor))
         pooled_output = self.activation(pooled_output)
         return pooled_output
 

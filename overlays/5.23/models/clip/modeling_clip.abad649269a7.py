@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:abad649269a78ab3398fe92bdc1ddf5dc7cb91e300286d17cc92080448fa8e41 generator=2 recipes=ebc67a2f929c (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:abad649269a78ab3398fe92bdc1ddf5dc7cb91e300286d17cc92080448fa8e41 generator=2 recipes=2573998349d9 (transformers source modified by transformers-rocm-overlay)
 # Copyright 2021 The OpenAI Team Authors and The HuggingFace Team. All rights reserved.
 #
 # Licensed under the Apache License, Version 2.0 (the "License");
@@ -317,11 +317,8 @@ class CLIPAttention(nn.Module):
         input_shape = hidden_states.shape[:-1]
 
         hidden_shape = (*input_shape, -1, self.head_dim)
-        queries, keys, values = (
-            _amd.qkv_proj(self, hidden_states)
-            if _amd and _amd.on.qkv
-            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states))
-        )
+        queries, keys, values = (_amd.qkv_proj(self, hidden_states) if _amd and _amd.on.qkv
+            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)))
         queries = queries
         keys = keys
         values = values
@@ -348,11 +345,8 @@ class CLIPAttention(nn.Module):
         )
 
         attn_output = attn_output.reshape(*input_shape, -1).contiguous()
-        attn_output = (
-            _amd.apply_linear(self.out_proj, attn_output)
-            if _amd and _amd.on.linear
-            else self.out_proj(attn_output)
-        )
+        attn_output = (_amd.apply_linear(self.out_proj, attn_output) if _amd and _amd.on.linear
+            else self.out_proj(attn_output))
 
         return attn_output, attn_weights
 

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:a86990f2f136d3fa2162a3e489885a69eebf8ec06e43830765892ba61d6015aa generator=2 recipes=ebc67a2f929c (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:a86990f2f136d3fa2162a3e489885a69eebf8ec06e43830765892ba61d6015aa generator=2 recipes=2573998349d9 (transformers source modified by transformers-rocm-overlay)
 # Copyright 2024 the HuggingFace Inc. team. All rights reserved.
 #
 # Licensed under the Apache License, Version 2.0 (the "License");
@@ -239,11 +239,8 @@ class Idefics3VisionAttention(nn.Module):
         """Input shape: Batch x Time x Channel"""
         input_shape = hidden_states.shape[:-1]
         hidden_shape = (*input_shape, -1, self.head_dim)
-        queries, keys, values = (
-            _amd.qkv_proj(self, hidden_states)
-            if _amd and _amd.on.qkv
-            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states))
-        )
+        queries, keys, values = (_amd.qkv_proj(self, hidden_states) if _amd and _amd.on.qkv
+            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)))
         queries = queries.view(hidden_shape).transpose(1, 2)
         keys = keys.view(hidden_shape).transpose(1, 2)
         values = values.view(hidden_shape).transpose(1, 2)
@@ -266,11 +263,8 @@ class Idefics3VisionAttention(nn.Module):
         )
 
         attn_output = attn_output.reshape(*input_shape, -1).contiguous()
-        attn_output = (
-            _amd.apply_linear(self.out_proj, attn_output)
-            if _amd and _amd.on.linear
-            else self.out_proj(attn_output)
-        )
+        attn_output = (_amd.apply_linear(self.out_proj, attn_output) if _amd and _amd.on.linear
+            else self.out_proj(attn_output))
 
         return attn_output, attn_weights
 
@@ -883,11 +877,8 @@ class Idefics3ForConditionalGeneration(Idefics3PreTrainedModel, GenerationMixin)
 
         hidden_states = outputs[0]
         hidden_states = slice_logits_to_keep(hidden_states, logits_to_keep)
-        logits = (
-            _amd.apply_linear(self.lm_head, hidden_states)
-            if _amd and _amd.on.linear
-            else self.lm_head(hidden_states)
-        )
+        logits = (_amd.apply_linear(self.lm_head, hidden_states) if _amd and _amd.on.linear
+            else self.lm_head(hidden_states))
 
         loss = None
         if labels is not None:

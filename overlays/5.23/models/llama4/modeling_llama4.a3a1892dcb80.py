@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:a3a1892dcb80067d5ce064bf1f255fda5e5708b2af9de2053611be609bd1ee1f generator=2 recipes=ebc67a2f929c (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:a3a1892dcb80067d5ce064bf1f255fda5e5708b2af9de2053611be609bd1ee1f generator=2 recipes=2573998349d9 (transformers source modified by transformers-rocm-overlay)
 # Copyright 2025 The LLAMA4 and HuggingFace Inc. team. All rights reserved.
 #
 #
@@ -361,11 +361,8 @@ class Llama4TextAttention(nn.Module):
         input_shape = hidden_states.shape[:-1]
         hidden_shape = (*input_shape, -1, self.head_dim)
 
-        query_states, key_states, value_states = (
-            _amd.qkv_proj(self, hidden_states)
-            if _amd and _amd.on.qkv
-            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states))
-        )
+        query_states, key_states, value_states = (_amd.qkv_proj(self, hidden_states) if _amd and _amd.on.qkv
+            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)))
         query_states = query_states.view(hidden_shape)
         key_states = key_states.view(*input_shape, -1, self.head_dim)
         value_states = value_states.view(hidden_shape).transpose(1, 2)
@@ -412,11 +409,8 @@ class Llama4TextAttention(nn.Module):
         )
 
         attn_output = attn_output.reshape(*input_shape, -1).contiguous()
-        attn_output = (
-            _amd.apply_linear(self.o_proj, attn_output)
-            if _amd and _amd.on.linear
-            else self.o_proj(attn_output)
-        )
+        attn_output = (_amd.apply_linear(self.o_proj, attn_output) if _amd and _amd.on.linear
+            else self.o_proj(attn_output))
         return attn_output, attn_weights
 
 
@@ -655,11 +649,8 @@ class Llama4ForCausalLM(Llama4PreTrainedModel, GenerationMixin):
 
         hidden_states = outputs[0]
         hidden_states = slice_logits_to_keep(hidden_states, logits_to_keep)
-        logits = (
-            _amd.apply_linear(self.lm_head, hidden_states)
-            if _amd and _amd.on.linear
-            else self.lm_head(hidden_states)
-        )
+        logits = (_amd.apply_linear(self.lm_head, hidden_states) if _amd and _amd.on.linear
+            else self.lm_head(hidden_states))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
@@ -819,11 +810,8 @@ class Llama4VisionAttention(nn.Module):
         input_shape = hidden_states.shape[:-1]
         hidden_shape = (*input_shape, -1, self.head_dim)
 
-        query_states, key_states, value_states = (
-            _amd.qkv_proj(self, hidden_states)
-            if _amd and _amd.on.qkv
-            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states))
-        )
+        query_states, key_states, value_states = (_amd.qkv_proj(self, hidden_states) if _amd and _amd.on.qkv
+            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)))
         query_states = query_states.view(hidden_shape)
         key_states = key_states.view(hidden_shape)
         value_states = value_states.view(hidden_shape)
@@ -853,11 +841,8 @@ class Llama4VisionAttention(nn.Module):
         )
 
         attn_output = attn_output.reshape(*input_shape, -1).contiguous()
-        attn_output = (
-            _amd.apply_linear(self.o_proj, attn_output)
-            if _amd and _amd.on.linear
-            else self.o_proj(attn_output)
-        )
+        attn_output = (_amd.apply_linear(self.o_proj, attn_output) if _amd and _amd.on.linear
+            else self.o_proj(attn_output))
         return attn_output, attn_weights
 
 

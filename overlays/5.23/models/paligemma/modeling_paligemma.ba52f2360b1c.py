@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:ba52f2360b1c33f0cd0f8222dc5f9a82e24a5078b820811c08f06e76c71d46a4 generator=2 recipes=ebc67a2f929c (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:ba52f2360b1c33f0cd0f8222dc5f9a82e24a5078b820811c08f06e76c71d46a4 generator=2 recipes=2573998349d9 (transformers source modified by transformers-rocm-overlay)
 # Copyright 2024 the HuggingFace Inc. team. All rights reserved.
 #
 # Licensed under the Apache License, Version 2.0 (the "License");
@@ -375,11 +375,8 @@ class PaliGemmaForConditionalGeneration(PaliGemmaPreTrainedModel, GenerationMixi
 
         hidden_states = outputs[0]
         hidden_states = slice_logits_to_keep(hidden_states, logits_to_keep)
-        logits = (
-            _amd.apply_linear(self.lm_head, hidden_states)
-            if _amd and _amd.on.linear
-            else self.lm_head(hidden_states)
-        )
+        logits = (_amd.apply_linear(self.lm_head, hidden_states) if _amd and _amd.on.linear
+            else self.lm_head(hidden_states))
         final_logit_softcapping = getattr(self.config.get_text_config(), "final_logit_softcapping", None)
         if final_logit_softcapping is not None:
             logits = logits / final_logit_softcapping

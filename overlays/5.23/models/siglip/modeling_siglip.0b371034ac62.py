@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:0b371034ac620d7e54c3a0476921244c103da2faa6acfc5bd91f328aac0f8581 generator=2 recipes=ebc67a2f929c (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:0b371034ac620d7e54c3a0476921244c103da2faa6acfc5bd91f328aac0f8581 generator=2 recipes=2573998349d9 (transformers source modified by transformers-rocm-overlay)
 # Copyright 2024 Google AI and The HuggingFace Team. All rights reserved.
 #
 # Licensed under the Apache License, Version 2.0 (the "License");
@@ -292,11 +292,8 @@ class SiglipAttention(nn.Module):
         input_shape = hidden_states.shape[:-1]
 
         hidden_shape = (*input_shape, -1, self.head_dim)
-        queries, keys, values = (
-            _amd.qkv_proj(self, hidden_states)
-            if _amd and _amd.on.qkv
-            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states))
-        )
+        queries, keys, values = (_amd.qkv_proj(self, hidden_states) if _amd and _amd.on.qkv
+            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)))
         queries = queries.view(hidden_shape).transpose(1, 2)
         keys = keys.view(hidden_shape).transpose(1, 2)
         values = values.view(hidden_shape).transpose(1, 2)
@@ -319,11 +316,8 @@ class SiglipAttention(nn.Module):
         )
 
         attn_output = attn_output.reshape(*input_shape, -1).contiguous()
-        attn_output = (
-            _amd.apply_linear(self.out_proj, attn_output)
-            if _amd and _amd.on.linear
-            else self.out_proj(attn_output)
-        )
+        attn_output = (_amd.apply_linear(self.out_proj, attn_output) if _amd and _amd.on.linear
+            else self.out_proj(attn_output))
 
         return attn_output, attn_weights
 

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:7af60092573ce81d8d05a8f15a40ddad2dc81b14dcd1bbee668b47d6b8550bc9 generator=2 recipes=ebc67a2f929c (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:7af60092573ce81d8d05a8f15a40ddad2dc81b14dcd1bbee668b47d6b8550bc9 generator=2 recipes=2573998349d9 (transformers source modified by transformers-rocm-overlay)
 # Copyright 2024 EleutherAI and the HuggingFace Inc. team. All rights reserved.
 #
 # This code is based on EleutherAI's GPT-NeoX library and the GPT-NeoX
@@ -162,11 +162,8 @@ class StableLmMLP(nn.Module):
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, x):
-        down_proj = (
-            _amd.gated_mlp(self, x)
-            if _amd and _amd.on.gated_mlp
-            else self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
-        )
+        down_proj = (_amd.gated_mlp(self, x) if _amd and _amd.on.gated_mlp
+            else self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x)))
         return down_proj
 
     forward._amd_gated_mlp = {}
@@ -282,11 +279,8 @@ class StableLmAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor] | None]:
         bsz, q_len, _ = hidden_states.size()
 
-        query_states, key_states, value_states = (
-            _amd.qkv_proj(self, hidden_states)
-            if _amd and _amd.on.qkv
-            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states))
-        )
+        query_states, key_states, value_states = (_amd.qkv_proj(self, hidden_states) if _amd and _amd.on.qkv
+            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)))
         query_states = query_states
         key_states = key_states
         value_states = value_states
@@ -337,11 +331,8 @@ class StableLmAttention(nn.Module):
         )
 
         attn_output = attn_output.reshape(bsz, q_len, -1)
-        attn_output = (
-            _amd.apply_linear(self.o_proj, attn_output)
-            if _amd and _amd.on.linear
-            else self.o_proj(attn_output)
-        )
+        attn_output = (_amd.apply_linear(self.o_proj, attn_output) if _amd and _amd.on.linear
+            else self.o_proj(attn_output))
 
         return attn_output, attn_weights
 
@@ -560,11 +551,8 @@ class StableLmForCausalLM(StableLmPreTrainedModel, GenerationMixin):
 
         hidden_states = outputs.last_hidden_state
         hidden_states = slice_logits_to_keep(hidden_states, logits_to_keep)
-        logits = (
-            _amd.apply_linear(self.lm_head, hidden_states)
-            if _amd and _amd.on.linear
-            else self.lm_head(hidden_states)
-        )
+        logits = (_amd.apply_linear(self.lm_head, hidden_states) if _amd and _amd.on.linear
+            else self.lm_head(hidden_states))
 
         loss = None
         if labels is not None:
