@@ -48,7 +48,8 @@ def test_a_returned_expression_with_the_factors_swapped_and_other_names() -> Non
     before = HEAD + "        return self.wo(self.wi_1(x) * self.act(self.wi_0(x)))  # gated\n"
     after = (
         HEAD
-        + """        return (_amd.gated_mlp(self, x, gate="wi_0", up="wi_1", down="wo", act="act") if _amd and _amd.on.gated_mlp
+        + """\
+        return (_amd.gated_mlp(self, x, gate="wi_0", up="wi_1", down="wo", act="act") if _amd and _amd.on.gated_mlp
             else self.wo(self.wi_1(x) * self.act(self.wi_0(x))))  # gated
 """
     )

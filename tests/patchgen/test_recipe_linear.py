@@ -61,7 +61,8 @@ def test_a_slice_of_a_name_is_written_twice() -> None:
         RECIPE,
         HEAD + "        logits = self.lm_head(hidden_states[:, slice_indices, :])\n",
         HEAD
-        + """        logits = (_amd.apply_linear(self.lm_head, hidden_states[:, slice_indices, :]) if _amd and _amd.on.linear
+        + """\
+        logits = (_amd.apply_linear(self.lm_head, hidden_states[:, slice_indices, :]) if _amd and _amd.on.linear
             else self.lm_head(hidden_states[:, slice_indices, :]))
 """,
     )

@@ -13,7 +13,8 @@ class A(nn.Module):
     def forward(self, hidden_states, key_value_states=None):
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
 """
-INSERTED = """        query_states, key_states, value_states = (_amd.qkv_proj(self, hidden_states) if _amd and _amd.on.qkv
+INSERTED = """\
+        query_states, key_states, value_states = (_amd.qkv_proj(self, hidden_states) if _amd and _amd.on.qkv
             else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)))
 """
 LLAMA = [

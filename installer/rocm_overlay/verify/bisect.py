@@ -47,11 +47,17 @@ def find(model: Any, run: dict[str, Any], within: Judge, functions: dict[str, li
 def _passes(run: dict[str, Any], within: Judge, *, stock: list[str], op_tiers: str = "") -> bool:
     import amd_ops
 
-    settings = {**run["settings"], "stock": ",".join(stock)}
+    settings = _with_stock(run, stock)
     if op_tiers:
         settings["op_tiers"] = op_tiers
     with amd_ops.override(**settings):
         return within()
+
+
+def _with_stock(run: dict[str, Any], stock: list[str]) -> dict[str, Any]:
+    """The run's settings with more switches at stock: those that the user left there stay there."""
+    own = [name for name in str(run["settings"].get("stock", "")).split(",") if name]
+    return {**run["settings"], "stock": ",".join([*own, *stock])}
 
 
 def _culprit(
@@ -99,7 +105,7 @@ def _first_layer(model: Any, run: dict[str, Any], within: Judge, stock: list[str
 
     with watched(model) as want, amd_ops.override(stock=",".join(amd_ops.on.__slots__)):
         within()
-    with watched(model) as got, amd_ops.override(**{**run["settings"], "stock": ",".join(stock)}):
+    with watched(model) as got, amd_ops.override(**_with_stock(run, stock)):
         within()
     allowed = tolerance(run["tier"], dtype, "value").relative
     worst: tuple[float, dict[str, Any]] | None = None
