@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from .backends.triton import tier as triton
 from .checks import TORCH_ERRORS, complaint, describe
-from .dispatch import Op, Site, Tier, always
+from .dispatch import DeclinedError, Op, Site, Tier, always
 from .norm import FORMS, eager_rms_norm, torch_rms_norm
 from .residual import nobody, norm_form
-from .rope import diagnose_rope, eager_rope, torch_rope
+from .rope import apply_rope, diagnose_rope, eager_rope, torch_rope
 
 _compiling = torch.compiler.is_dynamo_compiling
 _site = Site("qk_rope", "fused", nobody)
@@ -179,6 +179,8 @@ def rope_into_cache(
         result: Tensor = _into_cache.call(
             q, k, v, cos, sin, keys, values, position, q_weight, k_weight, eps, form
         )  # fmt: skip
+    except DeclinedError:
+        raise  # strict mode's own answer is no wrong argument
     except TORCH_ERRORS:
         _diagnose("rope_into_cache", q, k, cos, sin, q_weight, k_weight, eps, form)
         for name, cache, new in (("keys", keys, k), ("values", values, v)):
@@ -242,8 +244,6 @@ class Rotation:
             self._written = True
             return q, k
         if weights is None:
-            from .rope import apply_rope
-
             return apply_rope(q, k, cos, sin)
         return qk_norm_rope(q, k, weights[0], weights[1], weights[2], cos, sin, form=weights[3])
 

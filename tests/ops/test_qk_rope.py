@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import amd_ops
+from amd_ops import dispatch
 from amd_ops.norm import FORMS
 
 from .reference import close, rms_norm, rope
@@ -93,6 +94,17 @@ def test_bad_arguments_are_named(change: dict[str, Any], message: str, tier: str
     good = {"q": Q, "k": K, "q_weight": W, "k_weight": W, "eps": 1e-6, "cos": C, "sin": C}
     with amd_ops.override(tiers=tier), pytest.raises(amd_ops.ArgumentError, match=message):
         amd_ops.qk_norm_rope(**{**good, **change})
+
+
+def test_the_answer_of_strict_mode_is_not_taken_for_a_wrong_argument(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any) -> Tensor:
+        raise amd_ops.DeclinedError("tier triton was asked for")
+
+    monkeypatch.setattr(dispatch.ops["rope_into_cache"], "call", refuse)
+    cos, sin = torch.randn(1, 3, 8), torch.randn(1, 3, 8)
+    q, kv, cache = torch.randn(1, 4, 3, 8), torch.randn(1, 2, 3, 8), torch.zeros(1, 2, 5, 8, dtype=torch.bfloat16)
+    with pytest.raises(amd_ops.DeclinedError, match="asked for"):
+        amd_ops.rope_into_cache(q, kv, kv, cos, sin, cache, cache, torch.arange(3))
 
 
 def test_a_cache_that_does_not_fit_is_named() -> None:
