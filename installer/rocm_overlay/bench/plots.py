@@ -150,16 +150,17 @@ def noise(axes: Any, report: Report) -> bool:
     rows = _rows(report)
     if not rows:
         return False
-    drawn = False
+    longest = 0
     for row in rows[:8]:
         rounds = row["measures"][headline(row)]["latency"]["values"]
         medians = [sorted(one)[len(one) // 2] * 1e3 for one in rounds if one]
-        drawn = drawn or len(medians) > 1
+        longest = max(longest, len(medians))
         axes.plot(range(1, len(medians) + 1), medians, marker="o", label=row["id"])
+    axes.set_xticks(range(1, longest + 1))
     axes.set_xlabel("round")
     axes.set_ylabel("median of the process, ms")
     axes.legend(fontsize=7)
-    return drawn
+    return longest > 1
 
 
 PICTURES: tuple[tuple[str, str, Draw], ...] = (
