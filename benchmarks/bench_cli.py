@@ -70,11 +70,11 @@ def commands(site: Path) -> dict[str, Series]:
         "overlay --help": Series(overlay("--help"), times_bare=10),
         "overlay status (stock)": Series(overlay("status", *here), times_bare=20, before=revert),
         "overlay install, all models": Series(
-            overlay("install", "--transformers", "4.57", *here), seconds=1.5, before=revert
+            overlay("install", "--transformers", "4.57", *here), seconds=1.0, before=revert
         ),
         "overlay install, again": Series(overlay("install", "--transformers", "4.57", *here), before=install),
         "overlay status (applied)": Series(overlay("status", *here), times_bare=20, before=install),
-        "overlay revert": Series(overlay("revert", *here), seconds=1.5, before=install),
+        "overlay revert": Series(overlay("revert", *here), seconds=1.0, before=install),
     }
 
 

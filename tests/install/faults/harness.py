@@ -82,6 +82,8 @@ def kill(at: int, *, after: bool) -> Callable[..., Any]:
 def fail(at: int, number: int, *, persistent: bool) -> Callable[..., Any]:
     def act(count: int, name: str, call: Callable[[], Any], args: tuple[Any, ...]) -> Any:
         if count == at or (persistent and count > at):
+            if name == "close":
+                call()  # Linux frees the descriptor whatever close() reports
             raise OSError(number, os.strerror(number), "injected")
         return call()
 

@@ -128,9 +128,8 @@ class Tree:
                     continue
                 if part in ("", ".."):
                     raise ValueError(f"{relative!r} is not a path below {self.root}")
-                inner = self.fs.open_directory(part, fd)
-                self.fs.close(fd)
-                fd = inner
+                outer, fd = fd, self.fs.open_directory(part, fd)
+                self.fs.close(outer)  # also where it reports an error the descriptor is gone: never close it twice
             yield fd
         finally:
             self.fs.close(fd)
@@ -361,16 +360,22 @@ class Tree:
             value = base64.b64decode(wanted[name]) if name in wanted else None
             if value == present.get(name):
                 continue
-            try:
-                if value is None:
-                    self.fs.remove_xattr(fd, name)
-                else:
-                    self.fs.set_xattr(fd, name, value)
-            except OSError as error:
-                if error.errno not in (errno.EPERM, *_NO_XATTRS):
-                    raise
-                refused.add(name)
+            if not any(self._set_xattr(fd, name, value) for _ in range(2)):
+                refused.add(name)  # a refusal counts only when it is repeated: it costs us the attribute
         return refused
+
+    def _set_xattr(self, fd: int, name: str, value: bytes | None) -> bool:
+        """Set (or with None remove) an extended attribute; False where the system does not let us."""
+        try:
+            if value is None:
+                self.fs.remove_xattr(fd, name)
+            else:
+                self.fs.set_xattr(fd, name, value)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, *_NO_XATTRS):
+                raise
+            return False
+        return True
 
     def _write_all(self, fd: int, data: bytes) -> None:
         """Write everything: one call may write less than asked, without an error, on a nearly full disk."""
