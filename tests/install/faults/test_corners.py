@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from rocm_overlay.install.transaction.errors import (
     WriteError,
 )
 from rocm_overlay.install.transaction.fs import Tree
-from rocm_overlay.install.transaction.place import BLOBS, HISTORY, JOURNAL, RECEIPT, STATE, Place
+from rocm_overlay.install.transaction.place import BLOBS, HISTORY, JOURNAL, LOCK, RECEIPT, STATE, Place, now_ns
 from rocm_overlay.install.transaction.recovery import BACK, COMPLETED, FORWARD, ORPHANED, recover
 from rocm_overlay.install.transaction.signals import HardStop, Signals
 
@@ -756,3 +758,37 @@ def test_a_disk_that_loses_bytes_without_a_word_is_met_by_reading_back(world: Wo
     with pytest.raises(WriteError, match="read back differs"):
         harness.run(world, harness.install_plan(world), LosingFs())
     assert texts(world) == ALL_STOCK
+
+
+def test_the_lock_file_can_be_read_by_all_and_written_by_its_owner(world: World) -> None:
+    place = world.place()
+    with lock.locked(place, 1):
+        assert (world.site / LOCK).stat().st_mode & 0o7777 == 0o644 & ~_umask()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_a_full_disk_is_told_in_kibibytes(world: World) -> None:
+    error = lock.cannot_write(world.place(), world.site / LOCK, OSError(errno.ENOSPC, "No space left on device"))
+    told = int(error.message.split("; ")[1].split(" KiB")[0])
+    usage = shutil.disk_usage(world.site)
+    assert abs(told - usage.free // 1024) <= usage.total // 1024 // 10
+
+
+def test_now_is_a_whole_second_of_the_clock() -> None:
+    before = time.time_ns()
+    now = now_ns()
+    assert now % 10**9 == 0
+    assert before - 10**9 < now <= time.time_ns()
+
+
+def test_a_probe_is_synced(world: World) -> None:
+    """A disk may take a write and refuse to keep it: only a sync tells."""
+    fs = RefusingFs(errno.ENOSPC, "fsync")
+    with pytest.raises(OSError, match="No space"):
+        world.place(fs).tree.probe("pkg", ".probe.ovtmp")
+    assert fs.refused == ["fsync"]
