@@ -620,6 +620,8 @@ def test_a_receipt_round_trips_and_a_wrong_hash_is_refused(world: World) -> None
         (world.site / RECEIPT).write_bytes(dump({**value, "files": [{**files[0], **change}]}))
         with pytest.raises(UnrecoveredError, match=words):
             receipt.load(world.place())
+    with pytest.raises(MalformedError, match=r"schema: found .*receipt/2, expected"):
+        receipt.Receipt.from_json(Reader({**value, "schema": "amd-overlay.receipt/2"}, "receipt"))
 
 
 def test_an_error_carries_all_that_a_person_needs() -> None:
