@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "installer" / "rocm_overlay" / "install" / "transaction"
 PACKAGE = "rocm_overlay.install.transaction"
 TESTS = (
+    "tests/install/faults/test_leftovers.py",
     "tests/install/faults/test_corners.py",
     "tests/install/test_states.py",
     "tests/install/test_metadata.py",
