@@ -17,8 +17,6 @@ from rocm_overlay.install.transaction.errors import UsageError
 from rocm_overlay.verify import target
 from rocm_overlay.verify.hf_tests import command, layout
 
-from tests.verify.support import generated
-
 MODELS = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3", "phi3", "mixtral", "qwen3_moe", "olmo2",
           "granite", "gpt_oss")  # fmt: skip
 SDISTS = "OVERLAY_TEST_SDISTS"
