@@ -130,6 +130,19 @@ def test_staged_copies_go_before_texts_are_put_back(stopped: World) -> None:
     assert not (stopped.site / JOURNAL).exists()
 
 
+def test_all_may_read_what_we_write_and_only_its_owner_may_write(finished: World) -> None:
+    assert (finished.site / RECEIPT).stat().st_mode & 0o777 == 0o644
+    assert (finished.site / JOURNAL).stat().st_mode & 0o777 == 0o644
+
+
+def test_only_root_writes_for_another(finished: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    of_the_folder = (finished.site.stat().st_uid, finished.site.stat().st_gid)
+    for uid, gid, owner in ((0, 7, of_the_folder), (7, 0, (7, 0))):
+        monkeypatch.setattr(os, "geteuid", lambda uid=uid: uid)
+        monkeypatch.setattr(os, "getegid", lambda gid=gid: gid)
+        assert finished.place().owner == owner
+
+
 def test_names_of_temporary_files() -> None:
     names = [temporary_name(name, "0123456789ab") for name in ("modeling_x.py", "lock")]
     assert names == [".modeling_x.0123456789ab.ovtmp", ".lock.0123456789ab.ovtmp"]
