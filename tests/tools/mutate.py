@@ -1,6 +1,6 @@
 """Changes the transaction in small ways, one at a time, and asks whether the tests notice.
 
-    python -m tests.tools.mutate [--sample N] [--seed S] [--jobs N]
+    python -m tests.tools.mutate [--sample N] [--seed S] [--jobs N] [--module NAME ...]
 
 Each mutant lives in a forked child of a process that has loaded pytest but nothing of ours: an import hook serves the
 changed module, the chosen tests run until the first failure. Nothing is written below the sources. Exit 1 below 90 %.
@@ -40,8 +40,8 @@ TESTS = (
     "tests/install/faults/test_faults.py",
     "tests/install/faults/test_powercut.py",
 )
-CPU_SECONDS = 300
-"""A mutant that computes for ever counts as noticed: some five times what the tests need. A busy machine is not one."""
+CPU_SECONDS = 100
+"""A mutant that computes for ever counts as noticed: four times what the tests need. A busy machine is not one."""
 SECONDS = 3600
 """One that waits for ever, too."""
 
@@ -170,10 +170,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="mutation run over the transaction")
     parser.add_argument("--sample", type=int, help="only so many mutants, chosen with --seed")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--module", action="append", help="only this file of the transaction, such as fs; repeatable")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     os.chdir(ROOT)
-    every = mutants()
+    every = [one for one in mutants() if not options.module or one[0].stem in options.module]
     chosen = every if options.sample is None else random.Random(options.seed).sample(every, options.sample)
     child = start(FOLDER / "fs.py", 0)
     if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0:
