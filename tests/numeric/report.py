@@ -47,6 +47,7 @@ def row(path: str, folder: Path, edited: set[str]) -> dict[str, Any]:
         "generations": generations,
         "without": {key: " ".join(why.split())[:160] for key, why in stock["without"].items()},
         "ran": len(edited & ran),
+        "ops": overlay["ops"],
         "deviating": deviating,
     }
 
@@ -81,13 +82,13 @@ def page(about: Mapping[str, Any]) -> str:
         f"{len(other)} deviate or ran no edited function; {len(without)} could not be built or fed from their config.",
         *([f"{len(absent)} were not run yet: this page is a partial run."] if absent else []),
         "",
-        "| file | models | comparisons | of tokens | edited functions that ran | off | on |",
-        "|---|---|---|---|---|---|---|",
+        "| file | models | comparisons | of tokens | edited functions that ran | ops that took a call | off | on |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for one in [*other, *equal]:
         states = ["deviates" if one["deviating"][mode] else "equal" for mode in ("off", "on")]
         counts = (len(one["classes"]), one["compared"], one["generations"])
-        cells = (_name(one), *counts, f"{one['ran']} of {one['functions']}", *states)
+        cells = (_name(one), *counts, f"{one['ran']} of {one['functions']}", ", ".join(one["ops"]), *states)
         lines.append(f"| {' | '.join(map(str, cells))} |")
     lines += ["", "Stock itself cannot do these with a small model, so they are not compared:", ""]
     lines += [f"* {_name(one)}, {key}: {why}" for one in (*other, *equal) for key, why in one["without"].items()]

@@ -9,11 +9,13 @@ in OVERRIDES, by model type.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 SCALES = ("small", "shallow")
 VOCAB = 128
 _HIDDEN, _HEADS, _HEAD = 64, 4, 16
+_LARGEST = 384  # a forward over the 1024 pixels of a segmentation model takes minutes
 
 # (parts of one pattern, value): the first pattern that a whole field name fits wins.
 _Sizes = tuple[tuple[tuple[str, ...], int], ...]
@@ -175,24 +177,36 @@ class _Cut:
 
     def field(self, name: str, value: Any) -> Any:
         if isinstance(value, dict):
-            if value.get("model_type") == "timm_backbone":
-                return _RESNET
-            if name in ("rope_scaling", "rope_parameters"):
-                return self.rope(value)
-            if name == "per_layer_config":
-                return {layer: one for layer, one in value.items() if int(layer) < 2}
-            return self.config(value) if "model_type" in value or name.endswith("_config") else value
+            return self.nested(name, value)
         if name in _FIXED and value is not None:
             return _FIXED[name]
-        if isinstance(value, list):
-            return [min(one, 2) for one in value] if name == "depths" else value[:2] if name in _PER_LAYER else value
+        if isinstance(value, (list, tuple)):
+            return self.listed(name, value)
         if isinstance(value, bool) or not isinstance(value, int) or name in _KEEP:
             return value
         if _SPECIAL.fullmatch(name) and value >= VOCAB:
             self.special += 1
             return self.special
+        if name == "image_size" and not self.narrow:
+            return min(value, _LARGEST)
         found = next((size for pattern, size in self.patterns if pattern.fullmatch(name)), value)
         return found if value > 0 else value
+
+    def nested(self, name: str, value: dict[str, Any]) -> dict[str, Any]:
+        if value.get("model_type") == "timm_backbone":
+            return _RESNET
+        if name in ("rope_scaling", "rope_parameters"):
+            return self.rope(value)
+        if name == "per_layer_config":
+            return {layer: one for layer, one in value.items() if int(layer) < 2}
+        return self.config(value) if "model_type" in value or name.endswith("_config") else value
+
+    def listed(self, name: str, values: Sequence[Any]) -> Sequence[Any]:
+        if name == "image_size":
+            return [min(one, _LARGEST) for one in values]
+        if name == "depths":
+            return [min(one, 2) for one in values]
+        return values[:2] if name in _PER_LAYER else values
 
     def rope(self, value: dict[str, Any]) -> dict[str, Any]:
         rope = {name: self.rope(one) if isinstance(one, dict) else one for name, one in value.items()}
@@ -232,7 +246,9 @@ def _choose_layers(values: dict[str, Any], small: dict[str, Any]) -> None:
 
 
 def _choose_stages(values: dict[str, Any], small: dict[str, Any]) -> None:
-    """A backbone gives as many stages as its user asks for: one layer each where layers are stages."""
+    """A pyramid keeps its stages; a backbone gives as many as its user asks for, where layers are stages one each."""
+    if isinstance(values.get("depths"), list) and "num_layers" in values:
+        small["num_layers"] = len(values["depths"])
     stages = values.get("out_indices")
     if isinstance(stages, (list, tuple)) and len(stages) > 1:
         flat = "depths" not in values and "num_hidden_layers" in values

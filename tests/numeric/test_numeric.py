@@ -20,10 +20,11 @@ from tests.numeric import report
 pytest.importorskip("transformers")
 ROOT = Path(__file__).resolve().parents[2]
 # One of each kind that the eight models of the parity tests are not: t5 and fp32_weight norms, partial and cast rope,
-# query/key/value, an encoder-decoder, images.
-SAMPLE = ("bert", "gpt_neox", "olmo2", "siglip", "t5", "vit")
+# query/key/value, an encoder-decoder, images, regions of images beside text, widths that depend on each other.
+SAMPLE = ("bert", "gpt_neox", "lxmert", "olmo2", "siglip", "swin", "t5", "vit")
 ALSO = ("whisper", "qwen2_5_vl")
 LEAST = {"4.57.6": 110, "5.23.0": 200}
+PAGES = ROOT / "docs/coverage"
 
 Trees = tuple[Path, Path]
 
@@ -80,6 +81,19 @@ def results(folder: Path, mode: str) -> dict[str, dict[str, Any]]:
 
 def path_of(model: str) -> str:
     return f"models/{model}/modeling_{model}.py"
+
+
+@pytest.mark.parametrize("release", LEAST)
+def test_the_committed_numbers_are_of_a_whole_run_without_a_deviation(release: str) -> None:
+    about = json.loads((PAGES / f"numeric-{release}.json").read_text(encoding="utf-8"))
+    assert (about["schema"], about["release"]) == (report.SCHEMA, release)
+    assert (PAGES / f"numeric-{release}.md").read_text(encoding="utf-8") == report.page(about)
+    rows = about["rows"]
+    generated = json.loads((PAGES / f"{release}.json").read_text(encoding="utf-8"))["sites"]
+    assert sorted(one["path"] for one in rows) == sorted(generated)
+    assert sum(map(report.is_equal, rows)) >= LEAST[release]
+    for one in rows:
+        assert one["reason"] not in ("", report.NOT_RUN) if not one["compared"] else not any(one["deviating"].values())
 
 
 def test_a_sample_is_equal_off_and_within_the_tolerance_on(trees: Trees, tmp_path: Path) -> None:

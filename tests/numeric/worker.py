@@ -59,17 +59,22 @@ def classes(module: Any) -> list[type]:
 
 def new_model(kind: type, scale: str) -> torch.nn.Module:
     """A small model in evaluation mode, its weights a function of their names."""
-    config = shrink(kind.config_class(), scale)
-    if scale == "shallow":
-        with torch.device("meta"):
-            count = sum(one.numel() for one in kind(config).parameters())
-        if count > PARAMETERS:
-            raise ValueError(f"{count:,} parameters with the default widths")
-        config = shrink(kind.config_class(), scale)
+    count = _parameters(kind, scale)
+    if count > PARAMETERS:
+        raise ValueError(f"{count:,} parameters at the scale {scale!r}")
     torch.manual_seed(3)
-    model = kind(config)
+    model = kind(shrink(kind.config_class(), scale))
     make.fill(model)
     return model.eval()
+
+
+def _parameters(kind: type, scale: str) -> int:
+    """How many parameters a model has, without giving them memory; 0 where it cannot be built in that way."""
+    try:
+        with torch.device("meta"):
+            return sum(one.numel() for one in kind(shrink(kind.config_class(), scale)).parameters())
+    except (RuntimeError, NotImplementedError):  # its __init__ reads values: what it needs is seen when it is built
+        return 0
 
 
 def outputs(model: torch.nn.Module, style: str) -> dict[str, torch.Tensor]:
@@ -190,11 +195,14 @@ def run_overlay(path: str, folder: Path) -> dict[str, Any]:
     assert module.__amd_overlay__
     assert module._amd is amd_ops
     report: dict[str, Any] = {"path": path, "off": {}, "on": {}}
+    amd_ops.reset_counters()
     how, kept = torch.load(folder / f"{module.__name__}.pt")
     for name, references in kept.items():
         for what, reference in references.items():
             for mode in ("off", "on"):
                 report[mode][f"{name} {what}"] = _compared(getattr(module, name), what, mode, how[name], reference)
+    rows = amd_ops.report().as_dict()["ops"]
+    report["ops"] = sorted(row["op"] for row in rows if any(tier["calls"] for tier in row["tiers"]))
     return report
 
 
