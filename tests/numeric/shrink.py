@@ -17,12 +17,15 @@ VOCAB = 128
 _HIDDEN, _HEADS, _HEAD = 64, 4, 16
 _LARGEST = 384  # a forward over the 1024 pixels of a segmentation model takes minutes
 
+_EXPERTS = 4
+_PER_TOKEN = (r"num_experts_per_(tok|token)", r"moe_top_?k", r"top_k", r"moe_k", r"top_k_experts", r"experts_per_token")
+
 # (parts of one pattern, value): the first pattern that a whole field name fits wins.
 _Sizes = tuple[tuple[tuple[str, ...], int], ...]
 _COUNTS: _Sizes = (
     ((r".*vocab_size", r"n_vocab", r"vocab_size_per_layer_input"), VOCAB),
-    ((r".*num_(local_)?experts?", r"n_routed_experts", r"moe_num_experts"), 4),
-    ((r"num_experts_per_(tok|token)", r"moe_top_?k", r"top_k", r"moe_k", r"top_k_experts", r"experts_per_token"), 2),
+    ((r".*num_(local_)?experts?", r"n_routed_experts", r"moe_num_experts"), _EXPERTS),
+    (_PER_TOKEN, 2),
     ((r".*_layer_period",), 2),
     ((r"n_group", r"topk_group", r"num_expert_groups?", r"(n|num|moe_num)_shared_experts?", r".*_layer_offset"), 1),
     ((r"first_k_dense_replace", r"moe_layer_start_index", r"num_dense_layers", r"num_hidden_groups"), 1),
@@ -115,9 +118,12 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 }
 
 
-def shrink(config: Any, scale: str = "small") -> Any:
-    """Return a small config of the same class; ``scale`` is one of SCALES."""
-    small = _Cut(scale).config(config.to_dict())
+def shrink(config: Any, scale: str = "small", *, every_expert: bool = False) -> Any:
+    """Return a small config of the same class; ``scale`` is one of SCALES.
+
+    ``every_expert``: a token goes to all experts, so that no rounding of a router's logits chooses others.
+    """
+    small = _Cut(scale, every_expert).config(config.to_dict())
     for name in _DROPPED:
         small.pop(name, None)
     return _with_tokens(_made(type(config), small))
@@ -150,10 +156,11 @@ def _with_tokens(config: Any) -> Any:
 class _Cut:
     """Cuts the fields of one config and its sub-configs; special tokens get numbers of their own below VOCAB."""
 
-    def __init__(self, scale: str) -> None:
+    def __init__(self, scale: str, every_expert: bool) -> None:
         sizes = _COUNTS + _WIDTHS if scale == "small" else _COUNTS
         self.patterns = [(re.compile("|".join(f"(?:{one})" for one in parts)), size) for parts, size in sizes]
         self.narrow = scale == "small"
+        self.per_token = re.compile("|".join(_PER_TOKEN)) if every_expert else None
         self.special = 110
 
     def config(self, values: dict[str, Any]) -> dict[str, Any]:
@@ -173,6 +180,8 @@ class _Cut:
             small |= {"use_timm_backbone": False, "backbone": None, "use_pretrained_backbone": False}
             small |= {"backbone_kwargs": None, "backbone_config": _RESNET}
         small.update(OVERRIDES.get(str(values.get("model_type")), {}))
+        if self.per_token:
+            small |= {name: _EXPERTS for name, value in small.items() if value and self.per_token.fullmatch(name)}
         return small
 
     def field(self, name: str, value: Any) -> Any:

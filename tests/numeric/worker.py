@@ -57,15 +57,18 @@ def classes(module: Any) -> list[type]:
     return sorted(found, key=rank)[:TRIES]
 
 
-def new_model(kind: type, scale: str) -> torch.nn.Module:
-    """A small model in evaluation mode, its weights a function of their names."""
+def new_model(kind: type, scale: str, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    """A small model in evaluation mode, its weights a function of their names.
+
+    In half precision a token goes to every expert: where two experts score alike, one rounding chooses the other.
+    """
     count = _parameters(kind, scale)
     if count > PARAMETERS:
         raise ValueError(f"{count:,} parameters at the scale {scale!r}")
     torch.manual_seed(3)
-    model = kind(shrink(kind.config_class(), scale))
+    model = kind(shrink(kind.config_class(), scale, every_expert=dtype is not torch.float32))
     make.fill(model)
-    return model.eval()
+    return model.to(dtype).eval()  # some parameters begin in bf16
 
 
 def _parameters(kind: type, scale: str) -> int:
@@ -140,7 +143,7 @@ def trial(kind: type, file: str) -> Trial:
     first: Exception | None = None
     for scale in SCALES:
         try:
-            model = new_model(kind, scale).to(torch.float32)  # as in the other process: some parameters begin in bf16
+            model = new_model(kind, scale)
         except Exception as error:  # noqa: BLE001 - whatever stops it is the row of the report
             first = first or error
             continue
@@ -154,6 +157,12 @@ def trial(kind: type, file: str) -> Trial:
                 return Trial(scale, style, model, found, hits.names)
     assert first is not None
     raise first
+
+
+def one_run(kind: type, what: str, scale: str, style: str) -> dict[str, torch.Tensor]:
+    """One case of one class: the forward in ``float32`` or ``bfloat16``, or the ``generation``."""
+    model = new_model(kind, scale, torch.bfloat16 if what == "bfloat16" else torch.float32)
+    return generated(model, style) if what == "generation" else outputs(model, style)
 
 
 def run_stock(path: str, folder: Path) -> dict[str, Any]:
@@ -172,13 +181,12 @@ def run_stock(path: str, folder: Path) -> dict[str, Any]:
             continue
         kept[name] = {"float32": found}
         report["how"][name] = [scale, style]
-        wanted = [("generation", "float32")] if getattr(model, "can_generate", lambda: False)() else []
-        wanted += [("bfloat16", "bfloat16")] if len(kept) <= IN_BFLOAT16 else []
-        for what, dtype in wanted:
-            run = generated if what == "generation" else outputs
+        wanted = ["generation"] if getattr(model, "can_generate", lambda: False)() else []
+        wanted += ["bfloat16"] if len(kept) <= IN_BFLOAT16 else []
+        for what in wanted:
             try:
                 with Hits(module.__file__) as hits:
-                    kept[name][what] = run(model.to(getattr(torch, dtype)), style)
+                    kept[name][what] = one_run(kind, what, scale, style)
                 ran |= hits.names
             except Exception as error:  # noqa: BLE001 - as above
                 report["without"][f"{name} {what}"] = _short(error)
@@ -212,15 +220,12 @@ def _compared(kind: type, what: str, mode: str, how: Sequence[str], reference: d
 
     import amd_ops
 
-    dtype = "bfloat16" if what == "bfloat16" else "float32"
-    scale, style = how
-    run = generated if what == "generation" else outputs
-    model = new_model(kind, scale).to(getattr(torch, dtype))
     try:
         with amd_ops.override(tiers="torch,eager", **(TOGGLES if mode == "on" else {})):
-            found = run(model, style)
+            found = one_run(kind, what, *how)
     except Exception as error:  # noqa: BLE001 - whatever stops it is the row of the report
         return [_short(error), *traceback.format_exc().strip().splitlines()[-3:]]
+    dtype = "bfloat16" if what == "bfloat16" else "float32"
     verdict = judge(reference, found, tier="torch", dtype=dtype, bitwise=mode == "off")
     return [str(one)[:200] for one in verdict.deviating]
 
