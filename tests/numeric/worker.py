@@ -9,6 +9,8 @@ FILE lists modeling files, one package path per line. One JSON file per architec
 from __future__ import annotations
 
 import argparse
+import ast
+import functools
 import importlib
 import inspect
 import json
@@ -114,11 +116,14 @@ class Hits:
 
     def __init__(self, file: str) -> None:
         self.file = file
+        self.by_line = _by_line(file)
         self.names: set[str] = set()
 
     def __call__(self, frame: Any, event: str, _: object) -> None:
         if event == "call" and frame.f_code.co_filename == self.file:
-            self.names.add(frame.f_code.co_qualname)
+            name = self.by_line.get(frame.f_code.co_firstlineno)
+            if name is not None:  # not a comprehension or a lambda
+                self.names.add(name)
 
     def __enter__(self) -> Hits:
         sys.setprofile(self)
@@ -126,6 +131,25 @@ class Hits:
 
     def __exit__(self, *_: object) -> None:
         sys.setprofile(None)
+
+
+@functools.cache
+def _by_line(file: str) -> dict[int, str]:
+    return _qualnames(ast.parse(Path(file).read_text(encoding="utf-8")))
+
+
+def _qualnames(node: ast.AST, prefix: str = "") -> dict[int, str]:
+    """Qualified names by the line on which a code object begins, which is that of the first decorator."""
+    found: dict[int, str] = {}
+    for one in ast.iter_child_nodes(node):
+        if isinstance(one, (ast.ClassDef, ast.FunctionDef)):
+            name = f"{prefix}{one.name}"
+            if isinstance(one, ast.FunctionDef):
+                found[min([one.lineno, *(decorator.lineno for decorator in one.decorator_list)])] = name
+            found |= _qualnames(one, f"{name}." if isinstance(one, ast.ClassDef) else f"{name}.<locals>.")
+        else:
+            found |= _qualnames(one, prefix)
+    return found
 
 
 class Trial(NamedTuple):
