@@ -51,7 +51,7 @@ class Maker:
         return torch.randint(min(5, last - 1), last, (rows, length), generator=self.generator)
 
     def image(self) -> torch.Tensor:
-        size = find(self.config, "image_size", 32)
+        size = find(self.config, "image_size", 128)
         if isinstance(size, dict):
             size = (size["height"], size["width"])
         height, width = size if isinstance(size, (list, tuple)) else (size, size)

@@ -113,6 +113,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "esm": {"vocab_size": VOCAB},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"], "num_hidden_layers": 2},
     "hunyuan_v1_dense": {"rope_scaling": {"type": "dynamic", "rope_type": "dynamic", "alpha": 1000.0, "factor": 1.0}},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2},
     "mllama_text_model": {"rope_scaling": {"rope_type": "default"}},
     "t5": {"decoder_start_token_id": 0},
 }
@@ -238,8 +239,8 @@ def _relate_widths(values: dict[str, Any], small: dict[str, Any]) -> None:
         small.pop("hidden_size", None)
     for part in ("", "encoder_", "decoder_"):  # as many kv heads as heads stay as many
         heads = values.get(f"{part}num_key_value_heads")
-        if heads is not None and heads == values.get(f"{part}num_attention_heads"):
-            small[f"{part}num_key_value_heads"] = small[f"{part}num_attention_heads"]
+        if f"{part}num_key_value_heads" in values and heads in (None, values.get(f"{part}num_attention_heads")):
+            small[f"{part}num_key_value_heads"] = small.get(f"{part}num_attention_heads")
 
 
 def _choose_layers(values: dict[str, Any], small: dict[str, Any]) -> None:
@@ -252,6 +253,10 @@ def _choose_layers(values: dict[str, Any], small: dict[str, Any]) -> None:
             small |= {count: len(chosen) for count in _LAYERS if count in small}
             if "hybrid_layer_ids" in small:
                 small["hybrid_layer_ids"] = [place for place, kind in enumerate(chosen) if kind == "hybrid"]
+    before, count = values.get("num_hidden_layers"), small.get("num_hidden_layers")
+    for name, value in values.items():  # one entry per layer
+        if isinstance(value, list) and len(value) == before and name not in _LAYER_KINDS:
+            small[name] = value[:count]
 
 
 def _choose_stages(values: dict[str, Any], small: dict[str, Any]) -> None:
