@@ -7,15 +7,18 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rocm_overlay.patchgen.command import Options, run
 from rocm_overlay.patchgen.trees import open_tree
+from rocm_overlay.verify.compare import judge
 
-from tests.numeric import report
+from tests.numeric import report, worker
 
 pytest.importorskip("transformers")
 ROOT = Path(__file__).resolve().parents[2]
@@ -137,6 +140,34 @@ def test_a_planted_fault_is_seen(model: str, old: str, new: str, mode: str, tree
         file.write_text(text, encoding="utf-8")
     (found,) = results(tmp_path, "overlay").values()
     assert any(found[mode].values())
+
+
+class SpeakerDouble(torch.nn.Module):
+    """Says the tokens that it is made with."""
+
+    main_input_name = "input_ids"
+
+    def __init__(self, said: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.config = types.SimpleNamespace(vocab_size=64)
+        self.said = said
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return input_ids
+
+    def generate(self, input_ids: torch.Tensor, **_: object) -> torch.Tensor:
+        return self.said
+
+
+@pytest.mark.parametrize("dtype", [torch.long, torch.float32])
+def test_what_is_generated_is_judged(dtype: torch.dtype) -> None:
+    """A token has no tolerance: the next one is another token. A sound has that of its dtype."""
+    said = torch.tensor([[7, 8, 9]]).to(dtype)
+    stock = worker.generated(SpeakerDouble(said), "plain")
+    for other, equal in ((said, True), (said + said.new_tensor([0, 0, 1]), False)):
+        found = worker.generated(SpeakerDouble(other), "plain")
+        assert judge(stock, found, tier="torch", dtype="float32", bitwise=False).ok is equal
 
 
 def compare_descriptions(trees: Trees, paths: Sequence[str], folder: Path) -> None:
