@@ -67,6 +67,8 @@ _KNOWN = frozenset(
         "s_aux",
     ]
 )
+# Those of transformers' sdpa function, for a trace, which cannot look at a signature.
+_UNKNOWN_TO_SDPA = ("position_bias", "cache")
 
 
 def route_attention(module: nn.Module, stock_interface: Interface) -> Interface:
@@ -155,7 +157,6 @@ def _traced_route(stock: Interface) -> Interface:
     home = "transformers.integrations.sdpa_attention"
     if stock.__name__ != "sdpa_attention_forward" or stock.__module__ != home or not traced_op.opaque():
         return stock
-    unknown = _unknown_parameters(stock)
 
     def route(
         module: nn.Module,
@@ -169,7 +170,8 @@ def _traced_route(stock: Interface) -> Interface:
         given, rows = kwargs.get("is_causal"), query.shape[2]
         causal = attention_mask is None and rows > 1 and getattr(module, "is_causal", True) if given is None else given
         skip = (
-            _unroutable(module, query, key, attention_mask, args, kwargs, unknown) or kwargs.get("softcap") is not None
+            _unroutable(module, query, key, attention_mask, args, kwargs, _UNKNOWN_TO_SDPA)
+            or kwargs.get("softcap") is not None
         )
         if skip or (causal and (attention_mask is not None or rows != key.shape[2])):
             return stock(module, query, key, value, attention_mask, *args, **kwargs)

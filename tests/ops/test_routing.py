@@ -264,6 +264,10 @@ def test_a_parameter_that_the_op_lacks_is_left_to_stock(name: str, home: str) ->
     assert sum(reasons().values()) == 1, "without one the op takes the call"
 
 
+def test_a_trace_knows_the_parameters_of_this_transformers() -> None:
+    assert set(routing._unknown_parameters(sdpa)) <= set(routing._UNKNOWN_TO_SDPA)
+
+
 def test_other_implementations_are_called_as_they_are() -> None:
     module = Attention()
     module.config._attn_implementation = "flash_attention_2"
