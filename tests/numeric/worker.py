@@ -21,7 +21,6 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,22 +63,21 @@ def new_model(kind: type, scale: str, dtype: torch.dtype = torch.float32) -> tor
 
     In half precision a token goes to every expert: where two experts score alike, one rounding chooses the other.
     """
-    count = _parameters(kind, scale)
-    if count > PARAMETERS:
-        raise ValueError(f"{count:,} parameters at the scale {scale!r}")
     torch.manual_seed(3)
     model = kind(shrink(kind.config_class(), scale, every_expert=dtype is not torch.float32))
     make.fill(model)
     return model.to(dtype).eval()  # some parameters begin in bf16
 
 
-def _parameters(kind: type, scale: str) -> int:
-    """How many parameters a model has, without giving them memory; 0 where it cannot be built in that way."""
+def refuse_large(kind: type, scale: str) -> None:
+    """Raise ValueError for a model with too many parameters, before they take memory."""
     try:
         with torch.device("meta"):
-            return sum(one.numel() for one in kind(shrink(kind.config_class(), scale)).parameters())
+            count = sum(one.numel() for one in kind(shrink(kind.config_class(), scale)).parameters())
     except (RuntimeError, NotImplementedError):  # its __init__ reads values: what it needs is seen when it is built
-        return 0
+        return
+    if count > PARAMETERS:
+        raise ValueError(f"{count:,} parameters at the scale {scale!r}")
 
 
 def outputs(model: torch.nn.Module, style: str) -> dict[str, torch.Tensor]:
@@ -167,6 +165,7 @@ def trial(kind: type, file: str) -> Trial:
     first: Exception | None = None
     for scale in SCALES:
         try:
+            refuse_large(kind, scale)
             model = new_model(kind, scale)
         except Exception as error:  # noqa: BLE001 - whatever stops it is the row of the report
             first = first or error
@@ -183,9 +182,12 @@ def trial(kind: type, file: str) -> Trial:
     raise first
 
 
-def one_run(kind: type, what: str, scale: str, style: str) -> dict[str, torch.Tensor]:
-    """One case of one class: the forward in ``float32`` or ``bfloat16``, or the ``generation``."""
-    model = new_model(kind, scale, torch.bfloat16 if what == "bfloat16" else torch.float32)
+def one_model(kind: type, what: str, scale: str) -> torch.nn.Module:
+    """The model of one case: the forward in ``float32`` or ``bfloat16``, or the ``generation``."""
+    return new_model(kind, scale, torch.bfloat16 if what == "bfloat16" else torch.float32)
+
+
+def one_run(model: torch.nn.Module, what: str, style: str) -> dict[str, torch.Tensor]:
     return generated(model, style) if what == "generation" else outputs(model, style)
 
 
@@ -209,8 +211,9 @@ def run_stock(path: str, folder: Path) -> dict[str, Any]:
         wanted += ["bfloat16"] if len(kept) <= IN_BFLOAT16 else []
         for what in wanted:
             try:
+                model = one_model(kind, what, scale)
                 with Hits(module.__file__) as hits:
-                    kept[name][what] = one_run(kind, what, scale, style)
+                    kept[name][what] = one_run(model, what, style)
                 ran |= hits.names
             except Exception as error:  # noqa: BLE001 - as above
                 report["without"][f"{name} {what}"] = _short(error)
@@ -231,14 +234,18 @@ def run_overlay(path: str, folder: Path) -> dict[str, Any]:
     how, kept = torch.load(folder / f"{module.__name__}.pt")
     for name, references in kept.items():
         for what, reference in references.items():
-            for mode in ("off", "on"):
-                report[mode][f"{name} {what}"] = _compared(getattr(module, name), what, mode, how[name], reference)
+            scale, style = how[name]
+            model = one_model(getattr(module, name), what, scale)
+            for mode in ("off", "on"):  # in this order: off leaves the model as it was
+                report[mode][f"{name} {what}"] = _compared(model, what, style, mode, reference)
     rows = amd_ops.report().as_dict()["ops"]
     report["ops"] = sorted(row["op"] for row in rows if any(tier["calls"] for tier in row["tiers"]))
     return report
 
 
-def _compared(kind: type, what: str, mode: str, how: Sequence[str], reference: dict[str, torch.Tensor]) -> list[str]:
+def _compared(
+    model: torch.nn.Module, what: str, style: str, mode: str, reference: dict[str, torch.Tensor]
+) -> list[str]:
     """What differs from stock in one run of the overlaid class."""
     from rocm_overlay.verify.compare import judge
 
@@ -246,7 +253,7 @@ def _compared(kind: type, what: str, mode: str, how: Sequence[str], reference: d
 
     try:
         with amd_ops.override(tiers="torch,eager", **(TOGGLES if mode == "on" else {})):
-            found = one_run(kind, what, *how)
+            found = one_run(model, what, style)
     except Exception as error:  # noqa: BLE001 - whatever stops it is the row of the report
         return [_short(error), *traceback.format_exc().strip().splitlines()[-3:]]
     dtype = "bfloat16" if what == "bfloat16" else "float32"
