@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import fcntl
 import importlib
 import os
 import pkgutil
@@ -141,6 +142,48 @@ def test_only_root_writes_for_another(finished: World, monkeypatch: pytest.Monke
         monkeypatch.setattr(os, "geteuid", lambda uid=uid: uid)
         monkeypatch.setattr(os, "getegid", lambda gid=gid: gid)
         assert finished.place().owner == owner
+
+
+def test_the_journal_leaves_no_temporary_file(stopped: World) -> None:
+    assert [file.name for file in (stopped.site / STATE).iterdir() if TEMPORARY.fullmatch(file.name)] == []
+
+
+def test_folders_of_ours_are_for_all_to_enter_and_given_away_once(finished: World) -> None:
+    class RecordingFs(harness.FastFs):
+        def __init__(self) -> None:
+            self.given: list[str] = []
+
+        def lchown(self, name: str, at: int, uid: int, gid: int) -> None:
+            self.given.append(name)
+
+    fs = RecordingFs()
+    tree = finished.place(fs).tree
+    for _ in range(2):
+        tree.make("one/two", (os.geteuid() + 1, 7))
+        tree.make("mine", (os.geteuid(), os.getegid()))
+        tree.make("nobody's")
+    assert fs.given == ["one", "two"]
+    os.umask(umask := os.umask(0))
+    assert (finished.site / "one").stat().st_mode & 0o777 == 0o755 & ~umask
+
+
+def test_a_probe_and_a_read_leave_no_descriptor_open(finished: World) -> None:
+    place = finished.place()
+    before = os.listdir("/proc/self/fd")
+    place.tree.probe(PACKAGE, temporary_name("probe", "0123456789ab"))
+    place.tree.read(RECEIPT)
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_file_that_became_a_link_is_not_followed_and_no_child_gets_a_descriptor(finished: World) -> None:
+    fs = harness.FastFs()
+    (finished.site / STATE / "link").symlink_to("receipt.json")
+    with finished.place().tree.directory(STATE) as at:
+        fd = fs.open_read("receipt.json", at)
+        assert fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
+        os.close(fd)
+        with pytest.raises(OSError, match="symbolic links"):
+            fs.open_read("link", at)
 
 
 def test_names_of_temporary_files() -> None:
