@@ -94,6 +94,8 @@ def page(about: Mapping[str, Any]) -> str:
     lines += [f"* {_name(one)}, {key}: {why}" for one in (*other, *equal) for key, why in one["without"].items()]
     lines += ["", "Not compared:", "", "| file | reason |", "|---|---|"]
     lines += [f"| {_name(one)} | {one['reason'].replace('|', chr(92) + '|')} |" for one in without]
+    if absent:
+        lines += ["", f"Not run yet: {', '.join(map(_name, absent))}."]
     return "\n".join(lines) + "\n"
 
 

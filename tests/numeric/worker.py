@@ -33,7 +33,7 @@ TOGGLES = {"use_fused_projections": 1, "use_optimized_ops": 1, "use_aiter_attent
 SECONDS = 600
 BYTES = 8 << 30  # of private memory: a model that needs more is not small
 PARAMETERS = 100_000_000
-CLASSES, TRIES = 3, 6
+TRIES = 6
 IN_BFLOAT16 = 1
 _ORDER = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForMaskedLM", "ForPreTraining", "Model")
 
@@ -191,14 +191,14 @@ def one_run(model: torch.nn.Module, what: str, style: str) -> dict[str, torch.Te
     return generated(model, style) if what == "generation" else outputs(model, style)
 
 
-def run_stock(path: str, folder: Path) -> dict[str, Any]:
-    """Run every class of a file and keep the outputs."""
+def run_stock(path: str, folder: Path, most: int = 3) -> dict[str, Any]:
+    """Run the first classes of a file that run, ``most`` of them, and keep the outputs."""
     module = importlib.import_module("transformers." + path.removesuffix(".py").replace("/", "."))
     report: dict[str, Any] = {"path": path, "classes": {}, "failed": {}, "without": {}, "how": {}}
     kept: dict[str, dict[str, dict[str, torch.Tensor]]] = {}
     for kind in classes(module):
         name = kind.__name__
-        if len(kept) == CLASSES:
+        if len(kept) == most:
             break
         try:
             scale, style, model, found, ran = trial(kind, module.__file__)
@@ -315,6 +315,7 @@ def main() -> None:
     parser.add_argument("mode", choices=("stock", "overlay", "describe"))
     parser.add_argument("--files", type=Path, required=True)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--classes", type=int, default=3, help="how many classes of each file stock runs")
     parser.add_argument("--part", default="0/1", help="k/n: only every n-th file, from the k-th")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -328,7 +329,8 @@ def main() -> None:
     if arguments.mode == "describe":
         print(json.dumps([describe(path) for path in arguments.files.read_text().split()[first::parts]]))
         return
-    function = run_stock if arguments.mode == "stock" else run_overlay
+    stock = functools.partial(run_stock, most=arguments.classes)
+    function = stock if arguments.mode == "stock" else run_overlay
     arguments.out.mkdir(parents=True, exist_ok=True)
     for path in arguments.files.read_text().split()[first::parts]:
         name = path.rpartition("/")[2].removesuffix(".py")

@@ -264,6 +264,15 @@ def test_a_parameter_that_the_op_lacks_is_left_to_stock(name: str, home: str) ->
     assert sum(reasons().values()) == 1, "without one the op takes the call"
 
 
+def test_a_single_query_that_is_called_causal_is_left_to_stock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers 4 lets it see the first key, 5 every key; a kernel would be right in one of them."""
+    monkeypatch.setattr(type(routing.op), "can", lambda self, tier: True)
+    q, k, v = inputs(1, 7)
+    got, _ = routed(sdpa, Attention().eval(), q, k, v, None, scaling=0.3, is_causal=True)
+    assert torch.equal(got, sdpa(Attention().eval(), q, k, v, None, scaling=0.3, is_causal=True)[0])
+    assert [reason for reason in reasons() if reason.startswith("causality is counted from the first key")]
+
+
 def test_a_trace_knows_the_parameters_of_this_transformers() -> None:
     assert set(routing._unknown_parameters(sdpa)) <= set(routing._UNKNOWN_TO_SDPA)
 
