@@ -86,9 +86,9 @@ def report() -> RunReport:
     for op in dispatch.ops.values():
         op.fold()
         if op.calls:
-            rows.append(
-                {"op": op.name, "calls": op.calls, "tiers": [_tier_row(tally) for tally in op.tallies.values()]}
-            )
+            # A provider that was chosen once and has nothing to tell is no row.
+            told = [t for t in op.tallies.values() if t.name == t.tier or t.calls or t.declined]
+            rows.append({"op": op.name, "calls": op.calls, "tiers": [_tier_row(tally) for tally in told]})
     found, table = device.current(), aiter.gemm_table()
     content = {
         "schema": REPORT_SCHEMA,

@@ -38,6 +38,7 @@ def _function(module: str, name: str, *arguments: str) -> tuple[Any, tuple[str, 
     """An autograd function of liger and its argument names, which must begin with ``arguments``."""
     home = f"liger_kernel.ops.{module}"
     try:
+        importlib.import_module("liger_kernel")
         found = getattr(importlib.import_module(home), name, None)
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "liger_kernel":
