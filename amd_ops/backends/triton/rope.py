@@ -136,10 +136,17 @@ def misfit(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, dim: int) -> str:
     return "the tables need a gradient" if needs_grad(cos, sin) else ""
 
 
-def made_up_rope(length: int, q: Tensor, k: Tensor, cos: Tensor, dim: int) -> list[Tensor]:
-    """Made-up q, k, cos, sin of a call's dtypes and widths; q and k want the gradients that the call's do."""
-    shape = (2, 3, length, q.shape[3]) if dim == 1 else (2, length, 3, q.shape[3])
-    heads = [made_up(shape, t.dtype, q.device, seed) for seed, t in ((8, q), (9, k))]
+def made_up_rope(
+    length: int, q: Tensor, k: Tensor, cos: Tensor, dim: int, counts: tuple[int, int] = (3, 3)
+) -> list[Tensor]:
+    """Made-up q, k, cos, sin of a call's dtypes and widths; q and k want the gradients that the call's do.
+
+    ``counts`` are the heads of q and k.
+    """
+    heads = []
+    for seed, t, count in ((8, q, counts[0]), (9, k, counts[1])):
+        shape = (2, count, length, q.shape[3]) if dim == 1 else (2, length, count, q.shape[3])
+        heads.append(made_up(shape, t.dtype, q.device, seed))
     rows = 2 if cos.shape[0] > 1 else 1
     tables = [made_up((rows, length, cos.shape[2]), cos.dtype, q.device, seed) for seed in (10, 11)]
     return [*wanting(heads, (q, k)), *tables]

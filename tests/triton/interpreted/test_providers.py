@@ -400,6 +400,7 @@ AITER_DECLINES: dict[str, tuple[str, Callable[[], Any], str]] = {
     "a head of 24": ("apply_rope", lambda: rotated(24, 24), "not 24 of 24"),
     "a quarter of a head": ("apply_rope", lambda: rotated(16, 4), "not 4 of 16"),
     "uneven heads": ("apply_rope", lambda: rotated(16, 16, 3, 2), "no multiple"),
+    "three and three heads": ("apply_rope", lambda: rotated(16, 16, 3, 3), "writes past the end of 3 and 3 heads"),
     "expanded heads": (
         "apply_rope",
         lambda: amd_ops.apply_rope(

@@ -144,6 +144,9 @@ def rope_cached_thd_positions_2c_fwd(double: Double, name: str, arguments: dict[
         double.require(tensor.stride(-1) == 1 and min(tensor.stride()) > 0, f"{name}: strides {tensor.stride()}")
     assert x.shape[0] == y.shape[0], "The number of tokens should be the same for the two inputs"
     assert x.shape[1] % y.shape[1] == 0, "QH should be multiple of KH"
+    heads = x.shape[1]
+    past = heads == y.shape[1] and heads & (heads - 1) != 0
+    double.require(not past, f"{name}: equal heads are walked up to a power of two, past the end of {heads}")
     size, width = x.shape[2], cos.shape[1]
     double.require(size & (size - 1) == 0, f"{name}: head_dim {size} is no power of two")
     double.require(width in (size, size // 2), f"{name}: tables turn {width} of {size}")
