@@ -1,4 +1,5 @@
-"""Compile what the host launches for AMD chips, without a GPU, and read the assembly: no spills, 16-byte loads.
+"""Compile what the host launches for AMD chips, without a GPU, and read the assembly: no spills, 16 bytes per load and
+store.
 
 The launches are recorded with the cuts that the host would choose for the chip, and specialised by Triton's rules: a
 tensor is aligned, an integer is 1, a multiple of 16, or neither.
@@ -132,6 +133,8 @@ STREAMS = {
     "qk_norm_rope": 4,
 }  # fmt: skip
 """What a kernel streams: q and k are two halves each, in two branches."""
+WIDE = {"dwordx4", "b128"}
+"""16 bytes a thread, in the names of Instinct and of Radeon."""
 NAMES = sorted(cases(Target("cuda", "gfx942", 64, 304)))
 
 
@@ -147,8 +150,10 @@ def test_a_launch_compiles_without_spills_and_with_wide_loads(recorded: list[Rec
     assert number(text, "private_segment_fixed_size") == 0, "the kernel uses scratch memory"
     assert number(text, "wavefront_size") == target.wave
     assert options["num_warps"] * target.wave <= 1024
-    loads = re.findall(r"\b(?:global|buffer|flat)_load_(\w+)", text)
-    wide = [load for load in loads if load in ("dwordx4", "b128")]
+    loads, stores = (re.findall(rf"\b(?:global|buffer|flat)_{kind}_(\w+)", text) for kind in ("load", "store"))
+    wide = [load for load in loads if load in WIDE]
     assert len(wide) >= STREAMS[name.split()[0]], f"{len(wide)} loads of 16 bytes among {sorted(set(loads))}"
+    assert stores
+    assert set(stores) <= WIDE, f"narrow stores: {sorted(set(stores) - WIDE)}"
     if "rope" not in name:  # a row of a table or of a head's weight is too short for 16 bytes a thread
         assert len(wide) == len(loads), f"narrow loads: {sorted(set(loads) - set(wide))}"
