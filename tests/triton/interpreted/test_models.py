@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from rocm_overlay.bench.launches import VIEWS, wrapped_ops
-from torch.utils._python_dispatch import TorchDispatchMode
+from rocm_overlay.bench import launches
 
 import amd_ops
 from amd_ops.backends.triton.kernels import gate, norm, rope
@@ -22,8 +21,6 @@ from amd_ops.backends.triton.kernels import gate, norm, rope
 BENCH = Path(__file__).resolve().parents[3] / "benchmarks" / "bench_launches.py"
 ON: dict[str, object] = {"use_optimized_ops": 1, "use_fused_projections": 1}
 SERVED = ("rms_norm", "add_rms_norm", "silu_and_mul", "apply_rope", "qk_norm_rope", "rope_into_cache")
-
-NO_LAUNCH = VIEWS | {"promote_types"}
 
 
 class Counting:
@@ -47,35 +44,20 @@ class Counting:
         return run
 
 
-class Launches(TorchDispatchMode):
-    """What a GPU would launch: every aten op that is no view, and every kernel of ours.
+class Launches(launches._Count):
+    """What a GPU would launch beside our kernels: every aten op that is no view.
 
     Attention and linears count once each: what runs in their place here is torch's CPU formula.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.aten = self.foreign = self.inside = 0
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.overloadpacket.__name__ not in NO_LAUNCH and not Counting.running and not self.inside:
-            self.aten += 1
-        return func(*args, **(kwargs or {}))
+        if Counting.running or func.overloadpacket.__name__ == "promote_types":
+            return func(*args, **(kwargs or {}))
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
     def as_one(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         """Leave the ops that tier triton serves as they are, and count one for any other of ours."""
-        if name in SERVED:
-            return call
-
-        def counted(*args: Any) -> Any:
-            self.foreign += not self.inside
-            self.inside += 1
-            try:
-                return call(*args)
-            finally:
-                self.inside -= 1
-
-        return counted
+        return call if name in SERVED else super().as_one(name, call)
 
 
 @pytest.fixture
@@ -156,9 +138,9 @@ def launched(model: str, layers: int) -> int:
         step(0, [5, 9, 17, 33])
         step(4, [7])
         mode, Counting.launches = Launches(), 0
-        with wrapped_ops(mode.as_one), mode:
+        with launches.wrapped_ops(mode.as_one), mode:
             step(5, [8])
-    return mode.aten + mode.foreign + Counting.launches
+    return mode.once + Counting.launches
 
 
 @pytest.mark.parametrize("model", ["llama", "qwen3"])

@@ -32,14 +32,12 @@ def values(c: Context) -> Iterator[Finding]:
     rows = environ.get("PRESHUFFLE_M_THRESH", "0")
     if not rows.lstrip("-").isdigit():
         yield finding("toggle-value", f"PRESHUFFLE_M_THRESH={rows}", advice="set a whole number of rows, or unset it")
-    for name, accepted in _LISTS.items():
-        for part in environ.get(name, accepted[0]).split(","):
-            if part.strip() not in accepted:
-                near = nearest(part.strip(), accepted)
+    for name, names in _LISTS.items():
+        for part in environ.get(name, names[0]).split(","):
+            if part.strip() not in names:
+                near = nearest(part.strip(), names)
                 hint = f"; did you mean {near}?" if near else ""
-                yield finding(
-                    "toggle-value", f"{name} names {part.strip()!r}{hint}", advice=f"use {', '.join(accepted)}"
-                )
+                yield finding("toggle-value", f"{name} names {part.strip()!r}{hint}", advice=f"use {', '.join(names)}")
     yield from _profile(environ.get("AMD_OPS", "off"))
 
 
