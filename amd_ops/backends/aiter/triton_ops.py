@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ... import toggles
 from ...dispatch import Candidate
 from ..probing import apart, disagreement, made_up, needs_grad
 from ..triton import norm, rope
@@ -197,14 +198,11 @@ def _walkable(x: Tensor, dim: int) -> bool:
     return merged and x.stride(3) == 1 and min(x.stride()) > 0
 
 
-def forget() -> None:
-    """Drop the cached positions."""
-    _positions.cache_clear()
-
-
 _MAKERS: dict[str, Callable[[Callable[..., Any], Target], Candidate]] = {
     "rms_norm": _rms_norm,
     "add_rms_norm": _add_rms_norm,
     "silu_and_mul": _silu,
     "apply_rope": _rope,
 }
+
+toggles.when_refreshed(_positions.cache_clear)

@@ -130,6 +130,7 @@ LIGER_DECLINES: dict[str, tuple[str, Callable[[], Any], str]] = {
         lambda: amd_ops.add_rms_norm(torch.randn(2, 8), torch.randn(8, 2).T, torch.ones(8), 1e-6), "would copy it",
     ),
     "a strided gate": ("silu_and_mul", lambda: amd_ops.silu_and_mul(torch.randn(8, 4).T), "would copy it"),
+    "long halves": ("silu_and_mul", lambda: amd_ops.silu_and_mul(torch.randn(1, 131074)), "halves of up to 65536"),
     "gelu of two rows": ("gelu_tanh_and_mul", lambda: amd_ops.gelu_tanh_and_mul(torch.randn(2, 8)), "copy both halves"),
     "a gradient of gelu": (
         "gelu_tanh_and_mul", lambda: amd_ops.gelu_tanh_and_mul(grad(1, 8)), "writes over its inputs",
@@ -180,6 +181,12 @@ def test_training_through_liger(liger_first: Double, dtype: torch.dtype) -> None
     tolerance = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}[dtype]
     for got, want in zip(*grads, strict=True):
         assert (got.float() - want.float()).norm() <= tolerance * want.float().norm()
+
+
+def test_many_narrow_rows_are_another_kernel_of_liger(liger_first: Double) -> None:
+    for rows in (2, 3, 32768, 32769):
+        amd_ops.rms_norm(torch.randn(rows, 8), torch.ones(8), 1e-6)
+    assert len(liger_first.calls) == 4 + 2, "one probe per kernel"
 
 
 def test_a_table_is_compared_once(liger_first: Double, monkeypatch: pytest.MonkeyPatch) -> None:
