@@ -72,6 +72,7 @@ def exercise(arch: str) -> Iterator[dict[str, Any]]:
         ("attention", "causal", (q, kv, kv), {}),
         ("attention", "full", (q, kv, kv), {"is_causal": False}),
         ("attention", "chunk", (rand(1, 8, 4, 64), *(rand(1, 40, 2, 64),) * 2), {}),
+        ("attention", "more queries than keys", (rand(1, 70, 4, 64), *(rand(1, 40, 2, 64),) * 2), {}),
         ("attention", "decode", (rand(2, 1, 4, 64), kv, kv), {}),
         ("attention", "head_dim 80", (rand(1, 5, 2, 80), *(rand(1, 9, 2, 80),) * 2), {}),
         ("attention", "head_dim 192/128", (rand(1, 3, 2, 192), rand(1, 5, 2, 192), rand(1, 5, 2, 128)), {}),
