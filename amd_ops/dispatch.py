@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -66,7 +66,7 @@ class Candidate:
 
     run(*args) computes. check(*args) returns "" or the reason why these arguments do not fit. variant(*args) names
     the kernel variant these arguments would use; probe(*args) runs that variant on made-up data and returns "" when
-    it agrees with eager.
+    it agrees with eager. ``provider`` names whose kernels these are where they stand in for the tier's own.
     """
 
     run: Run
@@ -74,6 +74,7 @@ class Candidate:
     variant: Callable[..., Hashable] | None = None
     probe: Check | None = None
     verdicts: dict[Hashable, str] = field(default_factory=dict)
+    provider: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,17 @@ class Refusal:
 
     reason: str
     unmet: bool = False
+    provider: str = ""
 
 
-Offer = Callable[[Settings], "Candidate | Refusal"]
+Offered = Candidate | Refusal
+Offer = Callable[[Settings], Offered | tuple[Offered, ...]]
+"""What a tier answers when an op is bound: one offer, or those of its providers in the order in which to try them."""
 
 
 @dataclass
 class Tally:
-    """What happened to one tier of one op."""
+    """What happened to one tier of one op; ``name`` is the tier's, or ``tier:provider`` (see Candidate)."""
 
     name: str
     calls: int = 0
@@ -97,6 +101,11 @@ class Tally:
     declined: dict[str, int] = field(default_factory=dict)
     refused: str = ""
     unmet: bool = False
+
+    @property
+    def tier(self) -> str:
+        """The tier's name alone."""
+        return self.name.partition(":")[0]
 
 
 @dataclass
@@ -173,10 +182,9 @@ class Op:
 
     def _bind(self, settings: Settings) -> None:
         live: list[tuple[Tally, Candidate]] = []
-        for tier in self.tiers:
-            tally = self.tallies[tier.name]
+        for tier, offer in self.all_offers(settings):
+            tally = self._tally(tier.name, offer.provider)
             tally.unmet = tier.wanted(settings)
-            offer = self.offered(tier, settings)
             if isinstance(offer, Candidate):
                 live.append((tally, offer))
                 continue
@@ -186,16 +194,37 @@ class Op:
                 if settings.strict:
                     self._live, self.call = frozenset(), _raiser(self.name, tally.name, offer.reason)
                     return
-        self._live = frozenset(tally.name for tally, _ in live)
+        self._live = frozenset(tally.tier for tally, _ in live)
         self.call = self._chain(live, settings.strict)
 
-    def offered(self, tier: Tier, settings: Settings) -> Candidate | Refusal:
+    def _tally(self, tier: str, provider: str) -> Tally:
+        """The tally of a tier, or of a provider in it, which is kept in front of the tier's own."""
+        name = f"{tier}:{provider}" if provider else tier
+        if name not in self.tallies:
+            known = list(self.tallies.values())
+            known.insert(list(self.tallies).index(tier), Tally(name))
+            self.tallies = {tally.name: tally for tally in known}
+        return self.tallies[name]
+
+    def offers(self, tier: Tier, settings: Settings) -> tuple[Offered, ...]:
         """Return what ``tier`` offers, or why the settings leave it out."""
         if tier.name not in settings.tiers:
-            return Refusal("AMD_OPS_TIERS leaves it out")
+            return (Refusal("AMD_OPS_TIERS leaves it out"),)
         if tier.name not in settings.tiers_of(self.name):
-            return Refusal("the profile or AMD_OPS_OP_TIERS leaves it out")
-        return tier.offer(settings)
+            return (Refusal("the profile or AMD_OPS_OP_TIERS leaves it out"),)
+        offer = tier.offer(settings)
+        return offer if isinstance(offer, tuple) else (offer,)
+
+    def all_offers(self, settings: Settings) -> Iterator[tuple[Tier, Offered]]:
+        """Yield the offers of every tier, best first; a tier is asked when its turn comes."""
+        for tier in self.tiers:
+            for offer in self.offers(tier, settings):
+                yield tier, offer
+
+    def offered(self, tier: Tier, settings: Settings) -> Offered:
+        """Return the first candidate of ``tier``, or why it has none."""
+        offers = self.offers(tier, settings)
+        return next((offer for offer in offers if isinstance(offer, Candidate)), offers[-1])
 
     def _chain(self, live: list[tuple[Tally, Candidate]], strict: bool) -> Run:
         self._sole = None

@@ -32,10 +32,12 @@ class RunReport:
         return json.dumps(self.content, indent=indent)
 
     def calls(self, op: str, tier: str | None = None) -> int:
-        """Return how often ``op`` was called, or how often ``tier`` ran it."""
+        """Return how often ``op`` was called, or how often ``tier`` (or ``tier:provider``) ran it."""
         for row in self.content["ops"]:
             if row["op"] == op:
-                return int(row["calls"]) if tier is None else sum(t["calls"] for t in row["tiers"] if t["tier"] == tier)
+                if tier is None:
+                    return int(row["calls"])
+                return sum(t["calls"] for t in row["tiers"] if tier in (t["tier"], t["tier"].partition(":")[0]))
         return 0
 
     def __str__(self) -> str:
@@ -84,9 +86,9 @@ def report() -> RunReport:
     for op in dispatch.ops.values():
         op.fold()
         if op.calls:
-            rows.append(
-                {"op": op.name, "calls": op.calls, "tiers": [_tier_row(tally) for tally in op.tallies.values()]}
-            )
+            # A provider that was chosen once and has nothing to tell is no row.
+            told = [t for t in op.tallies.values() if t.name == t.tier or t.calls or t.declined]
+            rows.append({"op": op.name, "calls": op.calls, "tiers": [_tier_row(tally) for tally in told]})
     found, table = device.current(), aiter.gemm_table()
     content = {
         "schema": REPORT_SCHEMA,
@@ -120,14 +122,14 @@ def _explain(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Explanati
     arranged = op.arrange(*values) if op.arrange is not None else values
     settings = toggles.settings()
     verdicts: list[Verdict] = []
-    for tier in op.tiers:
-        offer = op.offered(tier, settings)
+    for tier, offer in op.all_offers(settings):
+        name = f"{tier.name}:{offer.provider}" if offer.provider else tier.name
         if isinstance(offer, dispatch.Refusal):
-            verdicts.append(Verdict(False, tier.name, offer.reason))
+            verdicts.append(Verdict(False, name, offer.reason))
             continue
-        verdicts.append(_judge(tier.name, offer, arranged))
+        verdicts.append(_judge(name, offer, arranged))
         if verdicts[-1].ok:
-            return Explanation(op.name, tier.name, tuple(verdicts))
+            return Explanation(op.name, name, tuple(verdicts))
     return Explanation(op.name, None, tuple(verdicts))
 
 

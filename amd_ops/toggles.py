@@ -16,6 +16,8 @@ from . import device, gemm_tables, profile
 from .backends.triton import target as triton_target
 
 TIERS = ("aiter", "triton", "torch", "eager")
+PROVIDERS = ("ours", "aiter", "liger")
+"""Whose kernels can serve tier triton: those of this package, of aiter.ops.triton, of liger_kernel."""
 FAMILIES = ("USE_AITER_ATTENTION", "USE_AITER_GEMM", "USE_OPTIMIZED_OPS", "USE_FUSED_PROJECTIONS", "USE_PRESHUFFLE")
 PROFILE_SCHEMA = profile.SCHEMA
 
@@ -28,6 +30,7 @@ _DEFAULTS = {
     "AMD_OPS_TIERS": ",".join(TIERS),
     "AMD_OPS_STOCK": "",
     "AMD_OPS_OP_TIERS": "",
+    "AMD_OPS_TRITON_PROVIDERS": "ours",
 }
 _KEYWORDS = {
     **{name.lower(): name for name in FAMILIES},
@@ -37,6 +40,7 @@ _KEYWORDS = {
     "tiers": "AMD_OPS_TIERS",
     "stock": "AMD_OPS_STOCK",
     "op_tiers": "AMD_OPS_OP_TIERS",
+    "triton_providers": "AMD_OPS_TRITON_PROVIDERS",
     "profile": "AMD_OPS",
 }
 _ALL_BUT_GEMM = {"USE_AITER_ATTENTION": True, "USE_OPTIMIZED_OPS": True, "USE_FUSED_PROJECTIONS": True}
@@ -68,6 +72,7 @@ class Settings:
     stock: tuple[str, ...] = ()
     op_tiers: tuple[tuple[str, tuple[str, ...]], ...] = ()
     profile_note: str = ""
+    triton_providers: tuple[str, ...] = ("ours",)
 
     def tiers_of(self, op: str) -> tuple[str, ...]:
         """Return the tiers that op ``op`` may use: those of ``op_tiers`` where it is named there, within ``tiers``."""
@@ -84,8 +89,8 @@ class Settings:
         """Return the settings as JSON-ready values."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         op_tiers = {op: list(tiers) for op, tiers in self.op_tiers}
-        lists = {"tiers": list(self.tiers), "stock": list(self.stock), "op_tiers": op_tiers}
-        return {**values, **lists, "sources": dict(self.sources)}
+        lists = {name: list(getattr(self, name)) for name in ("tiers", "stock", "triton_providers")}
+        return {**values, **lists, "op_tiers": op_tiers, "sources": dict(self.sources)}
 
 
 class Switches:
@@ -233,6 +238,7 @@ def _resolve(raw: Mapping[str, tuple[str, str]]) -> Settings:
         stock=_switch_list(rest["AMD_OPS_STOCK"][0]),
         op_tiers=_op_tier_list(rest["AMD_OPS_OP_TIERS"][0]),
         profile_note=chosen.note,
+        triton_providers=_provider_list(rest["AMD_OPS_TRITON_PROVIDERS"][0]),
     )
 
 
@@ -271,6 +277,17 @@ def _tier_list(text: str) -> tuple[str, ...]:
             f"AMD_OPS_TIERS is {text!r}, but only a comma list of {', '.join(TIERS)} is accepted: name one or unset it."
         )
     return tuple(tier for tier in TIERS if tier in chosen)
+
+
+def _provider_list(text: str) -> tuple[str, ...]:
+    """Read ``AMD_OPS_TRITON_PROVIDERS``: whose kernels to try in tier triton, in this order."""
+    chosen = tuple(part.strip() for part in text.split(","))
+    if any(part not in PROVIDERS for part in chosen) or len(set(chosen)) != len(chosen):
+        raise ToggleError(
+            f"AMD_OPS_TRITON_PROVIDERS is {text!r}, but only a comma list of {', '.join(PROVIDERS)}, each once, is "
+            "accepted: name one or unset it."
+        )
+    return chosen
 
 
 def _switch_list(text: str) -> tuple[str, ...]:

@@ -320,6 +320,7 @@ def test_variables_of_aiter(here: Place) -> None:
         ("AMD_OPS_STRICT", "on"),
         ("PRESHUFFLE_M_THRESH", "many"),
         ("AMD_OPS_TIERS", "torch,egaer"),
+        ("AMD_OPS_TRITON_PROVIDERS", "lieger,ours"),
         ("AMD_OPS", "/no/such/profile.json"),
     ],
 )

@@ -59,6 +59,8 @@ def test_a_toggle_throws_its_switches(monkeypatch: pytest.MonkeyPatch, name: str
         ("PRESHUFFLE_M_THRESH", "many", "whole number"),
         ("AMD_OPS_TIERS", "torch,cuda", "aiter, triton, torch, eager"),
         ("AMD_OPS_TIERS", "", "aiter, triton, torch, eager"),
+        ("AMD_OPS_TRITON_PROVIDERS", "triton", "ours, aiter, liger"),
+        ("AMD_OPS_TRITON_PROVIDERS", "ours,ours", "each once"),
         ("AMD_OPS", "on", "off, auto or the path"),
     ],
 )

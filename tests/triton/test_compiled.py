@@ -1,4 +1,5 @@
-"""Compile what the host launches for AMD chips, without a GPU, and read the assembly: no spills, 16-byte loads.
+"""Compile what the host launches for AMD chips, without a GPU, and read the assembly: no spills, 16 bytes per load and
+store.
 
 The launches are recorded with the cuts that the host would choose for the chip, and specialised by Triton's rules: a
 tensor is aligned, an integer is 1, a multiple of 16, or neither.
@@ -24,24 +25,11 @@ if "amd" not in pytest.importorskip("triton.backends").backends:
 if triton.knobs.runtime.interpret:
     pytest.skip("this process interprets kernels", allow_module_level=True)
 
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
-
 from amd_ops.backends.triton import gate, norm, rope  # noqa: E402
 
+from .compiling import Recorder, compiled, number  # noqa: E402
+
 CHIPS = {"gfx90a": 110, "gfx942": 304, "gfx950": 256, "gfx1100": 96, "gfx1201": 64}
-TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int64: "*i64"}
-
-
-class Recorder:
-    """Stands in for a kernel: keeps what it would be launched with."""
-
-    def __init__(self, kernel: Any) -> None:
-        self.kernel = kernel
-        self.launches: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        return lambda *args, **kwargs: self.launches.append((args, kwargs))
 
 
 @pytest.fixture
@@ -55,39 +43,6 @@ def recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> list[Recorder]:
         monkeypatch.setattr(module.kernels, name, recorder)
         made.append(recorder)
     return made
-
-
-def assembly(kernel: Any, args: tuple[Any, ...], options: dict[str, Any], arch: str) -> str:
-    """The amdgcn text of one launch."""
-    signature: dict[str, str] = {}
-    constants: dict[tuple[int, ...], Any] = {}
-    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
-    values = {**dict(zip(kernel.arg_names, args, strict=False)), **options}
-    for index, parameter in enumerate(kernel.params):
-        value = values[parameter.name]
-        if isinstance(value, Tensor):
-            signature[parameter.name] = TYPES[value.dtype]
-            attributes[(index,)] = [["tt.divisibility", 16], ["tt.pointer_range", 32]]
-        elif parameter.is_constexpr or (value == 1 and type(value) is int and not parameter.do_not_specialize):
-            signature[parameter.name], constants[(index,)] = "constexpr", value
-        elif isinstance(value, float):
-            signature[parameter.name] = "fp32"
-        else:
-            signature[parameter.name] = "i32"
-            if value % 16 == 0 and not parameter.do_not_specialize:
-                attributes[(index,)] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature, constants, attributes)
-    compiled = triton.compile(
-        source, target=GPUTarget("hip", arch, wave_of(arch)), options={"num_warps": options["num_warps"]}
-    )
-    text: str = compiled.asm["amdgcn"]
-    return text
-
-
-def number(text: str, key: str) -> int:
-    found = re.search(rf"\.{key}:\s+(\d+)", text)
-    assert found is not None, key
-    return int(found.group(1))
 
 
 def rand(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -132,6 +87,8 @@ STREAMS = {
     "qk_norm_rope": 4,
 }  # fmt: skip
 """What a kernel streams: q and k are two halves each, in two branches."""
+WIDE = {"dwordx4", "b128"}
+"""16 bytes a thread, in the names of Instinct and of Radeon."""
 NAMES = sorted(cases(Target("cuda", "gfx942", 64, 304)))
 
 
@@ -142,13 +99,15 @@ def test_a_launch_compiles_without_spills_and_with_wide_loads(recorded: list[Rec
     cases(target)[name]()
     (recorder,) = [r for r in recorded if r.launches]
     args, options = recorder.launches[0]
-    text = assembly(recorder.kernel, args, options, arch)
+    text = compiled(recorder.kernel, args, options, arch, ("num_warps",)).asm["amdgcn"]
     assert number(text, "vgpr_spill_count") == number(text, "sgpr_spill_count") == 0
     assert number(text, "private_segment_fixed_size") == 0, "the kernel uses scratch memory"
     assert number(text, "wavefront_size") == target.wave
     assert options["num_warps"] * target.wave <= 1024
-    loads = re.findall(r"\b(?:global|buffer|flat)_load_(\w+)", text)
-    wide = [load for load in loads if load in ("dwordx4", "b128")]
+    loads, stores = (re.findall(rf"\b(?:global|buffer|flat)_{kind}_(\w+)", text) for kind in ("load", "store"))
+    wide = [load for load in loads if load in WIDE]
     assert len(wide) >= STREAMS[name.split()[0]], f"{len(wide)} loads of 16 bytes among {sorted(set(loads))}"
+    assert stores
+    assert set(stores) <= WIDE, f"narrow stores: {sorted(set(stores) - WIDE)}"
     if "rope" not in name:  # a row of a table or of a head's weight is too short for 16 bytes a thread
         assert len(wide) == len(loads), f"narrow loads: {sorted(set(loads) - set(wide))}"

@@ -20,8 +20,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_the_interpreted_kernels(name: str) -> None:
+def interpret(name: str) -> None:
+    """Run one file of interpreted/ in a process of its own; everything in it must run and pass."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("this process interprets already and collects interpreted/ itself")
     environ = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
@@ -36,3 +36,16 @@ def test_the_interpreted_kernels(name: str) -> None:
     assert passed is not None
     assert int(passed.group(1)) > 0
     assert "skipped" not in done.stdout, done.stdout
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_interpreted_kernels(name: str) -> None:
+    interpret(name)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("liger_kernel") is None,
+    reason="liger-kernel is not installed: the extra `interpret` brings it",
+)
+def test_the_real_liger() -> None:
+    interpret("real_liger.py")

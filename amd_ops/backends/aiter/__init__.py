@@ -13,19 +13,23 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from ... import device, toggles
-from ...dispatch import Candidate, Offer, Refusal
+from ...dispatch import Candidate, Offer, Offered, Refusal
 from ...toggles import Settings
-from . import activation, attention, library, linear, moe, norm, rope
+from . import activation, attention, library, linear, moe, norm, rope, triton_attention
 from .library import Unusable
 from .linear import gemm_table, shuffler
 
 ARCHES = ("gfx942", "gfx950")
-"""Where the kernels used here are known to run (CK, assembly and HIP); Radeon and gfx90a are not among them."""
+"""Where the kernels used here are known to run (CK, assembly and HIP); Radeon and gfx90a are not among them.
+
+Their attention is served by aiter's own Triton kernel (triton_attention.py).
+"""
 
 __all__ = ["ARCHES", "forget", "gemm_table", "offer", "shuffler", "wanted", "why_not_shuffled"]
 
@@ -42,7 +46,7 @@ def offer(op: str, toggle: str, reference: Callable[..., Any]) -> Offer:
     with.
     """
 
-    def ask(settings: Settings) -> Candidate | Refusal:
+    def ask(settings: Settings) -> Offered | tuple[Offered, ...]:
         if not getattr(settings, toggle.lower()):
             return Refusal(f"{toggle} is off")
         if op == "attention" and settings.force_eager_attention:
@@ -53,11 +57,14 @@ def offer(op: str, toggle: str, reference: Callable[..., Any]) -> Offer:
         if found is None:
             return Refusal(device.why_none(), unmet=named)
         if found.arch not in ARCHES:
-            return Refusal(f"{found.arch} is not one of {', '.join(ARCHES)}, where aiter's kernels run", unmet=named)
-        if op not in _candidates:
-            _candidates[op] = _make(op, reference, found.type)
-        made = _candidates[op]
-        return made if isinstance(made, Candidate) else Refusal(made, unmet=settings.asked(toggle))
+            refusal = Refusal(f"{found.arch} is not one of {', '.join(ARCHES)}, where aiter's kernels run", unmet=named)
+            in_triton = op == "attention" and found.arch.startswith(triton_attention.ARCHES)
+            return _instead(refusal, reference, found) if in_triton else refusal
+        made = _offered(op, lambda: _MAKERS[op](reference, found.type))
+        if isinstance(made, Candidate):
+            return made
+        refusal = Refusal(made, unmet=settings.asked(toggle))
+        return _instead(refusal, reference, found) if op == "attention" else refusal
 
     return ask
 
@@ -88,11 +95,22 @@ def forget() -> None:
 toggles.when_refreshed(forget)
 
 
-def _make(op: str, reference: Callable[..., Any], kind: str) -> Candidate | str:
-    try:
-        return _MAKERS[op](reference, kind)
-    except Unusable as reason:
-        return str(reason)
+def _offered(key: str, make: Callable[[], Candidate]) -> Candidate | str:
+    """Return what ``make`` makes, once, or why it cannot."""
+    if key not in _candidates:
+        try:
+            _candidates[key] = make()
+        except Unusable as reason:
+            _candidates[key] = str(reason)
+    return _candidates[key]
+
+
+def _instead(refusal: Refusal, reference: Callable[..., Any], found: device.Device) -> tuple[Offered, ...]:
+    """Offer aiter's Triton attention where its other kernels are refused; one of both serves the request, or none."""
+    made = _offered("attention in triton", lambda: triton_attention.make(reference, found))
+    if isinstance(made, Candidate):
+        return replace(refusal, unmet=False), replace(made, provider="triton")
+    return refusal, Refusal(made, provider="triton")
 
 
 _MAKERS: dict[str, Callable[[Callable[..., Any], str], Candidate]] = {

@@ -37,15 +37,11 @@ def make(reference: Callable[..., Any], kind: str) -> Candidate:
     packed, packed_names = function_of("flash_attn_varlen_func")
     lengths = ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")
     expect("flash_attn_varlen_func", packed_names, ("q", "k", "v"), *lengths, "softmax_scale", "causal", "window_size")
-    flash = _Flash(dense, packed, "sink_ptr" in dense_names, "logits_soft_cap" in packed_names, kind)
-
-    def compare(*args: Any) -> str:
-        return flash.compare(reference, *args)
-
-    return Candidate(flash.run, flash.check, flash.variant, apart(compare))
+    flash = Flash(dense, packed, "sink_ptr" in dense_names, "logits_soft_cap" in packed_names, kind)
+    return flash.candidate(reference)
 
 
-def _settled(args: tuple[Any, ...]) -> tuple[bool, bool, int | None]:
+def settled(args: tuple[Any, ...]) -> tuple[bool, bool, int | None]:
     """What a call amounts to after its mask's plan: packed form or dense, causal, and the window where it hides
     anything.
     """
@@ -58,13 +54,22 @@ def _settled(args: tuple[Any, ...]) -> tuple[bool, bool, int | None]:
     return packed, bool(causal) and q.shape[2] > 1, None if window is None or window >= columns else window
 
 
-class _Flash:
+class Flash:
     """The attention functions of one aiter: what they take, and calls in their layouts."""
+
+    name = "this aiter"
+    sink_argument = "sink_ptr"
 
     def __init__(
         self, dense: Callable[..., Any], packed: Callable[..., Any], sinks: bool, caps: bool, kind: str
     ) -> None:
         self.dense, self.packed, self.sinks, self.caps, self.kind = dense, packed, sinks, caps, kind
+        self.extra: dict[str, Any] = {}
+
+    def candidate(self, reference: Callable[..., Any]) -> Candidate:
+        """What is offered to the dispatcher; probes compare with ``reference``."""
+        compare = functools.partial(self.compare, reference)
+        return Candidate(self.run, self.check, self.variant, apart(compare))
 
     def check(self, *args: Any) -> str:
         """Cheap tests first; the mask, which costs a host sync once per forward, last."""
@@ -73,33 +78,43 @@ class _Flash:
             return f"{q.dtype} is neither fp16 nor bf16" if q.dtype not in HALF else "q, k and v differ in dtype"
         if dropout:
             return "dropout is on"
-        sizes = (q.shape[3], v.shape[3])
-        if max(sizes) > 256 or sizes[0] % 8 or sizes[1] % 8:
-            return f"head_dim {sizes[0]}/{sizes[1]}: at most 256 and multiples of 8"
+        reason = self.sizes(q.shape[3], v.shape[3])
+        if reason:
+            return reason
         reason = unusable(self.kind, q, k, v) if sinks is None else unusable(self.kind, q, k, v, sinks)
         if reason:
             return reason
         if q.stride(3) != 1 or k.stride(3) != 1 or v.stride(3) != 1:
             return "the last dimension of q, k or v is not dense"
         if softcap is not None and not self.caps:
-            return "this aiter has no soft cap"
+            return f"{self.name} has no soft cap"
         if sinks is not None and not self.sinks:
-            return "this aiter has no sinks"
+            return f"{self.name} has no sinks"
         if mask is not None:
             if causal or window is not None:
                 return "a mask together with causality or a window"
             call.plan = masks.plan_for(mask, q.shape[0], q.shape[2], k.shape[2], call.layer)
             if call.plan.reason:
                 return str(call.plan.reason)
-        return self._lost(args)
+        return self.lost(args)
 
-    def _lost(self, args: tuple[Any, ...]) -> str:
+    def sizes(self, size: int, value_size: int) -> str:
+        """Say which head sizes no kernel here takes."""
+        if max(size, value_size) > 256 or size % 8 or value_size % 8:
+            return f"head_dim {size}/{value_size}: at most 256 and multiples of 8"
+        return ""
+
+    def window(self, window: int | None, causal: bool, rows: int) -> tuple[int, int]:
+        """(past, future) keys that a query sees besides its own; without causality a window only bounds the past."""
+        return (-1, -1) if window is None else (window - 1, 0 if causal or rows == 1 else -1)
+
+    def lost(self, args: tuple[Any, ...]) -> str:
         """The v3 assembly kernels know no window and no sinks and drop them without a word.
 
         aiter keeps shapes with a window away from them, but takes a window of one key for none.
         """
         q, v, softcap, sinks = args[0], args[2], args[8], args[9]
-        packed, _, window = _settled(args)
+        packed, _, window = settled(args)
         chosen = q.dtype is torch.bfloat16 and q.shape[3] in (128, 192) and v.shape[3] == 128 and softcap is None
         if not chosen or (window is not None and window > 1) or not (packed or q.shape[2] > _ASM_ROWS):
             return ""
@@ -110,7 +125,7 @@ class _Flash:
     def variant(self, *args: Any) -> Hashable:
         """What chooses among aiter's kernels: layout, dtype, head sizes, grouping, flags, and the class of q_len."""
         q, k, v, _, _, _, _, _, softcap, sinks, _ = args
-        packed, restricted, window = _settled(args)
+        packed, restricted, window = settled(args)
         length = 0 if q.shape[2] == 1 else 1 if q.shape[2] <= _ASM_ROWS else 2
         heads = q.shape[1] // k.shape[1]
         flags = (restricted, window is not None, softcap is not None, sinks is not None)
@@ -120,19 +135,19 @@ class _Flash:
         """Dense where every query sees the same span of keys, packed otherwise."""
         q, k, v, scaling, _, _, _, _, softcap, sinks, call = args
         plan = call.plan
-        _, causal, window = _settled(args)
+        _, causal, window = settled(args)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if plan is not None and plan.keys is not None:
             start, stop = plan.keys
             k, v = k[:, start:stop], v[:, start:stop]
-        future = 0 if causal or q.shape[1] == 1 else -1  # without causality a window only bounds the past
         options: dict[str, Any] = {
             "softmax_scale": q.shape[3] ** -0.5 if scaling is None else scaling,
             "causal": causal,
-            "window_size": (-1, -1) if window is None else (window - 1, future),
+            "window_size": self.window(window, causal, q.shape[1]),
+            **self.extra,
         }
         if sinks is not None:
-            options["sink_ptr"] = sinks.float().contiguous()
+            options[self.sink_argument] = sinks.float().contiguous()
         if softcap is not None:
             options["logits_soft_cap"] = softcap
         if plan is not None and plan.keys is None:
@@ -176,7 +191,7 @@ class _Flash:
         """Probe a call of the same variant, small: keys longer than queries, so that a wrong alignment shows."""
         q, k, v, scaling, _, _, _, _, softcap, sinks, call = args
         plan = call.plan
-        _, causal, window = _settled(args)
+        _, causal, window = settled(args)
         rows = 1 if q.shape[2] == 1 else 9 if q.shape[2] <= _ASM_ROWS else _ASM_ROWS + 7
         heads, columns, where = q.shape[1] // k.shape[1], rows + 24, q.device
         xs = [

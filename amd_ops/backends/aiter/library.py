@@ -10,6 +10,15 @@ from typing import Any
 import torch
 
 HALF = (torch.float16, torch.bfloat16)
+_TRITON_HOMES = {
+    "rms_norm": ("normalization.rmsnorm", "rmsnorm"),
+    "rmsnorm2d_fwd_with_add": ("normalization.rmsnorm", "rmsnorm"),
+    "rope_cached_thd_positions_2c_fwd": ("rope.rope", "rope"),
+    "fused_silu_mul": ("activation",),
+    "flash_attn_func": ("attention.mha", "mha"),
+    "flash_attn_varlen_func": ("attention.mha", "mha"),
+}
+"""The modules of ``aiter.ops.triton`` that have had a function, newest first."""
 _import_error: str | None = None
 
 
@@ -71,3 +80,17 @@ def expect(name: str, names: tuple[str, ...], first: tuple[str, ...], *needed: s
     """Raise unless the argument names begin with ``first`` and contain ``needed``."""
     if names[: len(first)] != first or not set(needed) <= set(names):
         raise Unusable(f"aiter's {name}({', '.join(names)}) is not a form known here")
+
+
+def triton_function(name: str, first: tuple[str, ...], *needed: str) -> tuple[Callable[..., Any], tuple[str, ...]]:
+    """Return a function of ``aiter.ops.triton`` and its argument names, which must begin with ``first``."""
+    reasons = []
+    for home in _TRITON_HOMES[name]:
+        try:
+            found, names = function_of(name, f"aiter.ops.triton.{home}")
+        except Unusable as reason:
+            reasons.append(str(reason))
+        else:
+            expect(f"Triton {name}", names, first, *needed)
+            return found, names
+    raise Unusable("; ".join(dict.fromkeys(reasons)))

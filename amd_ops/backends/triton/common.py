@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..probing import disagreement, misplaced
+from ..probing import disagreement, misplaced, needs_grad
 from .layout import unreachable
 from .target import Target
 
@@ -56,6 +56,12 @@ def prove(
                 if reason:
                     return f"backward: {reason}"
     return ""
+
+
+def wanting(made: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
+    """Let made-up tensors need the gradients that those of the call need."""
+    grads = needs_grad(*like)
+    return [m.requires_grad_() if grads and t.requires_grad else m for m, t in zip(made, like, strict=True)]
 
 
 def apply(function: Any, *args: Any) -> Any:

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from ...dispatch import Candidate
 from ..probing import made_up, needs_grad
 from . import tuning
-from .common import apply, prove, unfit
+from .common import apply, prove, unfit, wanting
 from .configs import FEW, MAX_BLOCK, Config, for_rows
 from .kernels import norm as kernels
 from .layout import MAX_OFFSET, Rows, Via, directly, reach, rows_of, specialised
@@ -20,6 +20,22 @@ from .target import Target
 
 FORMS = ("llama", "gemma", "fp32_weight", "t5")
 _PROGRAMS_PER_UNIT = 4
+
+
+def misfit(x: Tensor, weight: Tensor, form: str, *more: Tensor) -> str:
+    """Say what no kernel of these ops takes, whoever wrote it; ``more`` is the residual."""
+    if form not in FORMS or weight.dim() != 1 or x.dim() < 1 or weight.shape[0] != x.shape[-1]:
+        return "unusable arguments"
+    for other in more:
+        if other.shape != x.shape or other.dtype is not x.dtype:
+            return "the residual's shape or dtype is not the input's"
+    return ""
+
+
+def made_up_norm(rows: int, x: Tensor, weight: Tensor, *more: Tensor) -> list[Tensor]:
+    """Made-up x, (residual,) weight of a call's dtypes and row length, wanting the gradients that it wants."""
+    made = [made_up((rows, x.shape[-1]), t.dtype, x.device, seed) for seed, t in enumerate((x, *more), 4)]
+    return wanting([*made, made_up((x.shape[-1],), weight.dtype, x.device, 6)], (x, *more, weight))
 
 
 def result_type(form: str, x: torch.dtype, weight: torch.dtype) -> torch.dtype:
@@ -136,11 +152,9 @@ class Norm:
 
     def check(self, x: Tensor, weight: Tensor, form: str, *more: Tensor) -> str:
         """The conditions of both ops; ``more`` is the residual."""
-        if form not in FORMS or weight.dim() != 1 or x.dim() < 1 or weight.shape[0] != x.shape[-1]:
-            return "unusable arguments"
-        for other in more:
-            if other.shape != x.shape or other.dtype is not x.dtype:
-                return "the residual's shape or dtype is not the input's"
+        reason = misfit(x, weight, form, *more)
+        if reason:
+            return reason
         if x.shape[-1] > MAX_BLOCK and needs_grad(x, weight, *more):
             return f"the backward takes rows of up to {MAX_BLOCK}"
         return unfit(self.target, x, weight, *more)
@@ -152,15 +166,8 @@ class Norm:
         return form, x.dtype, weight.dtype, x.shape[-1], _few(x), weight.stride(0) == 1, grads, *strides
 
     def samples(self, x: Tensor, weight: Tensor, *more: Tensor) -> list[Tensor]:
-        """Made-up x, (residual,) weight of this call's dtypes and row length, wanting the gradients that it wants."""
-        shape = (3 if _few(x) else FEW + 3, x.shape[-1])
-        grads = needs_grad(x, weight, *more)
-        made = [made_up(shape, t.dtype, x.device, seed) for seed, t in enumerate((x, *more), 4)]
-        made.append(made_up(shape[1:], weight.dtype, x.device, 6))
-        return [
-            m.requires_grad_() if grads and t.requires_grad else m
-            for m, t in zip(made, (x, *more, weight), strict=True)
-        ]
+        """Made-up arguments of the same class of row count."""
+        return made_up_norm(3 if _few(x) else FEW + 3, x, weight, *more)
 
     def tune(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, form: str) -> None:
         """Time the cuts on this call's own data."""

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from ...dispatch import Candidate
 from ..probing import made_up, needs_grad
 from . import tuning
-from .common import apply, prove, unfit
+from .common import apply, prove, unfit, wanting
 from .configs import FEW, Config, for_heads
 from .kernels import rope as kernels
 from .layout import MAX_OFFSET, Via, directly, power_of_two, reach, specialised
@@ -121,6 +121,37 @@ class RopeFunction(torch.autograd.Function):
         return (*launch_rope(dq, dk, cos, sin, dim, config, backward=True, dtypes=dtypes), None, None, None, None)
 
 
+def misfit(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, dim: int) -> str:
+    """Say what no kernel of this op takes, whoever wrote it."""
+    if q.dim() != 4 or k.dim() != 4 or cos.dim() != 3 or dim not in (1, 2):
+        return "q and k are not [B, H, S, D] or [B, S, H, D] with tables [B, S, R]"
+    if cos.shape != sin.shape or cos.shape[2] % 2 or cos.shape[2] > q.shape[3] or k.shape[3] != q.shape[3]:
+        return "the tables' width does not fit the heads"
+    if cos.shape[0] not in (1, q.shape[0]) or cos.shape[1] != q.shape[3 - dim]:
+        return "the tables' length or batch does not fit q"
+    if k.shape[0] != q.shape[0] or k.shape[3 - dim] != q.shape[3 - dim]:
+        return "q and k differ in batch or length"
+    if cos.dtype is not sin.dtype:
+        return f"cos is {cos.dtype}, sin {sin.dtype}"
+    return "the tables need a gradient" if needs_grad(cos, sin) else ""
+
+
+def made_up_rope(
+    length: int, q: Tensor, k: Tensor, cos: Tensor, dim: int, counts: tuple[int, int] = (3, 3)
+) -> list[Tensor]:
+    """Made-up q, k, cos, sin of a call's dtypes and widths; q and k want the gradients that the call's do.
+
+    ``counts`` are the heads of q and k.
+    """
+    heads = []
+    for seed, t, count in ((8, q, counts[0]), (9, k, counts[1])):
+        shape = (2, count, length, q.shape[3]) if dim == 1 else (2, length, count, q.shape[3])
+        heads.append(made_up(shape, t.dtype, q.device, seed))
+    rows = 2 if cos.shape[0] > 1 else 1
+    tables = [made_up((rows, length, cos.shape[2]), cos.dtype, q.device, seed) for seed in (10, 11)]
+    return [*wanting(heads, (q, k)), *tables]
+
+
 class Rope:
     """The rope ops on one target."""
 
@@ -139,18 +170,9 @@ class Rope:
 
     def check(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, dim: int, *more: Tensor) -> str:
         """Cheap tests first. ``more`` are the other tensors of a fusion."""
-        if q.dim() != 4 or k.dim() != 4 or cos.dim() != 3 or dim not in (1, 2):
-            return "q and k are not [B, H, S, D] or [B, S, H, D] with tables [B, S, R]"
-        if cos.shape != sin.shape or cos.shape[2] % 2 or cos.shape[2] > q.shape[3] or k.shape[3] != q.shape[3]:
-            return "the tables' width does not fit the heads"
-        if cos.shape[0] not in (1, q.shape[0]) or cos.shape[1] != q.shape[3 - dim]:
-            return "the tables' length or batch does not fit q"
-        if k.shape[0] != q.shape[0] or k.shape[3 - dim] != q.shape[3 - dim]:
-            return "q and k differ in batch or length"
-        if cos.dtype is not sin.dtype:
-            return f"cos is {cos.dtype}, sin {sin.dtype}"
-        if needs_grad(cos, sin):
-            return "the tables need a gradient"
+        reason = misfit(q, k, cos, sin, dim)
+        if reason:
+            return reason
         if q.stride(3) != 1 or k.stride(3) != 1 or cos.stride(2) != 1 or sin.stride(2) != 1:
             return "the last dimension of q, k or the tables is not dense"
         return unfit(self.target, q, k, cos, sin, *more)
@@ -164,19 +186,7 @@ class Rope:
 
     def samples(self, q: Tensor, k: Tensor, cos: Tensor, dim: int) -> list[Tensor]:
         """Made-up q, k, cos, sin of this call's dtypes and widths, wanting the gradients that it wants."""
-        length = 5 if self.key(q, cos, dim)[3] else FEW // 2 + 1
-        own = cos.shape[0] > 1
-        grads = needs_grad(q, k)
-        shape = (2, 3, length, q.shape[3]) if dim == 1 else (2, length, 3, q.shape[3])
-        heads = [made_up(shape, t.dtype, q.device, seed) for seed, t in ((8, q), (9, k))]
-        tables = [made_up((2 if own else 1, length, cos.shape[2]), cos.dtype, q.device, seed) for seed in (10, 11)]
-        return [
-            *(
-                made.requires_grad_() if grads and t.requires_grad else made
-                for made, t in zip(heads, (q, k), strict=True)
-            ),
-            *tables,
-        ]
+        return made_up_rope(5 if self.key(q, cos, dim)[3] else FEW // 2 + 1, q, k, cos, dim)
 
 
 def make(op: str, reference: Callable[..., Any], target: Target) -> Candidate:

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from ... import toggles
-from ...dispatch import Candidate, Offer, Refusal
+from ...dispatch import Offer, Offered, Refusal
 from ...toggles import Settings
+from . import providers
 from .target import Target, Unusable, find
 
-_HOMES = {
-    "rms_norm": "norm",
-    "add_rms_norm": "norm",
-    "apply_rope": "rope",
-    "qk_norm_rope": "qk_rope",
-    "rope_into_cache": "qk_rope",
-    "silu_and_mul": "gate",
-    "gelu_and_mul": "gate",
-    "gelu_tanh_and_mul": "gate",
-}
-"""The module of this folder whose ``make(op, reference, target)`` serves an op."""
-
 _found: Target | str | None = None
-_candidates: dict[str, Candidate] = {}
 
 
 def wanted(toggle: str) -> Callable[[Settings], bool]:
@@ -40,15 +27,16 @@ def offer(op: str, toggle: str, reference: Callable[..., Any]) -> Offer:
     USE_OPTIMIZED_OPS asks for the best there is, so a machine without Triton breaks no request.
     """
 
-    def ask(settings: Settings) -> Candidate | Refusal:
+    def ask(settings: Settings) -> Refusal | tuple[Offered, ...]:
         if not getattr(settings, toggle.lower()):
             return Refusal(f"{toggle} is off")
         found = _target()
         if isinstance(found, str):
             return Refusal(found)
-        if op not in _candidates:
-            _candidates[op] = importlib.import_module(f"{__package__}.{_HOMES[op]}").make(op, reference, found)
-        return _candidates[op]
+        chosen = [providers.offered(name, op, reference, found) for name in settings.triton_providers]
+        if "ours" not in settings.triton_providers:
+            chosen.append(Refusal("AMD_OPS_TRITON_PROVIDERS leaves our own kernels out"))
+        return tuple(chosen)
 
     return ask
 
@@ -73,7 +61,7 @@ def forget() -> None:
     """Drop the target and every verdict."""
     global _found
     _found = None
-    _candidates.clear()
+    providers.forget()
 
 
 toggles.when_refreshed(forget)

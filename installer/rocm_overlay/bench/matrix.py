@@ -151,7 +151,7 @@ def _side(path: Path, index: int, cell: Any) -> dict[str, Any]:
         raise refuse(f"build is {build!r}, expected stock or overlay")
     toggles = _texts(cell.get("toggles") or {}, refuse, "toggles")
     for name in toggles:
-        if name not in (*ACCEPTED, "AMD_OPS_TIERS", "AMD_OPS", "AMD_OPS_STRICT"):
+        if name not in (*ACCEPTED, "AMD_OPS_TIERS", "AMD_OPS_TRITON_PROVIDERS", "AMD_OPS", "AMD_OPS_STRICT"):
             raise refuse(f"{name!r} is no toggle, expected one of {', '.join(ACCEPTED)}")
     env = _texts(cell.get("env") or {}, refuse, "env")
     bad = [name for name in env if not _VARIABLE.fullmatch(name)]

@@ -20,6 +20,8 @@ QuantType = enum.Enum("QuantType", ["No", "per_Tensor", "per_Token", "per_1x32",
 ENUMS: dict[str, Any] = {"ActivationType": ActivationType, "QuantType": QuantType}
 
 SCHEMAS = Path(__file__).parent / "schemas"
+TRITON = Path(__file__).parent / "triton_schemas.json"
+TRITON_CORE = "aiter.ops.triton.utils.core"
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,22 @@ class Catalog:
     ops: dict[str, dict[str, Any]]
     functions: dict[str, list[str]]
     behaviour: dict[str, bool]
+    triton: dict[str, Any]  # functions, cuts, cut: see make_triton_schemas.py
 
     def functions_of(self, module: str) -> dict[str, list[str]]:
         """``{function name: parameters}`` of one submodule."""
-        split = (path.rpartition(".") for path in self.functions)
-        return {name: self.functions[f"{module}.{name}"] for owner, _, name in split if owner == module}
+        return _owned(self.functions, module)
+
+    def triton_functions_of(self, module: str) -> dict[str, list[str]]:
+        """The same for a module of ``aiter.ops.triton``."""
+        return _owned(self.triton["functions"], module)
+
+    @property
+    def triton_modules(self) -> set[str]:
+        """Every module under ``aiter.ops.triton``, packages included."""
+        homes = {path.rpartition(".")[0] for path in self.triton["functions"]} | {TRITON_CORE}
+        parts = [home.split(".") for home in homes]
+        return {".".join(names[:length]) for names in parts for length in range(3, len(names) + 1)}
 
     def ops_of(self, module: str) -> list[str]:
         return [name for name, op in self.ops.items() if op["module"] == module]
@@ -47,7 +60,13 @@ def load(version: str) -> Catalog:
     if not path.is_file():
         raise LookupError(f"no double of aiter {version}; modelled: {', '.join(versions())}")
     raw = json.loads(path.read_text())
-    return Catalog(raw["version"], raw["ops"], raw["functions"], raw["behaviour"])
+    triton = json.loads(TRITON.read_text())[version]
+    return Catalog(raw["version"], raw["ops"], raw["functions"], raw["behaviour"], triton)
+
+
+def _owned(functions: dict[str, list[str]], module: str) -> dict[str, list[str]]:
+    split = (path.rpartition(".") for path in functions)
+    return {name: functions[f"{module}.{name}"] for owner, _, name in split if owner == module}
 
 
 def versions() -> list[str]:

@@ -11,8 +11,8 @@ from types import ModuleType, SimpleNamespace
 
 import torch
 
-from . import registry
-from .catalog import ENUMS
+from . import registry, triton
+from .catalog import ENUMS, TRITON_CORE
 from .state import Double
 
 # Submodules whose names the package re-exports on ``import aiter``; tuned_gemm is imported on request only.
@@ -31,9 +31,11 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname not in MODULES:
+        known = {*MODULES, *self.double.catalog.triton_modules}
+        if fullname not in known:
             return None
-        return importlib.machinery.ModuleSpec(fullname, self, origin="double", is_package=fullname in PACKAGES)
+        package = fullname in PACKAGES or any(name.startswith(f"{fullname}.") for name in known)
+        return importlib.machinery.ModuleSpec(fullname, self, origin="double", is_package=package)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         return None
@@ -45,6 +47,11 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             raise self.double.faults.import_error
         if name in self.double.faults.module_errors:
             raise self.double.faults.module_errors[name]
+        if name in self.double.catalog.triton_modules:
+            module.__dict__.update(triton.functions(self.double, name))
+            if name == TRITON_CORE:
+                module.__dict__["AITER_TRITON_CONFIGS_PATH"] = triton.cuts(self.double)
+            return
         registry.register_ops(self.double, self.library, name)
         functions = registry.python_functions(self.double, name)
         if name == "aiter.tuned_gemm":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -55,6 +56,7 @@ class Faults:
     import_error:  raised by ``import aiter`` (real: RuntimeError, AssertionError, FileNotFoundError, KeyError).
     module_errors: submodule -> raised by its import while others work (real: tuned_gemm without pandas).
     raises:        op or function name -> exception that it raises when called (a kernel that does not build).
+                   Functions of aiter.ops.triton are named with a leading "triton.", here and below.
     wrong:         op name -> what to do to its result, without raising (a miscompiled kernel).
     altered:       op name -> what to do to its arguments, without raising (a kernel that ignores or confuses one).
     missing:       op and function names that do not exist.
@@ -84,6 +86,7 @@ class Double:
     imports: list[str] = field(default_factory=list)
     marked: int = 0  # launches of the GEMM with a shuffled weight
     shuffled: list[Any] = field(default_factory=list)  # storages that shuffle_weight produced
+    folder: Path = field(default_factory=Path)  # where files of the installation lie
 
     @property
     def version(self) -> str:

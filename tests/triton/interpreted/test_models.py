@@ -4,13 +4,16 @@ the torch tier.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rocm_overlay.bench import launches
 
 import amd_ops
 from amd_ops.backends.triton.kernels import gate, norm, rope
@@ -21,17 +24,40 @@ SERVED = ("rms_norm", "add_rms_norm", "silu_and_mul", "apply_rope", "qk_norm_rop
 
 
 class Counting:
-    """A kernel that counts its launches."""
+    """A kernel that counts its launches; what the interpreter asks of torch meanwhile is none."""
 
     launches = 0
+    running = False
 
     def __init__(self, kernel: Any) -> None:
         self.kernel = kernel
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        Counting.launches += 1
-        run: Callable[..., None] = self.kernel[grid]
+        def run(*args: Any, **kwargs: Any) -> None:
+            Counting.launches += 1
+            Counting.running = True
+            try:
+                self.kernel[grid](*args, **kwargs)
+            finally:
+                Counting.running = False
+
         return run
+
+
+class Launches(launches._Count):
+    """What a GPU would launch beside our kernels: every aten op that is no view.
+
+    Attention and linears count once each: what runs in their place here is torch's CPU formula.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if Counting.running or func.overloadpacket.__name__ == "promote_types":
+            return func(*args, **(kwargs or {}))
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def as_one(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """Leave the ops that tier triton serves as they are, and count one for any other of ours."""
+        return call if name in SERVED else super().as_one(name, call)
 
 
 @pytest.fixture
@@ -50,7 +76,7 @@ def overlaid(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], None]:
     assert spec.loader is not None
     bench = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(bench)
-    return lambda model: bench._serve_overlay(model, tmp_path_factory.mktemp(model))
+    return functools.cache(lambda model: bench._serve_overlay(model, tmp_path_factory.mktemp(model)))
 
 
 def decoded(model: str, layers: int, dtype: torch.dtype) -> tuple[list[int], torch.Tensor, int, dict[str, int]]:
@@ -93,3 +119,38 @@ def test_a_decode_step_is_one_launch_per_op_and_gives_the_tokens_of_torch(
     assert launches == 0
     assert tokens == many[0]
     torch.testing.assert_close(many[1], logits, rtol=1e-4, atol=1e-5)
+
+
+def launched(model: str, layers: int) -> int:
+    """Launches of one decode step with a static cache, bf16, all toggles on; ops are bound and probed before."""
+    from transformers import StaticCache
+
+    from examples.tiny_models import build, tiny_config
+
+    net = build(tiny_config(model, num_hidden_layers=layers), dtype=torch.bfloat16)
+    cache = StaticCache(net.config, max_cache_len=16)
+
+    def step(at: int, ids: list[int]) -> None:
+        where = torch.arange(at, at + len(ids))
+        net(torch.tensor([ids]), past_key_values=cache, use_cache=True, cache_position=where)
+
+    with torch.inference_mode():
+        step(0, [5, 9, 17, 33])
+        step(4, [7])
+        mode, Counting.launches = Launches(), 0
+        with launches.wrapped_ops(mode.as_one), mode:
+            step(5, [8])
+    return mode.once + Counting.launches
+
+
+@pytest.mark.parametrize("model", ["llama", "qwen3"])
+def test_a_layer_launches_at_most_ten_kernels_at_decode(
+    model: str, overlaid: Callable[[str], None], counted: None
+) -> None:
+    overlaid(model)
+    everything: dict[str, object] = {**ON, "use_aiter_attention": 1, "use_aiter_gemm": 1}
+    with amd_ops.override(**everything), warnings.catch_warnings():
+        warnings.simplefilter("ignore", amd_ops.DeclinedWarning)  # there is no aiter: torch's linears and attention run
+        few, many = launched(model, 1), launched(model, 3)
+    per_layer = (many - few) / 2
+    assert per_layer <= 10, amd_ops.report()

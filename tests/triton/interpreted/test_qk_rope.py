@@ -15,6 +15,7 @@ from amd_ops.qk_rope import (
     torch_qk_norm_rope,
     torch_rope_into_cache,
 )
+from tests.ops.reference import close, rms_norm, rope
 from tests.ops.test_rope import heads, tables
 
 from .support import DTYPES, ran
@@ -60,6 +61,35 @@ def test_rope_into_cache(asked: None, dtype: torch.dtype, form: str) -> None:
         same(mine[0], theirs[0])
         assert torch.equal(mine[1], theirs[1])
     assert ran("rope_into_cache") == 2
+
+
+EDGES = [(1, 1, 1, 2), (1, 1, 3, 80), (2, 3, 5, 24), (1, 7, 2, 96), (2, 0, 2, 8), (0, 2, 2, 8)]
+"""(batch, length, heads, size): one token of one head, sizes that are no power of two, and nothing at all."""
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("shape", "packed"), [*((s, False) for s in EDGES), *((s, True) for s in EDGES if s[3] % 8 == 0)]
+)
+def test_edge_shapes_against_fp64(
+    asked: None, shape: tuple[int, int, int, int], dtype: torch.dtype, packed: bool
+) -> None:
+    batch, length, count, size = shape
+    q, k, v = (heads(batch, n, length, size, 1, dtype) for n in (count, 1, 1))
+    if packed:  # slices of one projection's output, as fused q/k/v makes them
+        both = torch.randn(batch, length, count + 2, size).to(dtype)
+        q, k, v = (t.transpose(1, 2) for t in both.split((count, 1, 1), 2))
+    weights = torch.randn(size).to(dtype), torch.randn(size).to(dtype)
+    cos, sin = tables(1, length, size - size % 4 or 2, dtype)
+    want = [rope(rms_norm(x, w, 1e-6, "gemma"), cos, sin, 1) for x, w in zip((q, k), weights, strict=True)]
+    for out, reference in zip(qk_norm_rope(q, k, *weights, 1e-6, cos, sin, form="gemma"), want, strict=True):
+        close(out, reference, 4.0)
+    keys, values = torch.zeros(batch, 1, 9, size, dtype=dtype), torch.zeros(batch, 1, 9, size, dtype=dtype)
+    close(rope_into_cache(q, k, v, cos, sin, keys, values, torch.arange(length) + 1), rope(q, cos, sin, 1), 2.0)
+    close(keys[:, :, 1 : length + 1], rope(k, cos, sin, 1), 2.0)
+    assert torch.equal(values[:, :, 1 : length + 1], v)
+    assert not keys[:, :, length + 1 :].any()
+    assert ran("qk_norm_rope") == ran("rope_into_cache") == (1 if q.numel() else 0)
 
 
 def test_a_probe_does_not_write_to_the_callers_cache(asked: None) -> None:

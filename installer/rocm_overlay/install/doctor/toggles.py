@@ -13,7 +13,11 @@ from .context import Context
 from .registry import Finding, finding
 
 _SWITCHES = ("FORCE_EAGER_ATTENTION", "AMD_OPS_STRICT")
-_TIERS = ("aiter", "triton", "torch", "eager")
+_LISTS = {
+    "AMD_OPS_TIERS": ("aiter", "triton", "torch", "eager"),
+    "AMD_OPS_TRITON_PROVIDERS": ("ours", "aiter", "liger"),
+}
+"""Comma lists, and the names that may stand in them."""
 
 
 def values(c: Context) -> Iterator[Finding]:
@@ -28,13 +32,12 @@ def values(c: Context) -> Iterator[Finding]:
     rows = environ.get("PRESHUFFLE_M_THRESH", "0")
     if not rows.lstrip("-").isdigit():
         yield finding("toggle-value", f"PRESHUFFLE_M_THRESH={rows}", advice="set a whole number of rows, or unset it")
-    for tier in environ.get("AMD_OPS_TIERS", ",".join(_TIERS)).split(","):
-        if tier.strip() not in _TIERS:
-            near = nearest(tier.strip(), _TIERS)
-            hint = f"; did you mean {near}?" if near else ""
-            yield finding(
-                "toggle-value", f"AMD_OPS_TIERS names {tier.strip()!r}{hint}", advice=f"use {', '.join(_TIERS)}"
-            )
+    for name, names in _LISTS.items():
+        for part in environ.get(name, names[0]).split(","):
+            if part.strip() not in names:
+                near = nearest(part.strip(), names)
+                hint = f"; did you mean {near}?" if near else ""
+                yield finding("toggle-value", f"{name} names {part.strip()!r}{hint}", advice=f"use {', '.join(names)}")
     yield from _profile(environ.get("AMD_OPS", "off"))
 
 

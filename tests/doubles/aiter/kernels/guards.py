@@ -17,11 +17,16 @@ def tensors(arguments: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 def launch(double: Double, name: str, arguments: dict[str, Any]) -> None:
     """What holds for every kernel: the right machine, one device, no autograd."""
-    given = tensors(arguments)
     double.require(
         double.arch in ASM_ARCHES,
         f"{name}: launched on {double.arch}, which has no such kernel (arches: {', '.join(ASM_ARCHES)})",
     )
+    on_the_gpu(double, name, arguments)
+
+
+def on_the_gpu(double: Double, name: str, arguments: dict[str, Any]) -> None:
+    """The GPU's own tensors, and no autograd."""
+    given = tensors(arguments)
     for argument, tensor in given.items():
         double.require(
             tensor.device.type == double.device_type,

@@ -1,0 +1,67 @@
+"""Whose Triton kernels serve an op: ours, or where AMD_OPS_TRITON_PROVIDERS says so, those of aiter or of liger-kernel.
+
+A provider is a maker per op, ``make(op, reference, target) -> Candidate``, or raises Unusable with the reason. All are
+held to one contract: a check with a reason, a probe per variant against the eager formula, no write to an input.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from ...dispatch import Candidate, Offered, Refusal
+from ..aiter.library import Unusable as NoFunction
+from .target import Target, Unusable
+
+_HERE = __package__
+_AITER = f"{__package__.rpartition('.')[0]}.aiter.triton_ops"
+
+HOMES: dict[str, dict[str, str]] = {
+    "ours": {
+        "rms_norm": f"{_HERE}.norm",
+        "add_rms_norm": f"{_HERE}.norm",
+        "apply_rope": f"{_HERE}.rope",
+        "qk_norm_rope": f"{_HERE}.qk_rope",
+        "rope_into_cache": f"{_HERE}.qk_rope",
+        "silu_and_mul": f"{_HERE}.gate",
+        "gelu_and_mul": f"{_HERE}.gate",
+        "gelu_tanh_and_mul": f"{_HERE}.gate",
+    },
+    "aiter": dict.fromkeys(("rms_norm", "add_rms_norm", "apply_rope", "silu_and_mul"), _AITER),
+    "liger": dict.fromkeys(
+        ("rms_norm", "add_rms_norm", "apply_rope", "silu_and_mul", "gelu_tanh_and_mul"), f"{_HERE}.liger"
+    ),
+}
+"""Provider -> op -> the module whose ``make`` serves it."""
+
+_made: dict[tuple[str, str], Offered] = {}
+
+
+def offered(provider: str, op: str, reference: Callable[..., Any], target: Target) -> Offered:
+    """Return what ``provider`` has for ``op``, made once: a candidate, or why it has none."""
+    key = provider, op
+    if key not in _made:
+        _made[key] = _make(provider, op, reference, target)
+    return _made[key]
+
+
+def _make(provider: str, op: str, reference: Callable[..., Any], target: Target) -> Offered:
+    name = "" if provider == "ours" else provider
+    home = HOMES[provider].get(op)
+    if home is None:
+        return Refusal(f"{provider} has no kernel for it", provider=name)
+    try:
+        made: Candidate = importlib.import_module(home).make(op, reference, target)
+    except (
+        Unusable,
+        NoFunction,
+    ) as reason:  # whoever lists a provider asks for it: to have none of its kernels is told
+        return Refusal(str(reason), unmet=True, provider=name)
+    return replace(made, provider=name)
+
+
+def forget() -> None:
+    """Drop every candidate and with it its verdicts."""
+    _made.clear()

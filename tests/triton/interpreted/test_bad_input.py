@@ -1,0 +1,104 @@
+"""What no kernel here takes, for every op of the tier: declined with the reason, and the right number from below."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import amd_ops
+from amd_ops.backends.triton import providers, tier
+from amd_ops.backends.triton.target import Target
+from amd_ops.qk_rope import qk_norm_rope, rope_into_cache
+from tests.ops.test_rope import heads, tables
+
+from .support import ran
+
+F32 = torch.float32
+Inputs = list[Tensor]
+OPS = sorted(providers.HOMES["ours"])
+
+
+def sound(op: str) -> tuple[Callable[..., Any], Inputs]:
+    """A call that the tier takes: its function of tensors, and those; the first is the one that tests spoil."""
+    q, k, v = heads(1, 2, 3, 8, 1, F32), heads(1, 2, 3, 8, 1, F32), heads(1, 2, 3, 8, 1, F32)
+    cos, sin = tables(1, 3, 8, F32)
+    rows, weight = torch.randn(4, 16), torch.randn(16)
+    if op == "rms_norm":
+        return lambda x, w: amd_ops.rms_norm(x, w, 1e-6), [rows, weight]
+    if op == "add_rms_norm":
+        return lambda x, r, w: amd_ops.add_rms_norm(x, r, w, 1e-6), [rows, torch.randn(4, 16), weight]
+    if op == "apply_rope":
+        return amd_ops.apply_rope, [q, k, cos, sin]
+    if op == "qk_norm_rope":
+        return lambda q, k, a, b, c, s: qk_norm_rope(q, k, a, b, 1e-6, c, s), [q, k, *torch.randn(2, 8), cos, sin]
+    if op == "rope_into_cache":
+        at = torch.arange(3)
+        return lambda *t: (rope_into_cache(*t, at), *t[5:]), [q, k, v, cos, sin, *torch.zeros(2, 1, 2, 6, 8)]
+    return getattr(amd_ops, op), [rows]
+
+
+def misaligned(x: Tensor) -> Tensor:
+    """The same numbers in the same layout, four bytes further on."""
+    room = x.new_empty(x.numel() + 1)
+    return room[1:].as_strided(x.shape, x.stride(), 1).copy_(x)
+
+
+SPOILT: dict[str, tuple[Callable[[Inputs], Inputs], str]] = {
+    "fp64": (lambda inputs: [t.double() for t in inputs], "torch.float64 is not fp32, fp16 or bf16"),
+    "misaligned": (lambda inputs: [misaligned(inputs[0]), *inputs[1:]], "does not start at a multiple of 16 bytes"),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+@pytest.mark.parametrize("op", OPS)
+def test_it_is_declined_with_the_reason_and_the_number_is_right(asked: None, op: str, kind: str) -> None:
+    call, inputs = sound(op)
+    call(*[t.clone() for t in inputs])
+    assert ran(op) == 1, "the sound call is taken"
+    spoil, reason = SPOILT[kind]
+    spoilt = spoil(inputs)
+    with amd_ops.override(strict=0), pytest.warns(amd_ops.DeclinedWarning, match=reason):
+        got = call(*spoilt)
+    with pytest.raises(amd_ops.DeclinedError, match=f"{op}: tier triton.*{reason}"):
+        call(*spoilt)
+    with amd_ops.override(tiers="eager"):
+        torch.testing.assert_close(got, call(*[t.clone() for t in spoil(inputs)]), rtol=1e-5, atol=1e-6)
+    assert ran(op) == 1
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_cpu_tensors_are_kept_from_a_gpus_kernels(asked: None, op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tier, "_found", Target("cuda", "gfx1100", 32, 96))
+    call, inputs = sound(op)
+    providers.forget()
+    with (
+        amd_ops.override(strict=0),
+        pytest.warns(amd_ops.DeclinedWarning, match="a tensor is on cpu, the GPU's"),
+    ):
+        call(*inputs)
+    assert ran(op) == 0
+    providers.forget()
+
+
+def vast(op: str) -> Inputs:
+    """Arguments of 2**32 numbers each that take no memory, their last dimension dense."""
+    rows, weight = torch.zeros(2**8).expand(2**24, 2**8), torch.ones(2**8)
+    q, table = torch.zeros(2**8).expand(1, 2**16, 2**8, 2**8), torch.zeros(1, 2**8, 2**8)
+    return {
+        "rms_norm": [rows, weight],
+        "add_rms_norm": [rows, rows, weight],
+        "apply_rope": [q, q, table, table],
+        "qk_norm_rope": [q, q, weight, weight, table, table],
+        "rope_into_cache": [q, q, q, table, table, q, q],
+    }.get(op, [rows])
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_sizes_beyond_32_bits_are_declined(asked: None, op: str) -> None:
+    call, _ = sound(op)
+    with pytest.raises(amd_ops.DeclinedError, match=f"{op}: tier triton.*too large for 32-bit indexing"):
+        call(*vast(op))
