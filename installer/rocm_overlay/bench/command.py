@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..install.transaction.errors import UsageError, WriteError
 from ..verify import target
 from ..verify.plan import DTYPES
-from . import comparison, matrix, output, report, runner
+from . import comparison, matrix, output, ranks, report, runner
 
 SEED = 0
 TIMEOUT = 1800.0
@@ -61,13 +61,18 @@ def run(options: Options) -> int:
     require_libraries()
     limit = comparison.parse_limit(options.fail_over)
     baseline = comparison.read(options.baseline) if options.baseline else None
-    setup = prepare(options)
+    place = ranks.place()
+    setup = prepare(options, place.size)
+    team = ranks.join(place, setup.mode)
+    if isinstance(team, ranks.Crew) and place.rank:
+        runner.follow(setup, team)
+        return 0
     size = runner.ask_size(setup)
     check_memory(size, setup)
     folder = options.output or Path(f"overlay-bench-{setup.digest()[:12]}")
     journal = runner.Journal(folder, setup)
     with _progress(notes, setup, journal) as step:
-        processes = runner.run_all(setup, journal, step)
+        processes = runner.run_all(setup, journal, step, team)
     built = report.build(setup, processes, size, time.perf_counter() - start)
     content = {**built.content, "tuning": tuning(setup, options.gpu, notes)}
     _write(folder, content, options.html, notes)
@@ -98,7 +103,7 @@ def compare(old: Path, new: Path, fail_over: str, other_machine: bool, as_json: 
     return 1 if found.failed else 0
 
 
-def prepare(options: Options) -> runner.Setup:
+def prepare(options: Options, size: int = 1) -> runner.Setup:
     """Check what the user gave, cheapest first; nothing is loaded here."""
     for name, value, least in (("rounds", options.rounds, 1), ("runs", options.runs, 1), ("warmup", options.warmup, 0)):
         if value < least:
@@ -107,7 +112,7 @@ def prepare(options: Options) -> runner.Setup:
         message = f"--dtype is {options.dtype!r}"
         raise UsageError("bad-dtype", message, remedy=f"use one of {', '.join(DTYPES)}")
     works = [
-        matrix.Work(options.mode, batch, isl, options.osl, options.attn, options.cache, options.compile)
+        matrix.Work(options.mode, batch, isl, options.osl, options.attn, options.cache, options.compile, size)
         for batch in _numbers("batch", options.batch)
         for isl in _numbers("isl", options.isl)
     ]
@@ -135,7 +140,9 @@ def prepare(options: Options) -> runner.Setup:
 def check_memory(size: dict[str, Any], setup: runner.Setup) -> None:
     """Refuse a model that cannot fit, before it is loaded."""
     factor = 3 * MEMORY_FACTOR if setup.mode == "train" else MEMORY_FACTOR
-    needed = int(size["bytes"] * factor) + MEMORY_BASE
+    # Ranks have a GPU each, but share the memory of a machine.
+    share, processes = (setup.ranks, 1) if size["device"] == "cuda" else (1, setup.ranks)
+    needed = int(size["bytes"] * factor / share) + MEMORY_BASE * processes
     if needed > size["free"]:
         raise UsageError(
             "too-large",

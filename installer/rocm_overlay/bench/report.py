@@ -10,14 +10,15 @@ from __future__ import annotations
 import platform
 import statistics
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
 from .. import __version__
 from .matrix import AGAIN, STOCK, Cell, shape_name
 from .parity import Parity, compare
-from .runner import Process, Setup
+from .process import Process
+from .runner import Setup
 from .statistics import Rounds, Verdict, judge, noise_of, summarise
 
 SCHEMA = "amd-overlay.bench/1"
@@ -67,6 +68,7 @@ def build(setup: Setup, processes: list[Process], size: dict[str, Any], seconds:
                 "runs": setup.runs,
                 "warmup": setup.warmup,
                 "fresh_process_per_cell": True,
+                "ranks": setup.ranks,
             },
             "noise": {name: dict(values) for name, values in noise.items()},
             "cells": rows,
@@ -133,10 +135,19 @@ def _row(
             row["verdicts"][name] = verdict.as_json()
     row["throughput"] = _throughput(cell, row["measures"])
     row["memory"] = {name: max(p.memory.get(name, 0) for p in good) for name in good[0].memory}
+    if cell.work.ranks > 1:
+        row["ranks"] = [_rank(setup, good, rank) for rank in range(cell.work.ranks)]
     row["launches"] = good[0].launches
     row["dispatch"] = good[0].ops
     row["roofline"] = roofline(cell, row["measures"], good, size)
     return row
+
+
+def _rank(setup: Setup, good: list[Process], rank: int) -> dict[str, Any]:
+    """One rank's own samples, where the row's measures are those of the slowest one."""
+    mine = [replace(process, runs=process.ranks[rank]["runs"]) for process in good]
+    measures = {name: _latency(rounds_of(mine, key)) for name, key in MEASURES[setup.mode]}
+    return {"rank": rank, "host": good[0].ranks[rank]["host"], "measures": measures}
 
 
 def _verdict(ours: Rounds, stock: Rounds, noise: float, parity: Parity) -> Verdict:
@@ -188,7 +199,8 @@ def _throughput(cell: Cell, measures: dict[str, Any]) -> dict[str, float]:
 
 
 def roofline(cell: Cell, measures: dict[str, Any], good: list[Process], size: dict[str, Any]) -> dict[str, Any]:
-    """How near a decode step comes to reading every weight once at this machine's measured copy bandwidth.
+    """How near a decode step comes to reading every weight once at this machine's measured copy bandwidth. Of several
+    ranks each reads its share, at the bandwidth of the slowest.
 
     The KV cache is left out (small at these lengths), so the share is a lower bound. Below half of the bandwidth a
     step is called host-bound: something other than memory sets its time.
@@ -198,12 +210,12 @@ def roofline(cell: Cell, measures: dict[str, Any], good: list[Process], size: di
         return {}
     peak = statistics.median(bandwidths)
     step = measures["per_token"]["latency"]["p50"]
-    achieved = size["bytes"] / step
+    achieved = size["bytes"] / cell.work.ranks / step
     return {
         "copy_bytes_per_s": peak,
         "achieved_bytes_per_s": achieved,
         "mbu": achieved / peak,
-        "bound_tok_s": cell.work.batch * peak / size["bytes"],
+        "bound_tok_s": cell.work.batch * cell.work.ranks * peak / size["bytes"],
         "verdict": "memory-bound" if achieved >= 0.5 * peak else "host-bound",
     }
 
