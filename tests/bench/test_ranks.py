@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from rocm_overlay.bench import ranks, report
-from rocm_overlay.bench.command import check_memory
 from rocm_overlay.bench.matrix import Work, plan, shape_name
+from rocm_overlay.bench.memory import check_memory
 from rocm_overlay.bench.process import Process
 from rocm_overlay.install.transaction.errors import UsageError
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from rocm_overlay.bench import comparison, output, report
-from rocm_overlay.bench.command import check_memory
 from rocm_overlay.bench.matrix import Work, plan
+from rocm_overlay.bench.memory import check_memory
 from rocm_overlay.bench.runner import Journal
 from rocm_overlay.install.transaction.errors import UsageError
 

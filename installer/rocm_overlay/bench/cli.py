@@ -44,6 +44,12 @@ def bench(
     gpu: Annotated[
         str | None, typer.Option("--gpu", metavar="GFX:CUS", help="Also show tuned GEMM coverage for this GPU.")
     ] = None,
+    executor: Annotated[
+        str, typer.Option("--executor", help="process, or ray: shapes of work over the machines of a cluster.")
+    ] = "process",
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="With ray: how many machines or GPUs at most.")
+    ] = None,
     baseline: Annotated[Path | None, typer.Option("--baseline", metavar="FILE", help="An earlier report.json.")] = None,
     fail_over: FailOver = "5%",
     json: Json = False,
@@ -84,6 +90,8 @@ def bench(
             baseline=baseline,
             fail_over=fail_over,
             as_json=json,
+            executor=executor,
+            workers=workers,
         )
     )
 

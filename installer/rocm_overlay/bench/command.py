@@ -15,16 +15,16 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ..executor import check, make_executor
 from ..install.transaction.errors import UsageError, WriteError
 from ..verify import target
 from ..verify.plan import DTYPES
-from . import comparison, matrix, output, ranks, report, runner
+from . import comparison, matrix, output, ranks, report, runner, spread
+from .memory import check_memory
+from .process import Process
 
 SEED = 0
 TIMEOUT = 1800.0
-# Weights, activations, the packed copy of the largest matrix and the libraries' own memory, in units of the weights.
-MEMORY_FACTOR = 1.3
-MEMORY_BASE = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class Options:
     baseline: Path | None = None
     fail_over: str = "5%"
     as_json: bool = False
+    executor: str = "process"
+    workers: int | None = None
 
 
 def run(options: Options) -> int:
@@ -62,23 +64,50 @@ def run(options: Options) -> int:
     limit = comparison.parse_limit(options.fail_over)
     baseline = comparison.read(options.baseline) if options.baseline else None
     place = ranks.place()
+    check_executor(options, place)
     setup = prepare(options, place.size)
     team = ranks.join(place, setup.mode)
     if isinstance(team, ranks.Crew) and place.rank:
         runner.follow(setup, team)
         return 0
-    size = runner.ask_size(setup)
-    check_memory(size, setup)
     folder = options.output or Path(f"overlay-bench-{setup.digest()[:12]}")
-    journal = runner.Journal(folder, setup)
-    with _progress(notes, setup, journal) as step:
-        processes = runner.run_all(setup, journal, step, team)
+    processes, size = _measure(options, setup, folder, team, notes)
     built = report.build(setup, processes, size, time.perf_counter() - start)
     content = {**built.content, "tuning": tuning(setup, options.gpu, notes)}
     _write(folder, content, options.html, notes)
     compared = comparison.compare(baseline, content, limit) if baseline else None
     _show(content, compared, folder, options.as_json)
     return 0 if built.ok and not (compared and compared.failed) else 1
+
+
+def _measure(
+    options: Options, setup: runner.Setup, folder: Path, team: ranks.Team, notes: Console
+) -> tuple[list[Process], dict[str, Any]]:
+    """Run the plan here or on a cluster; return every process, and the size of the model."""
+    if options.executor == "process":
+        size = runner.ask_size(setup)
+        check_memory(size, setup)
+        journal = runner.Journal(folder, setup)
+        with _progress(notes, setup, journal) as step:
+            return runner.run_all(setup, journal, step, team), size
+    journal = runner.Journal(folder, setup)
+    pool = make_executor(options.executor, options.workers, whole=True)
+    try:
+        with _progress(notes, setup, journal) as step:
+            return spread.run_spread(setup, journal, step, pool)
+    finally:
+        pool.close()
+
+
+def check_executor(options: Options, place: ranks.Place) -> None:
+    """Refuse combinations that would not measure what they say."""
+    check(options.executor, options.workers)
+    if options.executor == "ray" and place.size > 1:
+        message = "--executor ray under torchrun: both would place the processes"
+        raise UsageError("usage", message, remedy="use one of them")
+    if options.executor == "process" and (options.workers or 1) > 1:
+        message = f"--workers is {options.workers}: processes that share a machine disturb each other's times"
+        raise UsageError("bad-workers", message, remedy="leave it out, or pass --executor ray for more machines")
 
 
 def require_libraries() -> None:
@@ -135,22 +164,6 @@ def prepare(options: Options, size: int = 1) -> runner.Setup:
         timeout=options.timeout,
         cells=cells,
     )
-
-
-def check_memory(size: dict[str, Any], setup: runner.Setup) -> None:
-    """Refuse a model that cannot fit, before it is loaded."""
-    factor = 3 * MEMORY_FACTOR if setup.mode == "train" else MEMORY_FACTOR
-    # Ranks have a GPU each, but share the memory of a machine.
-    share, processes = (setup.ranks, 1) if size["device"] == "cuda" else (1, setup.ranks)
-    needed = int(size["bytes"] * factor / share) + MEMORY_BASE * processes
-    if needed > size["free"]:
-        raise UsageError(
-            "too-large",
-            f"{setup.model} has {size['parameters'] / 1e9:.2f} billion parameters: about {needed / 2**30:.1f} GiB are "
-            f"needed in {setup.dtype}, {size['free'] / 2**30:.1f} GiB are free on {size['device_name']}",
-            remedy="free memory, use a smaller dtype, or measure a smaller configuration",
-            paths=[setup.model],
-        )
 
 
 def tuning(setup: runner.Setup, gpu: str | None, notes: Console) -> dict[str, Any] | None:

@@ -29,6 +29,7 @@ class Process:
     bandwidth: float | None = None
     values: str | None = None
     host: str = field(default_factory=socket.gethostname)
+    device: str = ""
     ranks: list[dict[str, Any]] = field(default_factory=list)
 
     def take(self, event: dict[str, Any]) -> None:

@@ -128,6 +128,7 @@ def _row(
     }
     if not good:
         return row
+    row["hosts"] = sorted({process.host for process in good})
     row["measures"] = _measures(setup, cell, good)
     if cell.name != STOCK:
         for name, key in MEASURES[setup.mode]:
@@ -225,6 +226,9 @@ def _warnings(processes: list[Process], rows: list[dict[str, Any]]) -> list[str]
     jumps = [run["clock_jump"] for p in processes for run in p.runs if run.get("clock_jump", 0) > MAX_CLOCK_JUMP]
     if jumps:
         found.append(f"the wall clock jumped by up to {max(jumps):.1f} s; times here come from a monotonic clock")
+    devices = sorted({p.device for p in processes if p.device})
+    if len(devices) > 1:
+        found.append(f"the shapes were measured on different devices: {', '.join(devices)}; compare within one only")
     for row in rows:
         if row["status"] != "ok":
             found.append(f"{row['id']}: {row['status']}: {row['message'].splitlines()[0] if row['message'] else ''}")
