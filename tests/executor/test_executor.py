@@ -69,6 +69,19 @@ def test_workers_whose_times_count_share_no_machine(monkeypatch: pytest.MonkeyPa
         cluster.shutdown()
 
 
+@needs_ray
+def test_a_cluster_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def nobody(**options: object) -> None:
+        raise ConnectionError("nobody answers")
+
+    monkeypatch.setattr(ray, "init", nobody)
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    with pytest.raises(TargetError, match="the Ray cluster at head:6379 could not be joined: nobody answers"):
+        make_executor("ray", 1)
+
+
 def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="--executor is 'slurm'"):
         executor.check("slurm")

@@ -129,6 +129,7 @@ def _row(
     if not good:
         return row
     row["hosts"] = sorted({process.host for process in good})
+    row["devices"] = sorted({process.device for process in good if process.device}) or [size["device_name"]]
     row["measures"] = _measures(setup, cell, good)
     if cell.name != STOCK:
         for name, key in MEASURES[setup.mode]:

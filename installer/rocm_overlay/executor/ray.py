@@ -91,6 +91,16 @@ def _attempt(call: Callable[..., Any], *arguments: Any) -> Any:
         return _Raised(type(error), error.args, vars(error))
 
 
+def _join(ray: Any, workers: int | None) -> None:
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        ray.init(num_cpus=None if address else workers, include_dashboard=False, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        place = f"the Ray cluster at {address}" if address else "a Ray cluster on this machine"
+        message = f"{place} could not be {'joined' if address else 'started'}: {error}"
+        raise TargetError("no-cluster", message, remedy="check RAY_ADDRESS and `ray status`") from None
+
+
 class RayPool(Pool):
     """Actors in place of threads' own workers; joins the cluster, and ends it where it was started here."""
 
@@ -100,8 +110,7 @@ class RayPool(Pool):
         self._ray: Any = ray
         self._started = not ray.is_initialized()
         if self._started:
-            here = None if os.environ.get("RAY_ADDRESS") else workers
-            ray.init(num_cpus=here, include_dashboard=False, log_to_driver=False)
+            _join(ray, workers)
         try:
             slots, options = self._slots(whole)
             count = min(workers or slots, slots) if whole else workers or slots
