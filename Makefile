@@ -26,7 +26,7 @@ export HF_HUB_OFFLINE := 1
 export OMP_NUM_THREADS := 1
 export OVERLAY_TEST_WHEELS := $(abspath $(WHEELS))
 
-.PHONY: help demo test test-full lint format bench wheels overlays clean
+.PHONY: help demo test test-full lint format bench results-page wheels overlays clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -77,6 +77,9 @@ format: $(VENV)/$(STAMP) ## let ruff format the sources (never the generated ove
 	$(VENV)/bin/ruff format .
 
 bench: bench-cli bench-launches bench-host bench-memory ## the short benchmarks, printed as ratios against stock
+
+results-page: $(VENV)/$(STAMP) ## write docs/benchmarks.md from benchmarks/results/*.json
+	$(VENV)/bin/python benchmarks/results_page.py
 
 bench-%: $(VENV)/$(STAMP) $(WHEELS)/$(STAMP)
 	$(VENV)/bin/python benchmarks/bench_$*.py $(BENCH_ARGS)

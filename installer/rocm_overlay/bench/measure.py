@@ -291,10 +291,11 @@ def _memory() -> tuple[int, str, str]:
         return free, "cuda", torch.cuda.get_device_name()
     text = Path("/proc/meminfo").read_text(encoding="ascii")
     available = next(int(line.split()[1]) for line in text.splitlines() if line.startswith("MemAvailable"))
-    return available * 1024, "cpu", _cpu_name()
+    return available * 1024, "cpu", cpu_name()
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's name as the kernel tells it."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
