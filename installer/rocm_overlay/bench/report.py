@@ -1,8 +1,7 @@
 """The versioned report: raw samples, statistics, parity, verdicts. Everything that is shown is computed here once.
 
-Measures carry the names of optimum-benchmark where it has them (load, prefill, per_token, decode, call, train,
-forward; latency with count, mean, stdev, p50 ... and values in seconds). prefill is TTFT, per_token is ITL, call is end
-to end.
+prefill is TTFT, per_token is ITL, call is end to end. prefill, decode, per_token, forward and train are names of
+optimum-benchmark, too; `bench.optimum` writes a cell as its report.
 """
 
 from __future__ import annotations
