@@ -43,6 +43,15 @@ def test_a_rank_that_died_is_named() -> None:
     assert (merged.status, merged.message) == ("crashed", "rank 1: killed")
 
 
+def test_ranks_that_computed_different_outputs_have_no_speed() -> None:
+    alike = ranks.agreed([(one(0, [1.0]), "a"), (one(1, [1.0]), "a")])
+    assert ranks.merge(alike).status == "ok"
+    other = ranks.agreed([(one(0, [1.0]), "a"), (one(1, [1.0]), "b")])
+    assert (ranks.merge(other).status, len(other)) == ("disagree", 2)
+    dead = ranks.agreed([(one(0, [1.0]), "a"), (one(1, [1.0], status="crashed", message="killed"), "")])
+    assert ranks.merge(dead).message == "rank 1: killed"
+
+
 @pytest.mark.parametrize(
     ("environment", "place"),
     [

@@ -97,12 +97,7 @@ class Crew:
         mine = run({"MASTER_PORT": str(told[1]), "TORCHELASTIC_USE_AGENT_STORE": "False"})
         every: list[Any] | None = [None] * self.place.size if self.place.rank == 0 else None
         self._dist.gather_object((mine, _digest(mine)), every, dst=0)
-        if every is None:
-            return []
-        digests = {digest for process, digest in every if process.status == "ok"}
-        if len(digests) > 1:
-            every[0][0].status, every[0][0].message = "disagree", "the ranks computed different outputs"
-        return [process for process, _ in every]
+        return agreed(every or [])
 
 
 def join(place: Place, mode: str) -> Team:
@@ -114,6 +109,13 @@ def join(place: Place, mode: str) -> Team:
         remedy = "use generate or forward under torchrun: stock leaves gradients of head norms unreduced there"
         raise UsageError("bad-mode", message, remedy=remedy)
     return Crew(place)
+
+
+def agreed(gathered: list[tuple[Process, str]]) -> list[Process]:
+    """Return the processes of (process, hash of its outputs); the first one is marked where two hashes differ."""
+    if len({digest for process, digest in gathered if process.status == "ok"}) > 1:
+        gathered[0][0].status, gathered[0][0].message = "disagree", "the ranks computed different outputs"
+    return [process for process, _ in gathered]
 
 
 def merge(processes: list[Process]) -> Process:
