@@ -5,11 +5,16 @@ TRANSFORMERS ?= transformers==4.57.6
 TEST_RELEASES := 4.53.2 4.53.3 4.56.2 4.57.0 4.57.1 4.57.2 4.57.3 4.57.4 4.57.5 4.57.6 5.23.0
 # Read by the long matrices alone.
 FULL_RELEASES := 5.0.0 5.10.4 5.17.0
+# A release of each other line has a venv of its own for the long matrices, with the torch of the first.
+LINE_RELEASES := 4.53.3 5.23.0
+SDISTS_OF := 4.57.6 5.23.0
 PYTEST_ARGS ?=
 
 VENV := .venv
 DEMO_VENV := .venv-demo
 WHEELS := .cache/wheels
+SDISTS := .cache/sdists
+LINE_VENVS := $(foreach release,$(LINE_RELEASES),.venv-$(basename $(release)))
 STAMP := .installed
 
 # A ROCm torch that is already there is reused, never replaced.
@@ -46,6 +51,20 @@ $(DEMO_VENV)/$(STAMP): pyproject.toml constraints.txt
 	$(DEMO_VENV)/bin/pip install -c constraints.txt $(TORCH_SPEC) $(TRANSFORMERS) safetensors .
 	touch $@
 
+.venv-%/$(STAMP): | $(VENV)/$(STAMP)
+	$(PYTHON) -m venv $(VENV_FLAGS) .venv-$*
+	.venv-$*/bin/pip install transformers==$(filter $*.%,$(LINE_RELEASES))
+	site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	  { $(VENV)/bin/python -c "$$site"; pwd; echo $(CURDIR)/installer; } > $$(.venv-$*/bin/python -c "$$site")/shared.pth
+	touch $@
+
+$(SDISTS)/$(STAMP): | $(VENV)/$(STAMP)
+	mkdir -p $(SDISTS)
+	for release in $(SDISTS_OF); do \
+	  $(VENV)/bin/pip download --no-deps --no-binary :all: --no-build-isolation -d $(SDISTS) transformers==$$release || exit 1; \
+	done
+	touch $@
+
 define download
 	mkdir -p $(WHEELS)
 	for release in $(1); do \
@@ -69,7 +88,10 @@ demo: $(DEMO_VENV)/$(STAMP) ## install, run a real model with toggles off and on
 test: $(VENV)/$(STAMP) $(WHEELS)/$(STAMP) ## the test suite (some 20 minutes on 2 cores)
 	$(VENV)/bin/python -m pytest -n auto --dist loadfile --durations=15 -m "not full" $(PYTEST_ARGS)
 
-test-full: $(VENV)/$(STAMP)-full $(WHEELS)/$(STAMP)-full ## the test suite with the long matrices
+test-full: export OVERLAY_TEST_SDISTS = $(abspath $(SDISTS))
+test-full: export OVERLAY_TEST_PYTHONS = $(foreach venv,$(LINE_VENVS),$(abspath $(venv)/bin/python))
+test-full: $(VENV)/$(STAMP)-full $(WHEELS)/$(STAMP)-full $(SDISTS)/$(STAMP) $(LINE_VENVS:%=%/$(STAMP))
+test-full: ## the test suite with the long matrices
 	$(VENV)/bin/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/$(STAMP) ## ruff and mypy
@@ -95,4 +117,4 @@ overlays: $(VENV)/$(STAMP) $(WHEELS)/$(STAMP) ## generate the committed overlays
 	done
 
 clean: ## remove everything that make made
-	rm -rf $(VENV) $(DEMO_VENV) .cache dist build demo-out
+	rm -rf $(VENV) $(DEMO_VENV) $(LINE_VENVS) .cache dist build demo-out

@@ -9,6 +9,7 @@ and counts causality from the first key when there is no mask; eager adds its ma
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -47,6 +48,27 @@ _EAGER_NAMES = frozenset(
         "tanh",
     ]
 )
+
+# Every parameter of a stock function that is honoured here or given back to it; any other one asks for something that
+# the op does not know (transformers 5 adds a position bias of T5 and the cache of continuous batching).
+_KNOWN = frozenset(
+    [
+        "module",
+        "query",
+        "key",
+        "value",
+        "attention_mask",
+        "dropout",
+        "scaling",
+        "is_causal",
+        "softcap",
+        "head_mask",
+        "output_attentions",
+        "s_aux",
+    ]
+)
+# Those of transformers' sdpa function, for a trace, which cannot look at a signature.
+_UNKNOWN_TO_SDPA = ("position_bias", "cache")
 
 
 def route_attention(module: nn.Module, stock_interface: Interface) -> Interface:
@@ -87,7 +109,14 @@ def _kind(module: nn.Module, interface: Interface) -> str:
     return "eager with soft cap" if "tanh" in names else "eager"
 
 
+def _unknown_parameters(stock: Interface) -> tuple[str, ...]:
+    parameters = inspect.signature(stock).parameters.values()
+    return tuple(one.name for one in parameters if one.name not in _KNOWN and one.kind is not one.VAR_KEYWORD)
+
+
 def _sdpa_route(stock: Interface) -> Interface:
+    unknown = _unknown_parameters(stock)
+
     def route(
         module: nn.Module,
         query: Tensor,
@@ -98,7 +127,7 @@ def _sdpa_route(stock: Interface) -> Interface:
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         causal = kwargs.get("is_causal")
-        reason = _unroutable(module, query, key, attention_mask, args, kwargs)
+        reason = _unroutable(module, query, key, attention_mask, args, kwargs, unknown)
         if not reason and kwargs.get("softcap") is not None:
             reason = "the model asks sdpa for a soft cap, which stock sdpa ignores: honouring it would change the model"
         if not reason and attention_mask is not None and causal:
@@ -112,8 +141,9 @@ def _sdpa_route(stock: Interface) -> Interface:
         elif causal is None:
             causal = rows > 1 and getattr(module, "is_causal", True)
         if causal and rows != columns:
-            # torch aligns at the first key here (transformers 5 relies on it for an empty static cache).
-            if rows > columns or not op.can("aiter"):
+            # torch aligns at the first key here (transformers 5 relies on it for an empty static cache, and lets a
+            # single query see every key).
+            if rows == 1 or rows > columns or not op.can("aiter"):
                 _site.declined("causality is counted from the first key (q_len != k_len, no mask): torch does that")
                 return stock(module, query, key, value, attention_mask, *args, **kwargs)
             key, value = key[:, :, :rows], value[:, :, :rows]
@@ -139,7 +169,10 @@ def _traced_route(stock: Interface) -> Interface:
     ) -> tuple[Tensor, Tensor | None]:
         given, rows = kwargs.get("is_causal"), query.shape[2]
         causal = attention_mask is None and rows > 1 and getattr(module, "is_causal", True) if given is None else given
-        skip = _unroutable(module, query, key, attention_mask, args, kwargs) or kwargs.get("softcap") is not None
+        skip = (
+            _unroutable(module, query, key, attention_mask, args, kwargs, _UNKNOWN_TO_SDPA)
+            or kwargs.get("softcap") is not None
+        )
         if skip or (causal and (attention_mask is not None or rows != key.shape[2])):
             return stock(module, query, key, value, attention_mask, *args, **kwargs)
         layer = getattr(module, "layer_idx", None)
@@ -150,6 +183,8 @@ def _traced_route(stock: Interface) -> Interface:
 
 
 def _eager_route(stock: Interface, capped: bool) -> Interface:
+    unknown = _unknown_parameters(stock)
+
     def route(
         module: nn.Module,
         query: Tensor,
@@ -159,7 +194,7 @@ def _eager_route(stock: Interface, capped: bool) -> Interface:
         *args: Any,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        reason = _unroutable(module, query, key, attention_mask, args, kwargs) or _weights_wanted(module)
+        reason = _unroutable(module, query, key, attention_mask, args, kwargs, unknown) or _weights_wanted(module)
         if not reason and attention_mask is not None and attention_mask.dtype is not query.dtype:
             reason = f"the eager mask is {attention_mask.dtype}, not the queries' dtype"
         if not reason and kwargs.get("scaling") is None:
@@ -193,9 +228,18 @@ def _run(
 
 
 def _unroutable(
-    module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    unknown: tuple[str, ...],
 ) -> str:
     """What both kinds leave to the stock function."""
+    for name in unknown:
+        if kwargs.get(name) is not None:
+            return f"the model passes {name!r}, which our op does not know"
     if args:
         return "positional arguments after the mask"
     if kwargs.get("dropout"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 WHEELS_VARIABLE = "OVERLAY_TEST_WHEELS"
+PYTHONS_VARIABLE = "OVERLAY_TEST_PYTHONS"
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +45,18 @@ def stock_tree(wheel: Callable[[str], Path], tmp_path_factory: pytest.TempPathFa
         return trees[version]
 
     return unpack
+
+
+@pytest.fixture(scope="session")
+def python_with() -> Callable[[str], str]:
+    """Return ``python_with(release)``: an interpreter that has that transformers; skip where none was made."""
+    given = [sys.executable, *os.environ.get(PYTHONS_VARIABLE, "").split()]
+    code = "import importlib.metadata as m; print(m.version('transformers'))"
+    releases = {subprocess.check_output([path, "-c", code], text=True).strip(): path for path in reversed(given)}
+
+    def find(release: str) -> str:
+        if release not in releases:
+            pytest.skip(f"{PYTHONS_VARIABLE} names no interpreter with transformers {release}: `make test-full` does")
+        return releases[release]
+
+    return find

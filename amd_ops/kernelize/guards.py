@@ -10,8 +10,9 @@ import torch
 
 from .errors import RegistrationError
 
-# A guard becomes one Python expression over the guarded tensor `_t`, so that a true guard costs no call.
-_IS_TENSOR = "isinstance(_t, _Tensor)"
+# A guard becomes one Python expression over the guarded tensor `_t`, so that a true guard costs no call. Arithmetic on a
+# shape costs more than all the rest: shapes that were right are remembered, so many at most.
+_REMEMBERED = 1024
 
 
 @dataclass(frozen=True)
@@ -67,19 +68,14 @@ def expression(guard: Guard | None, backward: bool, space: dict[str, Any], tag: 
     """
     space["_Tensor"] = torch.Tensor
     terms = []
-    if guard is not None and (
-        guard.dtypes or guard.min_rows or guard.max_rows or guard.last_dim_multiple or guard.check
-    ):
+    if guard is not None and (guard.dtypes or guard.check or _bounds_shape(guard)):
         terms.append("isinstance(_t, _Tensor)")
         if guard.dtypes:
             space[f"_dtypes{tag}"] = frozenset(guard.dtypes)
             terms.append(f"_t.dtype in _dtypes{tag}")
-        if guard.min_rows is not None or guard.max_rows is not None:
-            low = f"{guard.min_rows} <= " if guard.min_rows is not None else ""
-            high = f" <= {guard.max_rows}" if guard.max_rows is not None else ""
-            terms.append(f"(_s := _t.shape) and {low}_t.numel() // (_s[-1] or 1){high}")
-        if guard.last_dim_multiple is not None:
-            terms.append(f"(_s := _t.shape) and _s[-1] % {guard.last_dim_multiple} == 0")
+        if _bounds_shape(guard):
+            space[f"_shapes{tag}"], space[f"_fits{tag}"] = _remembering(guard)
+            terms.append(f"(_t.shape in _shapes{tag} or _fits{tag}(_t))")
         if guard.check is not None:
             space[f"_check{tag}"] = guard.check
             terms.append(f"_check{tag}(_t) is None")
@@ -89,18 +85,45 @@ def expression(guard: Guard | None, backward: bool, space: dict[str, Any], tag: 
     return " and ".join(terms)
 
 
+def _bounds_shape(guard: Guard) -> bool:
+    return guard.min_rows is not None or guard.max_rows is not None or guard.last_dim_multiple is not None
+
+
+def _remembering(guard: Guard) -> tuple[set[torch.Size], Callable[[torch.Tensor], bool]]:
+    """Return the shapes that were found right, and the test that adds one."""
+    shapes: set[torch.Size] = set()
+
+    def fits(value: torch.Tensor) -> bool:
+        if _shape_reason(guard, value):
+            return False
+        if not torch.compiler.is_dynamo_compiling():  # a trace guards on what it reads and must not write
+            if len(shapes) >= _REMEMBERED:
+                shapes.clear()
+            shapes.add(value.shape)
+        return True
+
+    return shapes, fits
+
+
+def _shape_reason(guard: Guard, value: torch.Tensor) -> str:
+    """Say which bound a shape breaks; "" when none."""
+    rows = value.numel() // max(value.shape[-1], 1) if value.dim() else 0
+    if (guard.min_rows or 0) > rows or (guard.max_rows is not None and rows > guard.max_rows) or not value.dim():
+        return f"{rows} rows outside {guard.min_rows or 0}..{'' if guard.max_rows is None else guard.max_rows}"
+    if guard.last_dim_multiple and value.shape[-1] % guard.last_dim_multiple:
+        return f"last dimension {value.shape[-1]} is no multiple of {guard.last_dim_multiple}"
+    return ""
+
+
 def reason(guard: Guard | None, backward: bool, value: Any) -> str:
     """Say which condition failed for a value. Only called after the expression was false, so it may be slow."""
     if guard is not None and not isinstance(value, torch.Tensor):
         return f"guarded argument is {type(value).__name__}, not a tensor"
     if guard is not None:
-        rows = value.numel() // max(value.shape[-1], 1) if value.dim() else 0
         if guard.dtypes and value.dtype not in guard.dtypes:
             return f"dtype {value.dtype} not in {', '.join(map(str, guard.dtypes))}"
-        if (guard.min_rows or 0) > rows or (guard.max_rows is not None and rows > guard.max_rows) or not value.dim():
-            return f"{rows} rows outside {guard.min_rows or 0}..{'' if guard.max_rows is None else guard.max_rows}"
-        if guard.last_dim_multiple and value.shape[-1] % guard.last_dim_multiple:
-            return f"last dimension {value.shape[-1]} is no multiple of {guard.last_dim_multiple}"
+        if _bounds_shape(guard) and (broken := _shape_reason(guard, value)):
+            return broken
         found = guard.check(value) if guard.check is not None else None
         if found is not None:
             return found

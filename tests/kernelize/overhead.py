@@ -70,6 +70,7 @@ def main() -> None:
         "inference kernel without backward": ([both[1]], "inference"),
         "dtype guard": ([{"layer": TrainKernel, "guard": Guard(dtypes=guard.dtypes)}], None),
         "dtype and row guard": ([{"layer": TrainKernel, "guard": guard}], None),
+        "all of these at once": ([{**one, "guard": guard} for one in both], None),
     }
     for title, (kernels, mode) in cases.items():
         plain, kernelized = measure(kernels, mode)

@@ -38,12 +38,16 @@ def row(path: str, folder: Path, edited: set[str]) -> dict[str, Any]:
     if "error" in overlay or not overlay.get("off"):
         return {**found, "compared": 0, "reason": "overlay: " + overlay.get("error", "nothing was run")}
     ran = {name for names in stock["classes"].values() for name in names}
+    generations = sum(key.endswith(" generation") for key in overlay["off"])
     deviating = {mode: [key for key, listed in overlay[mode].items() if listed] for mode in ("off", "on")}
     return {
         **found,
         "compared": len(overlay["off"]),
         "classes": sorted(stock["classes"]),
+        "generations": generations,
+        "without": {key: " ".join(why.split())[:160] for key, why in stock["without"].items()},
         "ran": len(edited & ran),
+        "ops": overlay["ops"],
         "deviating": deviating,
     }
 
@@ -67,22 +71,27 @@ def page(about: Mapping[str, Any]) -> str:
     other = [one for one in rows if one["compared"] and not is_equal(one)]
     absent = [one for one in rows if one.get("reason") == NOT_RUN]
     without = [one for one in rows if not one["compared"] and one not in absent]
+    tokens = sum(one["generations"] > 0 for one in equal)
     lines = [
         f"# Numbers of the generated files of transformers {about['release']}",
         "",
         f"Of {len(rows)} generated files, small models of {len(equal)} were run on the stock and the overlaid tree and",
         "are equal: bit for bit with every toggle off; on the torch tier, with every toggle on, within the tolerances",
-        "of `rocm_overlay.verify` (fp32 forward, 8 greedy tokens where the model generates, bf16 forward).",
+        "of `rocm_overlay.verify`. Compared are, of up to three classes of a file: the forward in fp32, 8 greedy",
+        f"tokens of those that generate ({tokens} of these files), and the forward in bf16 of the first.",
         f"{len(other)} deviate or ran no edited function; {len(without)} could not be built or fed from their config.",
         *([f"{len(absent)} were not run yet: this page is a partial run."] if absent else []),
         "",
-        "| file | models | comparisons | edited functions that ran | off | on |",
-        "|---|---|---|---|---|---|",
+        "| file | models | comparisons | of tokens | edited functions that ran | ops that took a call | off | on |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for one in [*other, *equal]:
         states = ["deviates" if one["deviating"][mode] else "equal" for mode in ("off", "on")]
-        cells = (_name(one), len(one["classes"]), one["compared"], f"{one['ran']} of {one['functions']}", *states)
+        counts = (len(one["classes"]), one["compared"], one["generations"])
+        cells = (_name(one), *counts, f"{one['ran']} of {one['functions']}", ", ".join(one["ops"]), *states)
         lines.append(f"| {' | '.join(map(str, cells))} |")
+    lines += ["", "Stock itself cannot do these with a small model, so they are not compared:", ""]
+    lines += [f"* {_name(one)}, {key}: {why}" for one in (*other, *equal) for key, why in one["without"].items()]
     lines += ["", "Not compared:", "", "| file | reason |", "|---|---|"]
     lines += [f"| {_name(one)} | {one['reason'].replace('|', chr(92) + '|')} |" for one in without]
     return "\n".join(lines) + "\n"

@@ -7,23 +7,27 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rocm_overlay.patchgen.command import Options, run
 from rocm_overlay.patchgen.trees import open_tree
+from rocm_overlay.verify.compare import judge
 
-from tests.numeric import report
+from tests.numeric import report, worker
 
 pytest.importorskip("transformers")
 ROOT = Path(__file__).resolve().parents[2]
 # One of each kind that the eight models of the parity tests are not: t5 and fp32_weight norms, partial and cast rope,
-# query/key/value, an encoder-decoder, images.
-SAMPLE = ("bert", "gpt_neox", "olmo2", "siglip", "t5", "vit")
+# query/key/value, an encoder-decoder, images, regions of images beside text, widths that depend on each other.
+SAMPLE = ("bert", "gpt_neox", "lxmert", "olmo2", "siglip", "swin", "t5", "vit")
 ALSO = ("whisper", "qwen2_5_vl")
 LEAST = {"4.57.6": 110, "5.23.0": 200}
+PAGES = ROOT / "docs/coverage"
 
 Trees = tuple[Path, Path]
 
@@ -82,6 +86,19 @@ def path_of(model: str) -> str:
     return f"models/{model}/modeling_{model}.py"
 
 
+@pytest.mark.parametrize("release", LEAST)
+def test_the_committed_numbers_are_of_a_whole_run_without_a_deviation(release: str) -> None:
+    about = json.loads((PAGES / f"numeric-{release}.json").read_text(encoding="utf-8"))
+    assert (about["schema"], about["release"]) == (report.SCHEMA, release)
+    assert (PAGES / f"numeric-{release}.md").read_text(encoding="utf-8") == report.page(about)
+    rows = about["rows"]
+    generated = json.loads((PAGES / f"{release}.json").read_text(encoding="utf-8"))["sites"]
+    assert sorted(one["path"] for one in rows) == sorted(generated)
+    assert sum(map(report.is_equal, rows)) >= LEAST[release]
+    for one in rows:
+        assert one["reason"] not in ("", report.NOT_RUN) if not one["compared"] else not any(one["deviating"].values())
+
+
 def test_a_sample_is_equal_off_and_within_the_tolerance_on(trees: Trees, tmp_path: Path) -> None:
     paths = [path_of(model) for model in SAMPLE]
     work("stock", trees[0], paths, tmp_path)
@@ -123,6 +140,34 @@ def test_a_planted_fault_is_seen(model: str, old: str, new: str, mode: str, tree
         file.write_text(text, encoding="utf-8")
     (found,) = results(tmp_path, "overlay").values()
     assert any(found[mode].values())
+
+
+class SpeakerDouble(torch.nn.Module):
+    """Says the tokens that it is made with."""
+
+    main_input_name = "input_ids"
+
+    def __init__(self, said: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.config = types.SimpleNamespace(vocab_size=64)
+        self.said = said
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return input_ids
+
+    def generate(self, input_ids: torch.Tensor, **_: object) -> torch.Tensor:
+        return self.said
+
+
+@pytest.mark.parametrize("dtype", [torch.long, torch.float32])
+def test_what_is_generated_is_judged(dtype: torch.dtype) -> None:
+    """A token has no tolerance: the next one is another token. A sound has that of its dtype."""
+    said = torch.tensor([[7, 8, 9]]).to(dtype)
+    stock = worker.generated(SpeakerDouble(said), "plain")
+    for other, equal in ((said, True), (said + said.new_tensor([0, 0, 1]), False)):
+        found = worker.generated(SpeakerDouble(other), "plain")
+        assert judge(stock, found, tier="torch", dtype="float32", bitwise=False).ok is equal
 
 
 def compare_descriptions(trees: Trees, paths: Sequence[str], folder: Path) -> None:

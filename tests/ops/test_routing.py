@@ -223,6 +223,51 @@ def imitation(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
     return torch.zeros(1), None
 
 
+def with_position_bias(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float = 1.0,
+    dropout: float = 0.0,
+    position_bias: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """The eager function of T5 in transformers 5: only a parameter tells that it knows a bias."""
+    weights = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if position_bias is not None:
+        weights = weights + position_bias
+    weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+@pytest.mark.parametrize(
+    ("name", "home"),
+    [
+        ("eager_attention_forward", "transformers.models.t5.modeling_t5"),
+        ("sdpa_attention_forward", "transformers.integrations.sdpa_attention"),
+    ],
+)
+def test_a_parameter_that_the_op_lacks_is_left_to_stock(name: str, home: str) -> None:
+    """Dropping it would be another model: T5 of transformers 5.23 came out 5 % off."""
+    stock = types.FunctionType(with_position_bias.__code__, globals(), name, (1.0, 0.0, None))
+    stock.__module__ = home
+    q, k, v = inputs(6, 6)
+    k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+    module, bias = Attention(groups=1).eval(), torch.randn(1, 4, 6, 6)
+    got, _ = routed(stock, module, q, k, v, None, scaling=0.3, position_bias=bias)
+    assert torch.equal(got, with_position_bias(module, q, k, v, None, scaling=0.3, position_bias=bias)[0])
+    assert reasons() == {"the model passes 'position_bias', which our op does not know": 1}
+    module.is_causal = False
+    routed(stock, module, q, k, v, None, scaling=0.3, position_bias=None)
+    assert sum(reasons().values()) == 1, "without one the op takes the call"
+
+
+def test_a_trace_knows_the_parameters_of_this_transformers() -> None:
+    assert set(routing._unknown_parameters(sdpa)) <= set(routing._UNKNOWN_TO_SDPA)
+
+
 def test_other_implementations_are_called_as_they_are() -> None:
     module = Attention()
     module.config._attn_implementation = "flash_attention_2"

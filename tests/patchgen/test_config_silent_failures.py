@@ -5,10 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rocm_overlay.patchgen import ModelingCodeGenerator
 from rocm_overlay.patchgen.config.load import load
+from rocm_overlay.patchgen.config.patches import ConfigErrors
 
 from tests.patchgen.config_support import STOCK, generate, line_of, overlay_of, refuse, write_config
 
@@ -245,6 +248,40 @@ def test_a_lost_parameter_is_an_error_unless_accepted(tmp_path: Path, signature:
     refuse(tmp_path, text, "calls of rotate that fit stock do not fit", reason, "signature_change=True")
     accepted = text.replace('("rotate")', '("rotate", signature_change=True)')
     assert f"def rotate({signature}):" in overlay_of(tmp_path, accepted)
+
+
+UNION = """
+from rocm_overlay.patchgen import PatchConfig
+import torch
+
+config = PatchConfig("transformers.models.llama.modeling_llama", "patched.py")
+
+@config.override_method("LlamaForCausalLM.forward", signature_change=True)
+def forward(self, input_ids, logits_to_keep: int | torch.Tensor = 0, **kwargs):
+    return self.model(input_ids, **kwargs)
+"""
+
+
+@pytest.mark.parametrize(("release", "reads"), [("4.53.3", False), ("4.57.6", False), ("5.23.0", True)])
+def test_an_annotation_that_stops_the_import_is_an_error(
+    tmp_path: Path, wheel: Callable[[str], Path], release: str, reads: bool
+) -> None:
+    """A config made for transformers 5 on an older release, whose auto_docstring chokes on ``int | Tensor``."""
+    path = tmp_path / "llama_patch_gen_config.py"
+    path.write_text(UNION)
+    generator = ModelingCodeGenerator(load(path).choose(None), source=wheel(release))
+    if reads:
+        assert "int | torch.Tensor" in generator.generate()
+        return
+    with pytest.raises(ConfigErrors) as caught:
+        generator.generate(tmp_path / "out/patched.py")
+    text = str(caught.value)
+    assert "cannot read an annotation of LlamaForCausalLM.forward: the file would not import" in text
+    assert "found: logits_to_keep: int | torch.Tensor" in text
+    assert text.startswith(f"{path}:{UNION[: UNION.index('def ')].count(chr(10)) + 1}: ")
+    assert not (tmp_path / "out").exists()
+    path.write_text(UNION.replace("int | torch.Tensor", "Optional[int]").replace("import torch", "import typing"))
+    assert "Optional[int]" in ModelingCodeGenerator(load(path).choose(None), source=wheel(release)).generate()
 
 
 def test_a_name_that_nothing_defines_is_an_error_that_names_the_import(tmp_path: Path) -> None:

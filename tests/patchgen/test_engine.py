@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from rocm_overlay.overlays.recipes import rms_norm, rope
-from rocm_overlay.patchgen.edits import AppliedEdit, Edit, splice
+from rocm_overlay.patchgen.edits import AppliedEdit, Edit, splice, unsplice
 from rocm_overlay.patchgen.engine import generate
 from rocm_overlay.patchgen.errors import EditConflict, InternalError, MustFireError, SourceError
 from rocm_overlay.patchgen.header import GENERATOR
@@ -62,6 +62,18 @@ def test_crlf_and_bom_are_kept() -> None:
     marker, block = header(stock, "\r\n")
     assert result.overlay.startswith(b"\xef\xbb\xbf" + marker + b"import torch\r\nfrom torch import nn\r\n" + block)
     assert result.overlay.count(b"\n") == result.overlay.count(b"\r\n")
+    compile(result.overlay, "x.py", "exec")
+
+
+@pytest.mark.parametrize("place", [b"import torch\n", b"        input_dtype = hidden_states.dtype\n"])
+def test_mixed_line_ends_stay_where_they_are(place: bytes) -> None:
+    stock = source(LLAMA)
+    assert stock.count(place) == 1
+    stock = stock.replace(place, place.replace(b"\n", b"\r\n"))
+    result = generate(stock, "x.py", one(rms_norm.RECIPE))
+    assert result.changed
+    assert unsplice(result.overlay, result.edits) == stock
+    assert place.replace(b"\n", b"\r\n") in result.overlay
     compile(result.overlay, "x.py", "exec")
 
 

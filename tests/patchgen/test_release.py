@@ -61,6 +61,25 @@ def test_the_manifest_names_every_model_and_every_release(line: str) -> None:
         assert sorted(found) == list(RELEASES_OF[line]), f"{model}: each release has exactly one stock text"
 
 
+# What people run, in the order of the releases that brought it.
+CURATED = {
+    "4.53": (
+        "aria bert clip cohere cohere2 deepseek_v3 dinov2 gemma gemma2 gemma3 glm glm4 granite granitemoe helium "
+        "idefics3 llama llama4 mistral mixtral olmo2 paligemma phi phi3 pixtral qwen2 qwen2_5_vl qwen2_moe qwen3 "
+        "qwen3_moe roberta siglip smollm3 stablelm starcoder2 vit whisper xlm_roberta"
+    ),
+    "4.57": (
+        "deepseek_v2 ernie4_5 exaone4 glm4_moe gpt_oss hunyuan_v1_dense ministral olmo3 qwen3_next qwen3_vl seed_oss"
+    ),
+}
+
+
+@each_line
+def test_the_curated_models_are_in_every_line_whose_releases_have_them(line: str) -> None:
+    listed = " ".join(CURATED[first] for first in CURATED if first <= line).split()
+    assert set(listed) <= {entry["model"] for entry in MANIFESTS[line]["files"]}
+
+
 def test_the_eight_models_of_the_parity_tests_are_in_the_main_line() -> None:
     assert set(MODELS) <= expected.SITES["4.57"].keys()
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Callable
+
 import pytest
 
 from tests.verify import matrix
 
-SAMPLE = ("llama", "gemma2", "mixtral")
+SAMPLE = ("llama", "gemma2", "mixtral", "paligemma")
 
 
 def written() -> dict[str, str]:
@@ -21,18 +25,28 @@ def written() -> dict[str, str]:
 def test_every_architecture_has_a_row_and_none_deviates() -> None:
     lines = written()
     assert set(lines) == {*matrix.architectures(), "model"}
-    assert not [line for line in lines.values() if "deviates" in line]
+    assert "deviates" not in matrix.DOC.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("model", SAMPLE)
-def test_a_sampled_row_is_what_a_run_gives(model: str) -> None:
-    assert matrix.line(model) == written()[model]
+def run(*models: str) -> list[str]:
+    """The lines that a process of its own prints."""
+    command = [sys.executable, "-m", "tests.verify.matrix", "--models", ",".join(models)]
+    done = subprocess.run(command, cwd=matrix.DOC.parents[1], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_sampled_rows_are_what_a_run_gives() -> None:
+    assert run(*SAMPLE) == [written()[model] for model in SAMPLE]
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("model", sorted(set(matrix.architectures()) - set(SAMPLE)))
-def test_every_row_is_what_a_run_gives(model: str) -> None:
-    assert matrix.line(model) == written()[model]
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("release", ["4.53.3", "4.57.6", "5.23.0"])
+def test_every_row_is_what_a_run_gives(release: str, python_with: Callable[[str], str]) -> None:
+    command = [python_with(release), "-m", "tests.verify.matrix", "--check"]
+    done = subprocess.run(command, cwd=matrix.DOC.parents[1], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_sections_of_other_releases_are_kept() -> None:

@@ -15,6 +15,7 @@ from ..output import write_files
 from ..recipe import Status
 from ..source import Source
 from . import standalone
+from .annotations import unreadable
 from .apply import Change, Context, Made, apply, drop_imports
 from .checks import check_python, lost_names, unbound
 from .conflicts import find_conflicts
@@ -273,6 +274,8 @@ def _check(
     text = output.decode("utf-8-sig")
     check_python(text, config.target_file)
     errors: list[PatchgenError] = list(unbound(stock.source.text, text, config.patches))
+    if not module.reads_unions:
+        errors += unreadable(text, config.patches, config.target_file)
     if mode == "overlay":
         lost = sorted(lost_names(stock.source.text, text))
         if lost:

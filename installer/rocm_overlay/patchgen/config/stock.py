@@ -14,6 +14,7 @@ from pathlib import Path
 from ..errors import Place, nearest
 from ..source import Source
 from ..trees import Tree, open_tree
+from .annotations import reads_unions
 from .definition import DefinitionNode, accessor_of, last_line
 from .patches import ConfigError, MissingTargetError
 
@@ -37,6 +38,7 @@ class StockModule:
     release: str
     path: str
     data: bytes
+    reads_unions: bool = True  # whether the release's auto_docstring can read an annotation ``A | B``
 
 
 def find_module(name: str, place: Place, tree: Path | None = None) -> StockModule:
@@ -67,7 +69,7 @@ def find_module(name: str, place: Place, tree: Path | None = None) -> StockModul
         )
     package = name if path.endswith("__init__.py") else name.rpartition(".")[0]
     release = f"{top}=={root.version}" if root.has("__init__.py") and root.version else f"{top} (no version)"
-    return StockModule(name, package, release, root.label(path), root.read(path))
+    return StockModule(name, package, release, root.label(path), root.read(path), reads_unions(root))
 
 
 def _package(top: str, name: str, place: Place) -> Tree:

@@ -32,7 +32,7 @@ class Tester:
 
     def get_config(self) -> Any:
         """Return a small configuration."""
-        config_class = transformers.CONFIG_MAPPING[self.model_type]
+        config_class = config_class_of(self.model_type)
         values = dict(SIZES)
         known = config_class()
         values.update({name: value for name, value in EXPERTS.items() if hasattr(known, name)})
@@ -52,9 +52,21 @@ class Tester:
         return config, {"input_ids": ids, "attention_mask": mask}
 
 
+def config_class_of(model_type: str) -> Any:
+    """Return the configuration class of a model type's causal language model: of its text part where it has several.
+
+    The sizes above would not reach the parts of a composite, which then would be built as large as the original.
+    """
+    config_class = transformers.CONFIG_MAPPING[model_type]
+    chosen = config_class.sub_configs.get("text_config", config_class)
+    if chosen not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(f"{model_type} has no causal language model of its own: these tests do not know it")
+    return chosen
+
+
 def make(mixin: Any, model_type: str) -> Any:
     """Return a test class for a model type's base and causal classes."""
-    config_class = transformers.CONFIG_MAPPING[model_type]
+    config_class = config_class_of(model_type)
     base = transformers.MODEL_MAPPING[config_class]
     causal = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
 
