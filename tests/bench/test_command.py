@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,8 @@ def test_a_run_from_a_configuration_alone_and_again_as_its_own_baseline(model: P
     assert len(rows["all"]["measures"]["per_token"]["latency"]["values"][0]) == 2 * 3
     # One round is too little for a claim, whatever the numbers are.
     assert {v["outcome"] for row in report["cells"] for v in row["verdicts"].values()} == {"same"}
+    theirs = json.loads((tmp_path / "out" / "optimum" / "all_b1_i8_o4" / "benchmark_report.json").read_text())
+    assert theirs["per_token"]["latency"]["count"] == 2 * 3
     # The same command measures nothing again.
     again = bench("--model", model, *small, "--baseline", "out/report.json", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
@@ -74,7 +78,11 @@ def test_a_cell_that_crashes_is_told_and_ends_with_1(model: Path, tmp_path: Path
         (("--model", "MODEL", "--matrix", "x"), "--matrix is 'x'"),
         (("--model", "MODEL", "--rounds", "0"), "--rounds is 0"),
         (("--model", "MODEL", "--baseline", "none.json"), "none.json cannot be read"),
+        (("--model", "MODEL", "--metric", "tokens"), "--metric names 'tokens'"),
+        (("--model", "MODEL", "--executor", "slurm"), "--executor is 'slurm'"),
+        (("--model", "MODEL", "--workers", "2"), "--workers is 2"),
         (("compare", "a.json", "b.json"), "a.json cannot be read"),
+        (("compare", "a.json", "b.json", "--metric", "tokens"), "--metric names 'tokens'"),
     ],
 )
 def test_a_mistake_costs_one_sentence_and_exit_2(
@@ -84,3 +92,21 @@ def test_a_mistake_costs_one_sentence_and_exit_2(
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.full
+def test_a_run_that_is_killed_half_way_keeps_what_it_has(model: Path, tmp_path: Path) -> None:
+    small = ("--dtype", "float32", "--rounds", "2", "--runs", "1", "--isl", "8", "--osl", "2", "-o", "out", "--json")
+    command = [*MODULE, "--model", str(model), *small]
+    samples = tmp_path / "out" / "samples.jsonl"
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (samples.exists() and samples.read_bytes().count(b"\n") >= 2):
+        time.sleep(0.1)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    kept = samples.read_text().splitlines()
+    done = bench("--model", model, *small, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert samples.read_text().splitlines()[: len(kept)] == kept
+    assert done.stderr.count("overlay bench: round") == 3 * 2 - len(kept)
+    assert {row["status"] for row in json.loads(done.stdout)["cells"]} == {"ok"}

@@ -6,13 +6,14 @@ import csv
 import io
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rocm_overlay.bench import comparison, output, report
-from rocm_overlay.bench.command import check_memory
+from rocm_overlay.bench import comparison, optimum, output, report, runner
 from rocm_overlay.bench.matrix import Work, plan
+from rocm_overlay.bench.memory import check_memory
 from rocm_overlay.bench.runner import Journal
 from rocm_overlay.install.transaction.errors import UsageError
 
@@ -73,11 +74,26 @@ def test_a_crashed_process_is_told_and_the_rest_is_kept(tmp_path: Path) -> None:
     assert any("crashed" in text for text in built.content["warnings"])
 
 
-def test_measures_carry_the_names_of_optimum_benchmark(tmp_path: Path) -> None:
-    measures = row(made_up_report(tmp_path, "onoff"), "stock")["measures"]
-    assert {"load", "prefill", "per_token", "decode", "call"} <= set(measures)
-    latency = measures["per_token"]["latency"]
-    assert {"count", "mean", "stdev", "p50", "p90", "p95", "p99", "unit", "values"} <= set(latency)
+def test_a_cell_reads_as_a_report_of_optimum_benchmark(tmp_path: Path) -> None:
+    """Names, units and statistics as in its sources: targets of text generation, the fields of Latency and Memory."""
+    import numpy
+
+    stock = row(made_up_report(tmp_path, "onoff"), "stock")
+    found = optimum.report(stock)
+    assert set(found) == {"load_model", "first_generate", "generate", "prefill", "decode", "per_token"}
+    assert all(set(one) == {"memory", "latency", "throughput", "energy", "efficiency"} for one in found.values())
+    latency = found["per_token"]["latency"]
+    fields = {"unit", "values", "count", "total", "mean", "p50", "p90", "p95", "p99", "stdev", "stdev_"}
+    assert set(latency) == fields
+    values = [value for one in stock["measures"]["per_token"]["latency"]["values"] for value in one]
+    assert latency["values"] == values
+    assert latency["stdev"] == pytest.approx(numpy.std(values))
+    assert latency["stdev_"] == pytest.approx(100 * numpy.std(values) / numpy.mean(values))
+    assert latency["p99"] == pytest.approx(numpy.percentile(values, 99))
+    decode = found["decode"]
+    assert decode["throughput"] == {"unit": "tokens/s", "value": pytest.approx(15 / decode["latency"]["mean"])}
+    assert decode["memory"]["unit"] == "MB"
+    assert decode["memory"]["max_ram"] == 1000.0
 
 
 def test_csv_and_markdown_have_every_cell(tmp_path: Path) -> None:
@@ -136,6 +152,42 @@ def test_a_slower_report_fails_the_gate_and_a_faster_one_does_not(tmp_path: Path
     assert {change.cell.split()[0] for change in found.changes if change.fails} == {"all"}
     assert not comparison.compare(slow, fast, 0.05).failed
     assert not comparison.compare(fast, slow, 0.5).failed
+
+
+def test_only_the_metrics_that_are_named_are_judged(tmp_path: Path) -> None:
+    fast, slow = made_up_report(tmp_path, "onoff"), made_up_report(tmp_path, "onoff", {"all": 1.2})
+    found = comparison.compare(fast, slow, 0.05, metrics=comparison.parse_metrics("prefill"))
+    assert {change.measure for change in found.changes} == {"prefill"}
+    with pytest.raises(UsageError, match="--metric names 'speed'"):
+        comparison.parse_metrics("prefill,speed")
+
+
+def test_a_gpu_that_is_lost_ends_its_process_and_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the runtime says when the device falls off the bus: the worker dies with it, the next cell is tried."""
+
+    class Lost:
+        """A double of a worker that measures once and then dies."""
+
+        status, timed_out = 1, False
+
+        def events(self, env: dict[str, str], timeout: float) -> Iterator[dict[str, Any]]:
+            yield {"event": "loaded", "seconds": 1.0, "overlay": None}
+            yield {"event": "first", "ttft": 1.0, "itl": [1.0], "e2e": 2.0}
+
+        def log_tail(self) -> str:
+            return "Traceback ...\nRuntimeError: HIP error: unspecified launch failure"
+
+    monkeypatch.setattr(runner, "child", lambda *args, **options: Lost())
+    monkeypatch.setattr(runner, "stage", lambda setup, scratch: tmp_path)
+    cells = plan("onoff", [Work()])
+    made = setup(cells, rounds=1)
+    found = runner.run_all(made, Journal(tmp_path / "run", made), lambda text: None)
+    built = report.build(made, found, SIZE, 1.0)
+    assert not built.ok
+    assert [one["status"] for one in built.content["cells"]] == ["crashed"] * 3
+    assert all("HIP error: unspecified launch failure" in one["message"] for one in built.content["cells"])
+    assert any("HIP error" in text for text in built.content["warnings"])
+    assert all(process.first for process in found), "what was measured before is kept"
 
 
 def test_a_baseline_of_another_machine_is_refused(tmp_path: Path) -> None:

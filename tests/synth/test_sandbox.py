@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rocm_overlay.synth.sandbox.pool import Limits, ProcessPool, Setup, job
+from rocm_overlay.executor import Executor
+from rocm_overlay.synth.sandbox.pool import Limits, Setup, job, make_executor
 
 from .support import program
 
@@ -18,13 +19,13 @@ KERNEL = ["kernel"]
 
 
 @pytest.fixture(scope="module")
-def pool() -> Iterator[ProcessPool]:
-    made = ProcessPool(1, Setup())
+def pool() -> Iterator[Executor]:
+    made = make_executor("process", 1, Setup())
     yield made
     made.close()
 
 
-def ask(pool: ProcessPool, body: str, layers: list[str] | None = None, limits: Limits = LIMITS, **more: Any) -> Any:
+def ask(pool: Executor, body: str, layers: list[str] | None = None, limits: Limits = LIMITS, **more: Any) -> Any:
     source = program(body)
     layers = layers or ["builtins", "audit", "kernel"]
     return pool.submit(job("SynthModel_Small", source, limits, layers=layers, **more)).result()
@@ -53,7 +54,7 @@ def _written(text: str, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_each_layer_contains_what_is_hostile_and_names_it(pool: ProcessPool, name: str, tmp_path: Path) -> None:
+def test_each_layer_contains_what_is_hostile_and_names_it(pool: Executor, name: str, tmp_path: Path) -> None:
     body, imported, event = HOSTILE[name]
     (tmp_path / "kept").write_text("kept")
     first = ask(pool, _written(body, tmp_path))
@@ -68,7 +69,7 @@ def test_each_layer_contains_what_is_hostile_and_names_it(pool: ProcessPool, nam
     assert (tmp_path / "kept").read_text() == "kept"
 
 
-def test_an_attempt_is_told_even_if_the_error_is_swallowed(pool: ProcessPool, tmp_path: Path) -> None:
+def test_an_attempt_is_told_even_if_the_error_is_swallowed(pool: Executor, tmp_path: Path) -> None:
     body = f"import os\ntry:\n    os.system('touch {tmp_path}/mark')\nexcept BaseException:\n    pass\nreturn x"
     answer = ask(pool, body, AUDIT)
     assert (answer["ok"], answer["category"]) == (False, "hostile")
@@ -84,19 +85,19 @@ def test_an_attempt_is_told_even_if_the_error_is_swallowed(pool: ProcessPool, tm
         ("import os\nos.execv('/bin/true', ['true'])\nreturn x", "Operation not permitted"),
     ],
 )
-def test_the_kernel_refuses_by_itself(pool: ProcessPool, body: str, said: str) -> None:
+def test_the_kernel_refuses_by_itself(pool: Executor, body: str, said: str) -> None:
     answer = ask(pool, body, KERNEL)
     assert not answer["ok"]
     assert said in answer["message"]
 
 
-def test_an_endless_loop_is_a_timeout(pool: ProcessPool) -> None:
+def test_an_endless_loop_is_a_timeout(pool: Executor) -> None:
     answer = ask(pool, "while True:\n    x = x + 1", limits=Limits(timeout=1.0))
     assert answer["category"] == "timeout"
     assert ask(pool, "return x + self.proj(x)")["ok"]
 
 
-def test_twenty_gigabytes_are_refused(pool: ProcessPool) -> None:
+def test_twenty_gigabytes_are_refused(pool: Executor) -> None:
     assert ask(pool, "return x + torch.ones(5_000_000_000).sum()")["category"] == "memory"
     assert ask(pool, "return [0] * 2_600_000_000")["category"] == "memory"
 
@@ -113,20 +114,20 @@ def test_twenty_gigabytes_are_refused(pool: ProcessPool) -> None:
         ("return undefined", "runtime", "NameError"),
     ],
 )
-def test_broken_programs_have_a_category(pool: ProcessPool, body: str, category: str, said: str) -> None:
+def test_broken_programs_have_a_category(pool: Executor, body: str, category: str, said: str) -> None:
     answer = ask(pool, body)
     assert (answer["ok"], answer["category"]) == (False, category), answer
     assert said in answer["message"]
 
 
-def test_a_crash_of_the_interpreter_is_told(pool: ProcessPool) -> None:
+def test_a_crash_of_the_interpreter_is_told(pool: Executor) -> None:
     answer = ask(pool, "import os\nos._exit(3)", KERNEL)
     assert (answer["category"], "exit status 3" in answer["message"]) == ("crash", True)
     assert ask(pool, "import os\nos.abort()", KERNEL)["category"] == "crash"
     assert ask(pool, "return x + self.proj(x)")["ok"]
 
 
-def test_a_program_cannot_answer_for_itself(pool: ProcessPool) -> None:
+def test_a_program_cannot_answer_for_itself(pool: Executor) -> None:
     forged = b'{"ok": true, "token": "x"}' + bytes([10])
     write = "import os\nfor fd in range(3, 64):\n    try:\n"
     write += f"        os.write(fd, {forged!r})\n    except OSError:\n        pass\n"
@@ -136,7 +137,7 @@ def test_a_program_cannot_answer_for_itself(pool: ProcessPool) -> None:
 
 
 def test_compiled_is_compared_with_eager() -> None:
-    made = ProcessPool(1, Setup(backend="aot_eager"))
+    made = make_executor("process", 1, Setup(backend="aot_eager"))
     try:
         assert ask(made, "return x + self.proj(x)", backend="aot_eager")["compile_seconds"] > 0
         answer = ask(made, "return x * (2.0 if torch.compiler.is_compiling() else 1.0)", backend="aot_eager")
@@ -147,7 +148,7 @@ def test_compiled_is_compared_with_eager() -> None:
 
 @pytest.mark.full
 def test_inductor_runs_in_its_own_limits(tmp_path: Path) -> None:
-    made = ProcessPool(1, Setup(backend="inductor"))
+    made = make_executor("process", 1, Setup(backend="inductor"))
     try:
         assert ask(made, "return x + F.silu(self.proj(x)).softmax(-1)", backend="inductor")["ok"]
         for body in (f"open('{tmp_path}/mark', 'w')\nreturn x", "import socket\nsocket.socket()\nreturn x"):
@@ -157,9 +158,9 @@ def test_inductor_runs_in_its_own_limits(tmp_path: Path) -> None:
         made.close()
 
 
-def test_no_key_reaches_a_program(pool: ProcessPool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_key_reaches_a_program(pool: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
-    made = ProcessPool(1, Setup())
+    made = make_executor("process", 1, Setup())
     try:
         body = "import os\nassert 'OPENAI_API_KEY' not in os.environ\nreturn x"
         assert ask(made, body, KERNEL)["ok"]

@@ -364,3 +364,31 @@ def test_the_numeric_check_tells_right_from_wrong() -> None:
 
     for wrong in (short, biasless, stale, broken):
         assert judge(wrong, row, "cpu")["ok"] is False, wrong.__name__
+
+
+@pytest.mark.full
+def test_a_ray_cluster_tunes_what_is_missing(bench: Bench) -> None:
+    pytest.importorskip("ray", reason="the [ray] extra is not installed")
+    plan = {f"{m}x4096x4096": {"us": 10.0, "default_us": 20.0} for m in (16, 32)}
+    bench.plan({**plan, "64x4096x4096": {"us": 19.9}})
+    bench.shapes("16x4096x4096")
+    assert bench.run().code == 0
+    before = len(bench.calls())
+    bench.shapes(*plan, "64x4096x4096")
+    answer = bench.run("--executor", "ray")
+    assert answer.code == 0, answer.err
+    assert {name: one["status"] for name, one in bench.outcomes().items()} == {
+        "16x4096x4096": "kept", "32x4096x4096": "kept", "64x4096x4096": "no-gain",
+    }  # fmt: skip
+    assert not [call for call in bench.calls()[before:] if call.startswith("16x")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(("--executor", "slurm"), "--executor is 'slurm'"), (("--workers", "2"), "disturb each other's times")],
+)
+def test_an_executor_that_cannot_be_is_refused(bench: Bench, arguments: tuple[str, ...], said: str) -> None:
+    bench.shapes("16x4096x4096")
+    answer = bench.run(*arguments)
+    assert answer.code == 2
+    assert said in answer.err

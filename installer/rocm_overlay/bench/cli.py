@@ -16,6 +16,10 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object; everything else goes to stderr.")]
 FailOver = Annotated[str, typer.Option("--fail-over", metavar="SHARE", help="Slower by more than this fails.")]
 
+Metric = Annotated[
+    str | None, typer.Option("--metric", metavar="A,B", help="Judge only these, e.g. prefill,per_token.")
+]
+
 
 @app.callback(invoke_without_command=True)
 def bench(
@@ -44,8 +48,15 @@ def bench(
     gpu: Annotated[
         str | None, typer.Option("--gpu", metavar="GFX:CUS", help="Also show tuned GEMM coverage for this GPU.")
     ] = None,
+    executor: Annotated[
+        str, typer.Option("--executor", help="process, or ray: shapes of work over the machines of a cluster.")
+    ] = "process",
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="With ray: how many machines or GPUs at most.")
+    ] = None,
     baseline: Annotated[Path | None, typer.Option("--baseline", metavar="FILE", help="An earlier report.json.")] = None,
     fail_over: FailOver = "5%",
+    metric: Metric = None,
     json: Json = False,
 ) -> int:
     """Measure stock against overlaid code, in fresh interleaved processes.
@@ -83,7 +94,10 @@ def bench(
             gpu=gpu,
             baseline=baseline,
             fail_over=fail_over,
+            metric=metric,
             as_json=json,
+            executor=executor,
+            workers=workers,
         )
     )
 
@@ -93,6 +107,7 @@ def compare(
     old: Annotated[Path, typer.Argument(metavar="A", help="A report.json.")],
     new: Annotated[Path, typer.Argument(metavar="B", help="The one to judge.")],
     fail_over: FailOver = "5%",
+    metric: Metric = None,
     other_machine: Annotated[
         bool, typer.Option("--other-machine", help="Show reports of two machines; nothing fails then.")
     ] = False,
@@ -101,4 +116,4 @@ def compare(
     """Compare two reports of one machine: exit 1 when B is slower than A allows."""
     from . import command
 
-    return command.compare(old, new, fail_over, other_machine, json)
+    return command.compare(old, new, fail_over, metric, other_machine, json)

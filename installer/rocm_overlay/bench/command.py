@@ -15,16 +15,16 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ..executor import check, make_executor
 from ..install.transaction.errors import UsageError, WriteError
 from ..verify import target
 from ..verify.plan import DTYPES
-from . import comparison, matrix, output, report, runner
+from . import comparison, matrix, optimum, output, ranks, report, runner, spread
+from .memory import check_memory
+from .process import Process
 
 SEED = 0
 TIMEOUT = 1800.0
-# Weights, activations, the packed copy of the largest matrix and the libraries' own memory, in units of the weights.
-MEMORY_FACTOR = 1.3
-MEMORY_BASE = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,10 @@ class Options:
     gpu: str | None = None
     baseline: Path | None = None
     fail_over: str = "5%"
+    metric: str | None = None
     as_json: bool = False
+    executor: str = "process"
+    workers: int | None = None
 
 
 def run(options: Options) -> int:
@@ -60,20 +63,53 @@ def run(options: Options) -> int:
     notes = Console(stderr=True)
     require_libraries()
     limit = comparison.parse_limit(options.fail_over)
+    metrics = comparison.parse_metrics(options.metric)
     baseline = comparison.read(options.baseline) if options.baseline else None
-    setup = prepare(options)
-    size = runner.ask_size(setup)
-    check_memory(size, setup)
+    place = ranks.place()
+    check_executor(options, place)
+    setup = prepare(options, place.size)
+    team = ranks.join(place, setup.mode)
+    if isinstance(team, ranks.Crew) and place.rank:
+        runner.follow(setup, team)
+        return 0
     folder = options.output or Path(f"overlay-bench-{setup.digest()[:12]}")
-    journal = runner.Journal(folder, setup)
-    with _progress(notes, setup, journal) as step:
-        processes = runner.run_all(setup, journal, step)
+    processes, size = _measure(options, setup, folder, team, notes)
     built = report.build(setup, processes, size, time.perf_counter() - start)
     content = {**built.content, "tuning": tuning(setup, options.gpu, notes)}
     _write(folder, content, options.html, notes)
-    compared = comparison.compare(baseline, content, limit) if baseline else None
+    compared = comparison.compare(baseline, content, limit, metrics=metrics) if baseline else None
     _show(content, compared, folder, options.as_json)
     return 0 if built.ok and not (compared and compared.failed) else 1
+
+
+def _measure(
+    options: Options, setup: runner.Setup, folder: Path, team: ranks.Team, notes: Console
+) -> tuple[list[Process], dict[str, Any]]:
+    """Run the plan here or on a cluster; return every process, and the size of the model."""
+    if options.executor == "process":
+        size = runner.ask_size(setup)
+        check_memory(size, setup)
+        journal = runner.Journal(folder, setup)
+        with _progress(notes, setup, journal) as step:
+            return runner.run_all(setup, journal, step, team), size
+    journal = runner.Journal(folder, setup)
+    pool = make_executor(options.executor, options.workers, whole=True)
+    try:
+        with _progress(notes, setup, journal) as step:
+            return spread.run_spread(setup, journal, step, pool)
+    finally:
+        pool.close()
+
+
+def check_executor(options: Options, place: ranks.Place) -> None:
+    """Refuse combinations that would not measure what they say."""
+    check(options.executor, options.workers)
+    if options.executor == "ray" and place.size > 1:
+        message = "--executor ray under torchrun: both would place the processes"
+        raise UsageError("usage", message, remedy="use one of them")
+    if options.executor == "process" and (options.workers or 1) > 1:
+        message = f"--workers is {options.workers}: processes that share a machine disturb each other's times"
+        raise UsageError("bad-workers", message, remedy="leave it out, or pass --executor ray for more machines")
 
 
 def require_libraries() -> None:
@@ -87,10 +123,11 @@ def require_libraries() -> None:
         )
 
 
-def compare(old: Path, new: Path, fail_over: str, other_machine: bool, as_json: bool) -> int:
+def compare(old: Path, new: Path, fail_over: str, metric: str | None, other_machine: bool, as_json: bool) -> int:
     """Compare two reports; 1 when something became slower than allowed."""
-    limit = comparison.parse_limit(fail_over)
-    found = comparison.compare(comparison.read(old), comparison.read(new), limit, other_machine=other_machine)
+    limit, metrics = comparison.parse_limit(fail_over), comparison.parse_metrics(metric)
+    before, after = comparison.read(old), comparison.read(new)
+    found = comparison.compare(before, after, limit, other_machine=other_machine, metrics=metrics)
     if as_json:
         print(json.dumps(found.as_json(), indent=1))
     else:
@@ -98,7 +135,7 @@ def compare(old: Path, new: Path, fail_over: str, other_machine: bool, as_json: 
     return 1 if found.failed else 0
 
 
-def prepare(options: Options) -> runner.Setup:
+def prepare(options: Options, size: int = 1) -> runner.Setup:
     """Check what the user gave, cheapest first; nothing is loaded here."""
     for name, value, least in (("rounds", options.rounds, 1), ("runs", options.runs, 1), ("warmup", options.warmup, 0)):
         if value < least:
@@ -107,7 +144,7 @@ def prepare(options: Options) -> runner.Setup:
         message = f"--dtype is {options.dtype!r}"
         raise UsageError("bad-dtype", message, remedy=f"use one of {', '.join(DTYPES)}")
     works = [
-        matrix.Work(options.mode, batch, isl, options.osl, options.attn, options.cache, options.compile)
+        matrix.Work(options.mode, batch, isl, options.osl, options.attn, options.cache, options.compile, size)
         for batch in _numbers("batch", options.batch)
         for isl in _numbers("isl", options.isl)
     ]
@@ -130,20 +167,6 @@ def prepare(options: Options) -> runner.Setup:
         timeout=options.timeout,
         cells=cells,
     )
-
-
-def check_memory(size: dict[str, Any], setup: runner.Setup) -> None:
-    """Refuse a model that cannot fit, before it is loaded."""
-    factor = 3 * MEMORY_FACTOR if setup.mode == "train" else MEMORY_FACTOR
-    needed = int(size["bytes"] * factor) + MEMORY_BASE
-    if needed > size["free"]:
-        raise UsageError(
-            "too-large",
-            f"{setup.model} has {size['parameters'] / 1e9:.2f} billion parameters: about {needed / 2**30:.1f} GiB are "
-            f"needed in {setup.dtype}, {size['free'] / 2**30:.1f} GiB are free on {size['device_name']}",
-            remedy="free memory, use a smaller dtype, or measure a smaller configuration",
-            paths=[setup.model],
-        )
 
 
 def tuning(setup: runner.Setup, gpu: str | None, notes: Console) -> dict[str, Any] | None:
@@ -189,6 +212,11 @@ def _write(folder: Path, content: dict[str, Any], html: Path | None, notes: Cons
     try:
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
+        for row in content["cells"]:
+            if row["measures"]:
+                place = folder / "optimum" / row["id"].replace(" ", "_")
+                place.mkdir(parents=True, exist_ok=True)
+                (place / "benchmark_report.json").write_text(json.dumps(optimum.report(row), indent=1) + "\n")
         page = _page(content, notes, wanted=html is not None)
         if page is not None:
             (html or folder / "report.html").write_text(page, encoding="utf-8")

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ..install.transaction.errors import UsageError
-from .report import SCHEMA
+from .report import MEASURES, SCHEMA
 
 SCHEMA_COMPARE = "amd-overlay.bench-compare/1"
 _MACHINE = ("device", "device_name")
 _VERSIONS = ("python", "torch", "transformers", "overlay", "platform")
+METRICS = tuple(dict.fromkeys(name for measures in MEASURES.values() for name, _ in measures))
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,26 @@ def parse_limit(text: str) -> float:
     return value
 
 
-def compare(old: dict[str, Any], new: dict[str, Any], limit: float, *, other_machine: bool = False) -> Comparison:
+def parse_metrics(text: str | None) -> tuple[str, ...]:
+    """Read ``prefill,per_token``; all of them by default."""
+    if text is None:
+        return METRICS
+    names = tuple(part.strip() for part in text.split(","))
+    unknown = [name for name in names if name not in METRICS]
+    if unknown:
+        message = f"--metric names {unknown[0]!r}, which is none"
+        raise UsageError("bad-metric", message, remedy=f"use a comma list of {', '.join(METRICS)}")
+    return names
+
+
+def compare(
+    old: dict[str, Any],
+    new: dict[str, Any],
+    limit: float,
+    *,
+    other_machine: bool = False,
+    metrics: tuple[str, ...] = METRICS,
+) -> Comparison:
     """Compare reports. Another machine is refused unless ``other_machine``; then nothing fails, it is only shown.
 
     A measure counts as changed where the intervals of the medians do not overlap, and fails where it is then slower by
@@ -109,7 +129,7 @@ def compare(old: dict[str, Any], new: dict[str, Any], limit: float, *, other_mac
         _change(cell, name, before[cell], after[cell], limit, gate=not differing)
         for cell in before
         if cell in after
-        for name in ("prefill", "per_token", "call", "train", "forward")
+        for name in metrics
         if name in before[cell]["measures"] and name in after[cell]["measures"]
     )
     return Comparison(

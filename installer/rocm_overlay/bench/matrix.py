@@ -27,7 +27,9 @@ _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
 
 @dataclass(frozen=True)
 class Work:
-    """What one measured run does. ``isl`` and ``osl`` are input and output lengths in tokens, per sequence."""
+    """What one measured run does. ``isl`` and ``osl`` are input and output lengths in tokens, per sequence; over
+    several ranks the model is spread by transformers' tensor-parallel plan.
+    """
 
     mode: str = "generate"
     batch: int = 1
@@ -36,6 +38,7 @@ class Work:
     attn: str = "sdpa"
     cache: str = "dynamic"
     compile: str = "no"
+    ranks: int = 1
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,8 @@ def shape_name(work: Work) -> str:
     else:
         parts.append(work.mode)
     parts += [part for part, usual in ((work.attn, "sdpa"), (work.cache, "dynamic")) if part != usual]
-    return " ".join(parts if work.compile == "no" else [*parts, f"compile-{work.compile}"])
+    parts += [f"compile-{work.compile}"] if work.compile != "no" else []
+    return " ".join([*parts, f"tp{work.ranks}"] if work.ranks > 1 else parts)
 
 
 def plan(matrix: str, works: Sequence[Work]) -> list[Cell]:

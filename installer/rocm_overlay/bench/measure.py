@@ -106,7 +106,7 @@ def _generate(model: Any, job: dict[str, Any]) -> Callable[[], Done]:
     @torch.inference_mode()
     def run() -> Done:
         cache = cache_for(model, work)
-        sync()
+        start_together()
         begin = time.perf_counter()
         out = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **positions(work, 0, work["isl"]))
         logits = out.logits[:, -1]
@@ -156,7 +156,7 @@ def _forward(model: Any, job: dict[str, Any]) -> Callable[[], Done]:
 
     @torch.inference_mode()
     def run() -> Done:
-        sync()
+        start_together()
         begin = time.perf_counter()
         out = model(**inputs)
         sync()
@@ -260,6 +260,9 @@ def _dtype_keyword() -> str:
 
 def load(job: dict[str, Any]) -> Any:
     keywords = {_dtype_keyword(): getattr(torch, job["dtype"]), "attn_implementation": job["cell"]["work"]["attn"]}
+    if job["cell"]["work"]["ranks"] > 1:
+        # Joins the group that the environment names, and puts this rank's shards where they belong.
+        return _auto(job).from_pretrained(job["weights"], local_files_only=True, tp_plan="auto", **keywords).eval()
     model = _auto(job).from_pretrained(job["weights"], local_files_only=True, **keywords)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
@@ -274,6 +277,13 @@ def sync() -> None:
         torch.cuda.synchronize()
 
 
+def start_together() -> None:
+    """Wait for the device, and for all ranks: none of them is timed while it waits for another to begin."""
+    sync()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
 def _memory() -> tuple[int, str, str]:
     """Free bytes where the model will live, the kind of device and its name."""
     if torch.cuda.is_available():
@@ -281,10 +291,11 @@ def _memory() -> tuple[int, str, str]:
         return free, "cuda", torch.cuda.get_device_name()
     text = Path("/proc/meminfo").read_text(encoding="ascii")
     available = next(int(line.split()[1]) for line in text.splitlines() if line.startswith("MemAvailable"))
-    return available * 1024, "cpu", _cpu_name()
+    return available * 1024, "cpu", cpu_name()
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's name as the kernel tells it."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..verify.tolerances import tolerance
 from .matrix import STOCK, Cell
-from .runner import Process
+from .process import Process
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from ..install.transaction.errors import UsageError
 from . import command, matrix, runner
+from .memory import check_memory
 
 SCHEMA = "amd-overlay.profile/1"
 
@@ -19,7 +20,7 @@ SCHEMA = "amd-overlay.profile/1"
 def run(options: command.Options) -> int:
     """Trace both builds and report; 0 when both could be traced, 1 otherwise."""
     setup = command.prepare(options)
-    command.check_memory(runner.ask_size(setup), setup)
+    check_memory(runner.ask_size(setup), setup)
     folder = (options.output or Path("overlay-profile")).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     cells = {cell.name: cell for cell in setup.cells}

@@ -1,8 +1,7 @@
 """The versioned report: raw samples, statistics, parity, verdicts. Everything that is shown is computed here once.
 
-Measures carry the names of optimum-benchmark where it has them (load, prefill, per_token, decode, call, train,
-forward; latency with count, mean, stdev, p50 ... and values in seconds). prefill is TTFT, per_token is ITL, call is end
-to end.
+prefill is TTFT, per_token is ITL, call is end to end. prefill, decode, per_token, forward and train are names of
+optimum-benchmark, too; `bench.optimum` writes a cell as its report.
 """
 
 from __future__ import annotations
@@ -10,14 +9,15 @@ from __future__ import annotations
 import platform
 import statistics
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
 from .. import __version__
 from .matrix import AGAIN, STOCK, Cell, shape_name
 from .parity import Parity, compare
-from .runner import Process, Setup
+from .process import Process
+from .runner import Setup
 from .statistics import Rounds, Verdict, judge, noise_of, summarise
 
 SCHEMA = "amd-overlay.bench/1"
@@ -67,6 +67,7 @@ def build(setup: Setup, processes: list[Process], size: dict[str, Any], seconds:
                 "runs": setup.runs,
                 "warmup": setup.warmup,
                 "fresh_process_per_cell": True,
+                "ranks": setup.ranks,
             },
             "noise": {name: dict(values) for name, values in noise.items()},
             "cells": rows,
@@ -126,6 +127,8 @@ def _row(
     }
     if not good:
         return row
+    row["hosts"] = sorted({process.host for process in good})
+    row["devices"] = sorted({process.device for process in good if process.device}) or [size["device_name"]]
     row["measures"] = _measures(setup, cell, good)
     if cell.name != STOCK:
         for name, key in MEASURES[setup.mode]:
@@ -133,10 +136,19 @@ def _row(
             row["verdicts"][name] = verdict.as_json()
     row["throughput"] = _throughput(cell, row["measures"])
     row["memory"] = {name: max(p.memory.get(name, 0) for p in good) for name in good[0].memory}
+    if cell.work.ranks > 1:
+        row["ranks"] = [_rank(setup, good, rank) for rank in range(cell.work.ranks)]
     row["launches"] = good[0].launches
     row["dispatch"] = good[0].ops
     row["roofline"] = roofline(cell, row["measures"], good, size)
     return row
+
+
+def _rank(setup: Setup, good: list[Process], rank: int) -> dict[str, Any]:
+    """One rank's own samples, where the row's measures are those of the slowest one."""
+    mine = [replace(process, runs=process.ranks[rank]["runs"]) for process in good]
+    measures = {name: _latency(rounds_of(mine, key)) for name, key in MEASURES[setup.mode]}
+    return {"rank": rank, "host": good[0].ranks[rank]["host"], "measures": measures}
 
 
 def _verdict(ours: Rounds, stock: Rounds, noise: float, parity: Parity) -> Verdict:
@@ -188,7 +200,8 @@ def _throughput(cell: Cell, measures: dict[str, Any]) -> dict[str, float]:
 
 
 def roofline(cell: Cell, measures: dict[str, Any], good: list[Process], size: dict[str, Any]) -> dict[str, Any]:
-    """How near a decode step comes to reading every weight once at this machine's measured copy bandwidth.
+    """How near a decode step comes to reading every weight once at this machine's measured copy bandwidth. Of several
+    ranks each reads its share, at the bandwidth of the slowest.
 
     The KV cache is left out (small at these lengths), so the share is a lower bound. Below half of the bandwidth a
     step is called host-bound: something other than memory sets its time.
@@ -198,12 +211,12 @@ def roofline(cell: Cell, measures: dict[str, Any], good: list[Process], size: di
         return {}
     peak = statistics.median(bandwidths)
     step = measures["per_token"]["latency"]["p50"]
-    achieved = size["bytes"] / step
+    achieved = size["bytes"] / cell.work.ranks / step
     return {
         "copy_bytes_per_s": peak,
         "achieved_bytes_per_s": achieved,
         "mbu": achieved / peak,
-        "bound_tok_s": cell.work.batch * peak / size["bytes"],
+        "bound_tok_s": cell.work.batch * cell.work.ranks * peak / size["bytes"],
         "verdict": "memory-bound" if achieved >= 0.5 * peak else "host-bound",
     }
 
@@ -213,6 +226,9 @@ def _warnings(processes: list[Process], rows: list[dict[str, Any]]) -> list[str]
     jumps = [run["clock_jump"] for p in processes for run in p.runs if run.get("clock_jump", 0) > MAX_CLOCK_JUMP]
     if jumps:
         found.append(f"the wall clock jumped by up to {max(jumps):.1f} s; times here come from a monotonic clock")
+    devices = sorted({p.device for p in processes if p.device})
+    if len(devices) > 1:
+        found.append(f"the shapes were measured on different devices: {', '.join(devices)}; compare within one only")
     for row in rows:
         if row["status"] != "ok":
             found.append(f"{row['id']}: {row['status']}: {row['message'].splitlines()[0] if row['message'] else ''}")

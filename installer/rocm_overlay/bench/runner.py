@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from ..install.transaction.errors import UsageError, WriteError
 from ..verify.target import Interpreter, Source
 from ..verify.workers import stage as lay_out
 from .matrix import Cell
+from .process import Process
+from .ranks import Alone, Crew, Team
 
 WORKER = "rocm_overlay.bench.worker"
 SAMPLES = "samples.jsonl"
@@ -44,6 +46,11 @@ class Setup:
     timeout: float
     cells: list[Cell]
 
+    @property
+    def ranks(self) -> int:
+        """How many ranks each cell runs on."""
+        return self.cells[0].work.ranks
+
     def digest(self) -> str:
         """Identify the plan: the same digest may be resumed."""
         parts = {
@@ -54,50 +61,6 @@ class Setup:
             "cells": [cell.as_json() for cell in self.cells],
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-@dataclass
-class Process:
-    """What one process gave. ``status`` is ok, crashed, timeout or unfit."""
-
-    cell: str
-    round: int
-    status: str = "crashed"
-    message: str = ""
-    loaded_s: float | None = None
-    imported_s: float | None = None
-    overlay: str | None = None
-    first: dict[str, Any] = field(default_factory=dict)
-    runs: list[dict[str, Any]] = field(default_factory=list)
-    memory: dict[str, int] = field(default_factory=dict)
-    launches: dict[str, Any] = field(default_factory=dict)
-    ops: list[dict[str, Any]] = field(default_factory=list)
-    bandwidth: float | None = None
-    values: str | None = None
-
-    def take(self, event: dict[str, Any]) -> None:
-        """Take one event of the worker."""
-        kind = event.pop("event")
-        if kind == "imported":
-            self.imported_s = event["seconds"]
-        elif kind == "loaded":
-            self.loaded_s, self.overlay = event["seconds"], event["overlay"]
-        elif kind == "first":
-            self.first = event
-        elif kind == "run":
-            self.runs.append(event)
-        elif kind == "memory":
-            self.memory = event
-        elif kind == "launches":
-            self.launches = event
-        elif kind == "dispatch":
-            self.ops = event["ops"]
-        elif kind == "outcome":
-            self.values = event["path"]
-        elif kind == "unfit":
-            self.status, self.message = "unfit", event["message"]
-        elif kind == "bandwidth":
-            self.bandwidth, self.status = event["bytes_per_s"], "ok"
 
 
 class Journal:
@@ -154,8 +117,9 @@ def order(cells: list[Cell], round: int) -> list[Cell]:
     return cells[turn:] + cells[:turn]
 
 
-def run_all(setup: Setup, journal: Journal, step: Step) -> list[Process]:
-    """Measure everything that is not done yet and return all processes."""
+def run_all(setup: Setup, journal: Journal, step: Step, team: Team | None = None) -> list[Process]:
+    """Measure everything that is not done yet, with every member of the team, and return all processes."""
+    team = team or Alone()
     done = journal.done()
     with tempfile.TemporaryDirectory(prefix="overlay-bench-") as name:
         scratch = Path(name)
@@ -170,10 +134,26 @@ def run_all(setup: Setup, journal: Journal, step: Step) -> list[Process]:
         weights = stage(setup, scratch) if missing else setup.model
         for cell, round in missing:
             step(f"round {round + 1} of {setup.rounds}: {cell.id}")
-            process = _measure(setup, cell, round, weights, scratch, journal.folder)
+
+            def measure(env: Mapping[str, str], cell: Cell = cell, round: int = round) -> Process:
+                return _measure(setup, cell, round, weights, scratch, journal.folder, env)
+
+            process = team.measure((cell.id, round), measure)
             journal.append(process)
             done[cell.id, round] = process
+    team.dismiss()
     return list(done.values())
+
+
+def follow(setup: Setup, crew: Crew) -> None:
+    """Measure what rank 0 says, on a rank that writes nothing."""
+    cells = {cell.id: cell for cell in setup.cells}
+    with tempfile.TemporaryDirectory(prefix="overlay-bench-") as name:
+        scratch = Path(name)
+        weights = stage(setup, scratch)
+        crew.follow(
+            lambda order, env: _measure(setup, cells[order[0]], order[1], weights, scratch, scratch / "out", env)
+        )
 
 
 def ask_size(setup: Setup) -> dict[str, Any]:
@@ -213,13 +193,16 @@ def _materialise(setup: Setup, scratch: Path, weights: Path) -> None:
         )
 
 
-def _measure(setup: Setup, cell: Cell, round: int, weights: Path, scratch: Path, folder: Path) -> Process:
+def _measure(
+    setup: Setup, cell: Cell, round: int, weights: Path, scratch: Path, folder: Path, more: Mapping[str, str]
+) -> Process:
+    """Run one worker; its outputs go into ``folder``, ``more`` into its environment."""
     process = Process(cell.id, round)
     values = folder / "values" / f"{hashlib.sha256(cell.id.encode()).hexdigest()[:16]}-{round}.safetensors"
-    values.parent.mkdir(exist_ok=True)
+    values.parent.mkdir(parents=True, exist_ok=True)
     job = {"cell": cell.as_json(), "weights": str(weights), "values": str(values)}
     started = child(setup, "cell", scratch, job, build=cell.build)
-    env = {**cell.env, **cell.toggles}
+    env = {**cell.env, **cell.toggles, **more}
     for event in started.events(env, timeout=setup.timeout):
         process.take(event)
     if started.timed_out:

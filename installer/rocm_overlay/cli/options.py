@@ -19,6 +19,12 @@ SitePackages = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object; everything else goes to stderr.")]
+Executor = Annotated[
+    str, typer.Option("--executor", metavar="process|ray", help="Where the work runs: here, or on a Ray cluster.")
+]
+Workers = Annotated[
+    int | None, typer.Option("--workers", metavar="N", help="How many at once; default: 1 here, all of a cluster.")
+]
 Models = Annotated[str | None, typer.Option("--models", metavar="A,B", help="Only these models.")]
 
 

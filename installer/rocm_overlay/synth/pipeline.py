@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rocm_overlay.executor import Executor
+
 from .examine import Program, Rejected, examine, extract
 from .journal import Journal
 from .providers.base import Provider, ProviderError, Reply
 from .sampler import catalogue as catalogue_
 from .sampler.plan import Plan, derive, sample
-from .sandbox.pool import Executor, job
+from .sandbox.pool import job
 from .settings import Settings
 from .stats import Stats
 

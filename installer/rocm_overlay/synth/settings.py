@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from rocm_overlay import executor
+from rocm_overlay.executor import EXECUTORS
 from rocm_overlay.install.transaction.errors import TargetError, UsageError, WriteError
 
 from .sampler.plan import Counts, Range
@@ -15,7 +17,6 @@ from .sandbox.pool import Limits
 
 BACKENDS = ("none", "eager", "aot_eager", "inductor")
 PROVIDERS = ("offline", "openai", "gemini", "local")
-EXECUTORS = ("process", "ray")
 MOST_OPERATORS = 100
 MOST_SAMPLES = 10_000_000
 
@@ -166,10 +167,7 @@ def check_machine(settings: Settings) -> None:
             "torch.compile's inductor backend needs a C++ compiler, and none was found.",
             remedy="install g++, or set compile_backend=aot_eager (no code is generated) or compile_backend=none",
         )
-    if settings.executor == "ray" and find_spec("ray") is None:
-        raise TargetError(
-            "no-ray", "executor=ray needs ray.", remedy="run `pip install 'transformers-rocm-overlay[synth,ray]'`"
-        )
+    executor.check(settings.executor)
 
 
 def prepare_folder(folder: Path) -> None:

@@ -274,6 +274,10 @@ def run(
     verify_only: Annotated[
         Path | None, typer.Option("--verify-only", help="tune nothing: check the rows of this table")
     ] = None,
+    executor: Annotated[
+        str, typer.Option("--executor", help="process: this GPU; ray: the GPUs of a cluster")
+    ] = "process",
+    workers: Annotated[int | None, typer.Option("--workers", help="with ray: how many GPUs at most")] = None,
     aiter: AiterOption = None,
     json_: JsonOption = False,
 ) -> None:
@@ -283,7 +287,7 @@ def run(
     def body() -> int:
         asked = command.Asked(config, shapes, tp, fused, m_ladder, dtype, assume)
         tools = command.Tools(backend, tuner, tuple(tuner_option or ()), verifier, python, timeout, err_ratio, aiter)
-        limits = command.Limits(margin, retries, restart)
+        limits = command.Limits(margin, retries, restart, executor, workers)
         ends = command.Ends(ab, ab_runs, ab_metric, ab_higher)
         if verify_only is not None:
             return command.verify(verify_only, gpu, tools, work or output.with_name(output.name + ".session"), json_)

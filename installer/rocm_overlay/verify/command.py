@@ -11,9 +11,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ..executor import check, make_executor
 from ..install.transaction.errors import OverlayError, UsageError, WriteError
-from . import plan, report, target
-from .workers import Results, Setup, Step, run_all
+from . import plan, report, spread, target
+from .workers import Results, Setup, Step, groups, run_all
 
 SEED = 0
 
@@ -31,6 +32,9 @@ def run(
     compare: Path | None = None,
     json_file: Path | None = None,
     json_output: bool = False,
+    executor: str = "process",
+    workers: int | None = None,
+    work: Path | None = None,
 ) -> int:
     """Compare stock and overlaid code on a saved model and print the outcome; return the exit code.
 
@@ -40,14 +44,18 @@ def run(
     notes = Console(stderr=True)
     codes = []
     try:
+        check(executor, workers)
         for name in plan.parse_dtypes(dtype):
             start = time.perf_counter()
             setup, runs = prepare(
                 Path(model), python, tiers, toggles or (), name, max_new_tokens, cases=cases, save=save, compare=compare
             )
-            steps = len(setup.cases) * len(setup.implementations) * (1 + len(runs))
-            with _progress(notes, steps) as step:
-                results = run_all(setup, runs, step)
+            if executor == "process" and workers is None and work is None:
+                steps = len(setup.cases) * len(setup.implementations) * (1 + len(runs))
+                with _progress(notes, steps) as step:
+                    results = run_all(setup, runs, step)
+            else:
+                results = _spread(setup, runs, notes, executor, workers, work)
             _write(setup, results, time.perf_counter() - start, json_file, json_output)
             codes.append(report.exit_code(results))
     except OverlayError as error:
@@ -57,6 +65,21 @@ def run(
         notes.print(f"  {error.remedy}", highlight=False, markup=False, soft_wrap=True)
         return error.code
     return max(codes)
+
+
+def _spread(
+    setup: Setup, runs: list[plan.Run], notes: Console, executor: str, workers: int | None, work: Path | None
+) -> Results:
+    if setup.save or setup.compare:
+        remedy = "leave --executor, --workers and --work away"
+        raise UsageError("usage", "--save and --compare go with one worker on this machine", remedy=remedy)
+    journal = spread.Journal(work / "verify.jsonl" if work else None)
+    pool = make_executor(executor, workers)
+    try:
+        with _progress(notes, len(groups(runs))) as step:
+            return spread.run_spread(setup, runs, step, pool, journal)
+    finally:
+        pool.close()
 
 
 def _write(setup: Setup, results: Results, seconds: float, json_file: Path | None, json_output: bool) -> None:

@@ -126,12 +126,12 @@ def run_all(setup: Setup, runs: list[Run], step: Step) -> Results:
         for build in ("stock", "overlay"):
             stage(scratch / build, setup.sources, build)
         _record(setup, scratch, results, step)
-        for group in _groups(runs):
+        for group in groups(runs):
             _compare(setup, scratch, group, results, step)
     return results
 
 
-def _groups(runs: list[Run]) -> list[list[Run]]:
+def groups(runs: list[Run]) -> list[list[Run]]:
     """Group runs by tier: one process each. Off shares the first, where nothing has been fused before it."""
     groups = [[run for run in runs if run.tier == tier] for tier in (*TIERS, ANY)]
     groups = [group for group in groups if group]

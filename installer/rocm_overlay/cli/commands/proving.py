@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..options import Json, examples, new_app
+from ..options import Executor, Json, Workers, examples, new_app
 
 app = new_app()
 Python = Annotated[
@@ -44,6 +44,11 @@ def verify(
     models: Annotated[
         str | None, typer.Option("--models", metavar="A,B", help="With --hf-tests: only these models.")
     ] = None,
+    executor: Executor = "process",
+    workers: Workers = None,
+    work: Annotated[
+        Path | None, typer.Option("--work", metavar="DIR", help="Keep finished tiers here; go on where one stopped.")
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json-file", metavar="FILE", help="Append the JSON report to a file, too.")
     ] = None,
@@ -64,6 +69,7 @@ def verify(
     return command.run(
         model, python=python, tiers=tiers, toggles=toggles, cases=cases, dtype=dtype, max_new_tokens=max_new_tokens,
         save=save, compare=compare, json_file=json_file, json_output=json,
+        executor=executor, workers=workers, work=work,
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from rocm_overlay.executor import Executor
 from rocm_overlay.install.transaction.errors import UsageError, WriteError
 
 from ..examine import Program, Rejected, examine
@@ -18,7 +19,7 @@ from ..pipeline import Seen
 from ..providers.offline import Offline
 from ..sampler import catalogue
 from ..sampler.plan import derive, sample
-from ..sandbox.pool import Executor, Setup, job, make_executor
+from ..sandbox.pool import Setup, job, make_executor
 from ..settings import Settings
 from .shrink import code_lines, shrink
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
-import queue
 import subprocess
 import sys
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
+from rocm_overlay import executor
+from rocm_overlay.executor import Executor
 from rocm_overlay.install.transaction.errors import TargetError
 
 VALIDATE = "rocm_overlay.synth.sandbox.validate:validate"
@@ -33,16 +33,6 @@ class Setup:
     backend: str = "none"
     prelude: tuple[str, ...] = ()
     path: tuple[str, ...] = ()
-
-
-class Executor(Protocol):
-    """Something that runs jobs somewhere; the answer is the dict that the server gives."""
-
-    def submit(self, job: dict[str, Any]) -> Future[dict[str, Any]]:
-        """Queue a job."""
-
-    def close(self) -> None:
-        """End all processes."""
 
 
 class Server:
@@ -120,46 +110,6 @@ class Server:
             self._process = None
 
 
-@dataclass
-class ProcessPool:
-    """Several servers on this machine, each driven by a thread."""
-
-    workers: int
-    setup: Setup
-    _servers: list[Any] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for _ in range(self.workers):
-            server = self._make()
-            self._servers.append(server)
-            self._idle.put(server)
-        for server in self._servers:
-            server.start()
-        self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="synth-validate")
-
-    def _make(self) -> Any:
-        return Server(self.setup)
-
-    def submit(self, job: dict[str, Any]) -> Future[dict[str, Any]]:
-        """Queue a job for the next idle server."""
-        return self._threads.submit(self._ask, job)
-
-    def _ask(self, job: dict[str, Any]) -> dict[str, Any]:
-        server = self._idle.get()
-        try:
-            answer: dict[str, Any] = server.ask(job)
-            return answer
-        finally:
-            self._idle.put(server)
-
-    def close(self) -> None:
-        """Drop what is queued, end all servers."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
-        for server in self._servers:
-            server.close()
-
-
 def job(name: str, source: str, limits: Limits, *, kind: str = VALIDATE, **more: Any) -> dict[str, Any]:
     """Return the job that runs a program."""
     common = {"id": name, "kind": kind, "name": name, "source": source}
@@ -167,14 +117,5 @@ def job(name: str, source: str, limits: Limits, *, kind: str = VALIDATE, **more:
 
 
 def make_executor(kind: str, workers: int, setup: Setup) -> Executor:
-    """Return the executor that ``process`` or ``ray`` names."""
-    if kind == "ray":
-        from .ray_pool import RayPool
-
-        return RayPool(workers, setup)
-    return ProcessPool(workers, setup)
-
-
-def run_all(executor: Executor, jobs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Run jobs and return their answers in order."""
-    return [future.result() for future in [executor.submit(one) for one in jobs]]
+    """Return an executor whose workers are servers."""
+    return executor.make_executor(kind, workers, functools.partial(Server, setup))

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ... import executor
+from ...install.transaction.errors import OverlayError
 from ..cache import sources_for
 from ..commands import ShapeOptions, model_shapes
 from ..errors import EXIT_CANNOT_WRITE, EXIT_DIFFERENCE, EXIT_OK, TuneError
@@ -62,6 +64,8 @@ class Limits:
     margin: float
     retries: int
     restart: bool
+    executor: str = "process"
+    workers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -137,13 +141,14 @@ def run(
 ) -> int:
     if not 0 <= limits.margin < 100 or limits.retries < 0:
         raise TuneError("usage", "--margin is a percentage from 0 below 100, --retries at least 0", "see --help")
+    _check_executor(limits)
     device = target_device(gpu)
     shapes, origin = _shapes(asked)
     programs = _programs(tools)
     guard_output(output, [asked.shapes] if asked.shapes else [])
     folder = _work_folder(work or output.with_name(output.name + ".session"), limits.restart)
     session = Session(device, programs, folder, limits.margin / 100, limits.retries)
-    outcomes = session.run(shapes, Progress(len(shapes)))
+    outcomes = _outcomes(session, shapes, limits)
     rows = rows_of(outcomes, folder)
     comparison = _compare(ends, rows, folder, session, tools)
     aiter = find_aiter(tools.aiter)
@@ -162,6 +167,27 @@ def run(
     write_atomic(output, render(rows, COLUMNS), 0o644)
     emit({**meta, "output": str(output)}, lambda: _text(output, outcomes, comparison), as_json)
     return EXIT_DIFFERENCE if outcomes and all(outcome.status in FAILED for outcome in outcomes) else EXIT_OK
+
+
+def _check_executor(limits: Limits) -> None:
+    try:
+        executor.check(limits.executor, limits.workers)
+    except OverlayError as error:
+        raise TuneError(error.id, error.message, error.remedy, error.code) from None
+    if limits.executor == "process" and (limits.workers or 1) > 1:
+        message = f"--workers is {limits.workers}: tuners that share a GPU disturb each other's times"
+        raise TuneError("usage", message, "leave it out, or pass --executor ray for more GPUs")
+
+
+def _outcomes(session: Session, shapes: Sequence[Shape], limits: Limits) -> tuple[Outcome, ...]:
+    progress = Progress(len(shapes))
+    if limits.executor == "process":
+        return session.run(shapes, progress)
+    pool = executor.make_executor(limits.executor, limits.workers, whole=True)
+    try:
+        return session.run(shapes, progress, pool)
+    finally:
+        pool.close()
 
 
 def _compare(ends: Ends, rows: Sequence[object], folder: Path, session: Session, tools: Tools) -> Comparison | None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import os
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ...executor import Answer, Executor, answers
 from ..check import peak_flops
 from ..device import Device
 from ..errors import TuneError
@@ -22,6 +25,7 @@ from .programs import Programs
 from .progress import Progress
 
 SCHEMA = "amd-overlay.tune.run/1"
+VISIBLE = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,14 @@ class Session:
             "margin": self.margin,
         }
 
-    def run(self, shapes: Sequence[Shape], progress: Progress) -> tuple[Outcome, ...]:
-        """Tune every shape that the work folder's journal does not have yet; return all outcomes in order."""
+    def run(self, shapes: Sequence[Shape], progress: Progress, executor: Executor | None = None) -> tuple[Outcome, ...]:
+        """Tune every shape that the work folder's journal does not have yet, here or with ``executor``; return all
+        outcomes in order.
+        """
         journal = Journal(self.work / "session.jsonl", self.settings())
         journal.open()
+        if executor is not None:
+            self._spread(shapes, progress, journal, executor)
         for number, shape in enumerate(shapes, 1):
             earlier = journal.done.get(shape)
             if earlier is not None:
@@ -59,6 +67,18 @@ class Session:
             journal.add(outcome)
             progress.done(number, shape.text(), _said(outcome))
         return tuple(journal.done[shape] for shape in shapes)
+
+    def _spread(self, shapes: Sequence[Shape], progress: Progress, journal: Journal, executor: Executor) -> None:
+        """Tune what is missing on other devices; a shape whose worker died is left for the next run."""
+        missing = [shape for shape in dict.fromkeys(shapes) if shape not in journal.done]
+        for number, answer in answers(executor, [(tune_shape, self, shape) for shape in missing]):
+            shape = missing[number]
+            outcome = answer["outcome"] if answer["ok"] else Outcome(shape, "crashed", answer["message"])
+            if answer["ok"]:
+                journal.add(outcome)
+            else:
+                journal.done[shape] = outcome
+            progress.done(number + 1, shape.text(), _said(outcome))
 
     def _folder(self, shape: Shape) -> Path:
         name = hashlib.sha256(repr(tuple(shape)).encode()).hexdigest()[:8]
@@ -112,6 +132,20 @@ class Session:
         if peak is not None and rate > peak * 1.02:
             return "impossible", f"{row.us} us would be {rate / 1e12:.0f} TFLOPS, above this device's {peak / 1e12:.0f}"
         return None
+
+
+def tune_shape(session: Session, shape: Shape) -> Answer:
+    """The job of one shape, on the machine that got it: in the session's folder where that is shared, else beside it.
+
+    Which GPU a worker may use is the cluster's word, everything else in the environment the user's.
+    """
+    programs = session.programs
+    given = {name: os.environ[name] for name in VISIBLE if name in os.environ}
+    mine = replace(session, programs=replace(programs, environment={**programs.environment, **given}))
+    if session.work.is_dir():
+        return {"ok": True, "outcome": mine._shape(shape)}
+    with tempfile.TemporaryDirectory(prefix="overlay-tune-") as name:
+        return {"ok": True, "outcome": replace(mine, work=Path(name))._shape(shape)}
 
 
 def _cells(row: Row) -> list[str]:

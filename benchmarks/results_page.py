@@ -1,0 +1,153 @@
+"""Writes docs/benchmarks.md from benchmarks/results/*.json: every row names the machine that it was measured on.
+
+python benchmarks/results_page.py            # writes the page
+python benchmarks/results_page.py --check    # 1 when the committed page is not what the results say
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "benchmarks.md"
+HEAD = """# Measured results
+
+Written by `make results-page` from the files in [benchmarks/results](../benchmarks/results); do not edit by hand. A row
+tells what one file says, on the machine that the file names. Raw samples are in the files. What is missing was not
+measured: no row here comes from an AMD GPU unless its machine says so. How each was made: the command in its file.
+"""
+COLUMNS = ("what", "stock", "overlaid", "overlaid / stock", "measured on", "with", "file")
+UNKNOWN = "not recorded"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: what was measured, both sides as text, and their ratio where it is one of medians."""
+
+    what: str
+    stock: str
+    overlaid: str
+    ratio: float | None = None
+
+
+def _seconds(content: dict[str, Any]) -> Iterator[Row]:
+    """bench-cpu: prefill and 16 decode steps of a llama, in processor time."""
+    for phase, sides in content["seconds"].items():
+        stock, ours = median(sides["stock"]), median(sides["overlaid"])
+        what = f"llama, {content['layers']} layer(s), bf16: {phase}, median of {len(sides['stock'])}"
+        yield Row(what, f"{stock * 1e3:.1f} ms", f"{ours * 1e3:.1f} ms", ours / stock)
+
+
+def _host(content: dict[str, Any]) -> Iterator[Row]:
+    """bench-host: what a layer costs on the host when its tensors are tiny, and what our calls add."""
+    layer = content["us_per_layer"]
+    for name, text in (("off", "toggles off"), ("torch", "everything on, torch tier"), ("one-call", "one call per op")):
+        what = f"host time of a near-empty llama layer, {text}"
+        yield Row(what, f"{layer['stock']:.1f} us", f"{layer[name]:.1f} us", layer[name] / layer["stock"])
+    for name, value in content["dispatch_ns"].items():
+        yield Row(f"dispatch of `{name}`, added per call", "", f"{value:.0f} ns")
+    yield Row("`import amd_ops` after torch", "", f"{median(content['import_ms']):.1f} ms")
+
+
+def _launches(content: dict[str, Any]) -> Iterator[Row]:
+    """bench-launches: compute ops of one decoder layer; one call of an op of ours counts once. No time."""
+    for row in content["rows"]:
+        for phase in ("decode", "static decode"):
+            stock, ours = row["stock"][phase]["once"], row["overlaid"][phase]["once"]
+            yield Row(f"{row['model']}: compute ops per layer, {phase}", f"{stock:g}", f"{ours:g}", ours / stock)
+
+
+def _memory(content: dict[str, Any]) -> Iterator[Row]:
+    """bench-memory: bytes of parameters before and after packing, and the peak on the way."""
+    stock, ours = content["stock_bytes"], content["bytes_after"]
+    what = f"parameters after packing {content['groups']} groups"
+    yield Row(what, f"{stock / 2**20:.1f} MiB", f"{ours / 2**20:.1f} MiB", ours / stock)
+    yield Row("peak while packing, above stock", "", f"{content['peak_over_stock'] / 2**20:.1f} MiB")
+
+
+def _bench(content: dict[str, Any]) -> Iterator[Row]:
+    """`overlay bench`: a cell against stock. The ratio stands there only where the report tells a difference."""
+    stock = {row["id"]: row for row in content["cells"] if row["name"] == "stock"}
+    model = f"{content['model']['path']}, {content['model']['dtype']}"
+    for row in content["cells"]:
+        theirs = stock.get(row["against"])
+        if row["name"] == "stock" or not row["measures"] or theirs is None or not theirs["measures"]:
+            continue
+        for measure, verdict in row["verdicts"].items():
+            sides = [_interval(one["measures"][measure]["latency"]) for one in (theirs, row)]
+            told = verdict["ratio"]["value"] if verdict["ratio"] and verdict["outcome"] != "same" else None
+            said = "" if told else f" ({'parity failed' if not row['parity']['ok'] else 'no difference'})"
+            yield Row(f"{model}, {row['id']}: {measure}{said}", *sides, told)
+
+
+def _interval(latency: dict[str, Any]) -> str:
+    return f"{latency['p50'] * 1e3:.3g} ms [{latency['low'] * 1e3:.3g}, {latency['high'] * 1e3:.3g}]"
+
+
+ROWS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
+    "amd-overlay.bench/1": _bench,
+    "amd-overlay.bench-cpu/1": _seconds,
+    "amd-overlay.bench-host/1": _host,
+    "amd-overlay.bench-launches/1": _launches,
+    "amd-overlay.bench-memory/1": _memory,
+}
+
+
+def machine(content: dict[str, Any]) -> str:
+    """The machine that a file names; files of before machines were recorded name none, and that is said."""
+    found = content.get("machine")
+    return UNKNOWN if not found else f"{found['device_name']} ({found['device']}), {found['platform']}"
+
+
+def versions(content: dict[str, Any]) -> str:
+    """torch and transformers, as the file tells them."""
+    found = content.get("versions") or content.get("machine") or {}
+    return ", ".join(f"{name} {found[name]}" for name in ("torch", "transformers") if name in found) or UNKNOWN
+
+
+def page(results: Path = RESULTS) -> str:
+    """Return the page: one table per file, in the order of their names."""
+    parts = [HEAD]
+    for path in sorted(results.glob("*.json")):
+        content = json.loads(path.read_bytes())
+        title, schema = path.stem.replace("_", " "), content.get("schema", "no schema")
+        parts.append(f"\n## {title}\n")
+        if schema not in ROWS:
+            parts.append(f"[{path.name}](../benchmarks/results/{path.name}), {schema}, {machine(content)}: no table.\n")
+            continue
+        note = (ROWS[schema].__doc__ or "").strip().splitlines()[0]
+        command = content.get("command", "")
+        parts.append(f"{note} Command: `{command if isinstance(command, str) else 'overlay ' + ' '.join(command)}`\n")
+        parts.append(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+        for row in ROWS[schema](content):
+            ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+            link = f"[{path.name}](../benchmarks/results/{path.name})"
+            cells = (row.what, row.stock, row.overlaid, ratio, machine(content), versions(content), link)
+            parts.append(f"| {' | '.join(cells)} |")
+        parts.append("")
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def main() -> int:
+    """Write the page, or compare it with what is there."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 when the page is not up to date")
+    if not parser.parse_args().check:
+        PAGE.write_text(page(), encoding="utf-8")
+        return 0
+    if PAGE.read_text(encoding="utf-8") == page():
+        return 0
+    print(f"{PAGE.relative_to(ROOT)} is not what benchmarks/results says: run `make results-page`", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""The runs of a verification over the workers of an executor: one job per tier, each with a stock reference of its own.
+
+The reference is recorded where its tier runs, since only stock on the same machine can be equal bit by bit. What a job
+gave is kept in a journal, so that the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..executor import Answer, Executor, answers
+from ..install.transaction.errors import WriteError
+from .plan import Run
+from .workers import Results, RunResult, Setup, Step, groups, run_all
+
+
+class Journal:
+    """One line per finished job, by the digest of all that went into it. A line that a kill cut short is not read."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self.done: dict[str, Answer] = {}
+        if path is not None and path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    entry = json.loads(line)
+                except ValueError:
+                    continue
+                self.done[entry["job"]] = entry["answer"]
+
+    def add(self, job: str, answer: Answer) -> None:
+        """Keep an answer."""
+        self.done[job] = answer
+        if self._path is None:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            torn = self._path.exists() and not self._path.read_bytes().endswith(b"\n")
+            with self._path.open("a", encoding="utf-8") as stream:
+                stream.write(("\n" if torn else "") + json.dumps({"job": job, "answer": answer}) + "\n")
+        except OSError as error:
+            message = f"{self._path} cannot be written: {error.strerror}"
+            raise WriteError("no-journal", message, remedy="name another folder with --work") from None
+
+
+def run_spread(setup: Setup, runs: list[Run], step: Step, executor: Executor, journal: Journal) -> Results:
+    """Verify every tier somewhere and merge what came back, in the order of the plan."""
+    jobs = {job_of(setup, group): group for group in groups(runs)}
+    waiting = [name for name in jobs if name not in journal.done]
+    for number, answer in answers(executor, [(verify, setup, jobs[name]) for name in waiting]):
+        name = waiting[number]
+        if not answer["ok"]:
+            answer = _lost(jobs[name], answer["message"])
+        if any(run["status"] == "crashed" for run in answer["runs"]):
+            journal.done[name] = answer  # not kept: the next run tries it again
+        else:
+            journal.add(name, answer)
+        step(f"{jobs[name][-1].tier}: done")
+    return merged([journal.done[name] for name in jobs])
+
+
+def job_of(setup: Setup, runs: list[Run]) -> str:
+    """Identify a job: whatever could change its answer."""
+    parts = {
+        "interpreter": setup.interpreter.as_json(),
+        "model": str(setup.model),
+        "sources": [source.as_json() for source in setup.sources],
+        "how": [setup.dtype, setup.seed, setup.max_new_tokens, setup.cases, setup.implementations, setup.seeded],
+        "runs": [run.as_json() for run in runs],
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def verify(setup: Setup, runs: list[Run]) -> Answer:
+    """The job, on the machine that got it."""
+    return {"ok": True, **_plain(run_all(setup, runs, lambda text: None))}
+
+
+def merged(found: list[Answer]) -> Results:
+    """Put the answers of all jobs into one."""
+    whole = [answer for answer in found if answer["ok"]]
+    results = Results(runs=[_run(run) for answer in found for run in answer["runs"]])
+    if whole:
+        first = whole[0]
+        results.device = ", ".join(dict.fromkeys(answer["device"] for answer in whole))
+        results.loaded, results.nan_weights = first["loaded"], first["nan_weights"]
+        results.compared, results.not_compared = first["compared"], first["not_compared"]
+    return results
+
+
+def _lost(runs: list[Run], message: str) -> Answer:
+    return {"ok": False, "runs": [asdict(RunResult(run, message=message)) for run in runs]}
+
+
+def _plain(results: Results) -> dict[str, Any]:
+    return {**vars(results), "runs": [asdict(result) for result in results.runs]}
+
+
+def _run(values: dict[str, Any]) -> RunResult:
+    return RunResult(**{**values, "run": Run(**values["run"])})
