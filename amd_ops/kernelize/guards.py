@@ -10,8 +10,8 @@ import torch
 
 from .errors import RegistrationError
 
-# A guard becomes one Python expression over the guarded tensor `_t`, so that a true guard costs no call. Arithmetic on a
-# shape costs more than all the rest: shapes that were right are remembered, so many at most.
+# A guard becomes one Python expression over the guarded tensor `_t`, so that a true guard costs no call. Arithmetic on
+# a shape costs more than all the rest: shapes that were right are remembered, so many at most.
 _REMEMBERED = 1024
 
 
