@@ -7,7 +7,6 @@ does, with a virtual environment that has a stock transformers.
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +20,7 @@ DOCS = ROOT / "docs"
 RELEASE = "4.57.6"
 QUICK = ("index", "toggles", "operations", "recipes/op", "recipes/tier", "recipes/tuning-table", "recipes/release")
 SLOW = ("recipes/architecture",)
+GOES_ON_FROM = {"recipes/tier": ("recipes/op",)}
 # What a maintainer's checkout holds and a recipe touches.
 CHECKOUT = ("amd_ops", "installer", "overlays", "tuning_csv", "pyproject.toml", "CHANGELOG.md")
 
@@ -64,8 +64,9 @@ def work(name: str, made: environments.Environment, wheels: Path, folder: Path) 
     folder.mkdir()
     extra = check_out(folder) if name.startswith("recipes/") else {}
     (folder / "wheels").symlink_to(wheels)
-    page = Page(DOCS / f"{name}.md", folder, environ(made.python, PYTHON=sys.executable, **extra))
-    page.work()
+    for one in (*GOES_ON_FROM.get(name, ()), name):
+        page = Page(DOCS / f"{one}.md", folder, environ(made.python, **extra))
+        page.work()
     return page
 
 
