@@ -1,6 +1,6 @@
 """Fine-tune with LoRA (peft) on an overlaid model: a few steps on one sentence of token ids, losses printed.
 
-    overlay run -- python examples/peft_finetune.py                              # toggles off: stock's losses, bit for bit
+    overlay run -- python examples/peft_finetune.py                # toggles off: stock's losses, bit for bit
     USE_OPTIMIZED_OPS=1 USE_FUSED_PROJECTIONS=1 overlay run -- python examples/peft_finetune.py
 
 Adapters keep working: `q_proj` stays a module of its own. With LoRA on it, the packed projection declines, computes the

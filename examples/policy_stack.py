@@ -3,8 +3,8 @@ Gemma "action expert" turns noise into actions, and both attend to each other in
 
     python examples/policy_stack.py [--output actions.pt]
 
-Nothing in here knows about the overlay. Under `overlay install --transformers 4.53` (or `overlay run -- python ...`) and
-toggles, the norms, the rotary embedding, the gated MLPs and the vision tower of the very same code run through amd_ops.
+Nothing in here knows about the overlay. Under `overlay install --transformers 4.53` (or `overlay run -- python ...`)
+and toggles, the norms, the rotary embedding, the gated MLPs and the vision tower of this very code run through amd_ops.
 Sizes are tiny and weights are seeded. Written for the 4.53 line, which such stacks are pinned to.
 """
 

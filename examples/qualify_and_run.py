@@ -2,8 +2,9 @@
 
     python examples/qualify_and_run.py --model ./model --output profile.json
 
-1. `overlay qualify` captures what the model computes, tries every tier against it, times what is right, and writes a profile.
-2. The same script runs with `AMD_OPS=profile.json`: only what was kept is on. Nothing else was asked for, so nothing warns.
+1. `overlay qualify` captures what the model computes, tries every tier against it, times what is right, and writes a
+   profile.
+2. The same script runs with `AMD_OPS=profile.json`: what was kept is on, and nothing else was asked for.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """Tensor parallelism under torchrun: two processes hold half of each matrix and print what one process would.
 
-    overlay run -- python -m torch.distributed.run --standalone --nproc-per-node 2 examples/tensor_parallel.py --model ./model
-    python examples/tensor_parallel.py --model ./model                              # one process, to compare with
+    overlay run -- python -m torch.distributed.run --standalone --nproc-per-node 2 \\
+        examples/tensor_parallel.py --model ./model
+    python examples/tensor_parallel.py --model ./model          # one process, to compare with
 
-The plan is transformers' own (`tp_plan="auto"`). The ranks inherit the import hook of `overlay run`. Sharded layers carry
-hooks of transformers, so packed projections decline and say so; norms and rope run through amd_ops on each rank.
+The plan is transformers' own (`tp_plan="auto"`). The ranks inherit the import hook of `overlay run`. Sharded layers
+carry hooks of transformers, so packed projections decline and say so; norms and rope run through amd_ops on each rank.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Draws docs/pictures/install.svg and docs/pictures/dispatch.svg: steps from top to bottom, with what happens beside them.
+"""Draws docs/pictures/install.svg and dispatch.svg: steps from top to bottom, with what happens beside them.
 
     python docs/tools/pictures.py [--check]
 
@@ -35,38 +35,98 @@ class Step:
 
 
 INSTALL = (
-    Step("1  Find the target", ("which interpreter, which transformers; nothing is imported",),
-         ("two candidates: exit 9, nothing changed",), leaves=True),
-    Step("2  Classify every file by SHA-256", ("stock, our overlay, or somebody's edit",),
-         ("unknown text: exit 3 or 4, nothing changed",), leaves=True),
-    Step("3  Lock, and finish what was interrupted", ("one flock for the environment; classify again",),
-         ("held by another: exit 6, nothing changed",), leaves=True),
-    Step("4  Keep", ("copies of the stock texts in .amd-overlay/blobs, synced",),
-         ("killed here: unused copies, collected later",)),
-    Step("5  Stage", ("the new texts beside their targets, with mode,", "owner and attributes; synced and hashed again"),
-         ("killed here: temporary files, removed by", "the next command")),
-    Step("6  Journal: the commit point", ("txn.json names every path, its hash before and after",),
-         ("stopped from here on, kill -9 and power cut", "included: the next command finishes it;", "an install goes back, a revert forward"), style="turn"),
-    Step("7  Replace", ("per file: still the hash from before? then os.replace,", "and its stale bytecode goes"),
-         ("a reader sees the old file or the new one,", "never half of one; hard links into a package", "cache are never written through")),
-    Step("8  Verify, receipt, clear the journal", ("every hash read again; receipt.json says what is applied",),
-         ("overlay revert needs only this folder:", "no network, no bundle"), style="end"),
-)  # fmt: skip
+    Step(
+        "1  Find the target",
+        ("which interpreter, which transformers; nothing is imported",),
+        ("two candidates: exit 9, nothing changed",),
+        leaves=True,
+    ),
+    Step(
+        "2  Classify every file by SHA-256",
+        ("stock, our overlay, or somebody's edit",),
+        ("unknown text: exit 3 or 4, nothing changed",),
+        leaves=True,
+    ),
+    Step(
+        "3  Lock, and finish what was interrupted",
+        ("one flock for the environment; classify again",),
+        ("held by another: exit 6, nothing changed",),
+        leaves=True,
+    ),
+    Step(
+        "4  Keep",
+        ("copies of the stock texts in .amd-overlay/blobs, synced",),
+        ("killed here: unused copies, collected later",),
+    ),
+    Step(
+        "5  Stage",
+        ("the new texts beside their targets, with mode,", "owner and attributes; synced and hashed again"),
+        ("killed here: temporary files, removed by", "the next command"),
+    ),
+    Step(
+        "6  Journal: the commit point",
+        ("txn.json names every path, its hash before and after",),
+        (
+            "stopped from here on, kill -9 and power cut",
+            "included: the next command finishes it;",
+            "an install goes back, a revert forward",
+        ),
+        style="turn",
+    ),
+    Step(
+        "7  Replace",
+        ("per file: still the hash from before? then os.replace,", "and its stale bytecode goes"),
+        (
+            "a reader sees the old file or the new one,",
+            "never half of one; hard links into a package",
+            "cache are never written through",
+        ),
+    ),
+    Step(
+        "8  Verify, receipt, clear the journal",
+        ("every hash read again; receipt.json says what is applied",),
+        ("overlay revert needs only this folder:", "no network, no bundle"),
+        style="end",
+    ),
+)
 
 DISPATCH = (
-    Step("Import: read the toggles once", ("USE_..., AMD_OPS... become one frozen Settings", "and the switches amd_ops.on"),
-         ("a value that is not accepted is an error here",)),
-    Step("Overlaid line in the forward", ("_amd.rms_norm(...)", "    if _amd and _amd.on.rms_norm else <the stock expression>"),
-         ("switch off, or amd_ops not installed:", "the stock expression, unchanged"), leaves=True),
-    Step("First call: bind the op", ("each tier in order is asked what it offers in this process:", "aiter, triton, torch, eager"),
-         ("a tier that cannot run here is left out;", "its reason stands in report(), with the", "calls that it missed")),
-    Step("Every call: check", ("dtype, shape, strides, device, gradients; cheap tests first",),
-         ("does not fit: the reason is counted, and", "the next tier is asked (strict: an error)"), leaves=True),
-    Step("First call of a kernel variant: probe", ("run it on made-up data, compare with the eager formula",),
-         ("wrong, or raised: this variant is never", "used again in this process"), leaves=True, style="turn"),
-    Step("Run, and count", ("amd_ops.report(): tier, calls, first call, declined and why",),
-         ("no environment read, no file, no logging", "in a forward"), style="end"),
-)  # fmt: skip
+    Step(
+        "Import: read the toggles once",
+        ("USE_..., AMD_OPS... become one frozen Settings", "and the switches amd_ops.on"),
+        ("a value that is not accepted is an error here",),
+    ),
+    Step(
+        "Overlaid line in the forward",
+        ("_amd.rms_norm(...)", "    if _amd and _amd.on.rms_norm else <the stock expression>"),
+        ("switch off, or amd_ops not installed:", "the stock expression, unchanged"),
+        leaves=True,
+    ),
+    Step(
+        "First call: bind the op",
+        ("each tier in order is asked what it offers in this process:", "aiter, triton, torch, eager"),
+        ("a tier that cannot run here is left out;", "its reason stands in report(), with the", "calls that it missed"),
+    ),
+    Step(
+        "Every call: check",
+        ("dtype, shape, strides, device, gradients; cheap tests first",),
+        ("does not fit: the reason is counted, and", "the next tier is asked (strict: an error)"),
+        leaves=True,
+    ),
+    Step(
+        "First call of a kernel variant: probe",
+        ("run it on made-up data, compare with the eager formula",),
+        ("wrong, or raised: this variant is never", "used again in this process"),
+        leaves=True,
+        style="turn",
+    ),
+    Step(
+        "Run, and count",
+        ("amd_ops.report(): tier, calls, first call, declined and why",),
+        ("no environment read, no file, no logging", "in a forward"),
+        style="end",
+    ),
+)
 
 
 def text(x: int, y: int, line: str, *, bold: bool = False) -> str:

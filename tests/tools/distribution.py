@@ -2,8 +2,8 @@
 
     python -m tests.tools.distribution --output dist
 
-``SOURCE_DATE_EPOCH`` is the time of the last commit unless it is set, so the same commit gives the same bytes. The bill of
-materials (CycloneDX) is that of an environment in which the wheel alone was installed: what its users get.
+``SOURCE_DATE_EPOCH`` is the time of the last commit unless it is set, so the same commit gives the same bytes. The bill
+of materials (CycloneDX) is that of an environment in which the wheel alone was installed: what its users get.
 """
 
 from __future__ import annotations

@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rocm_overlay.epilog import examples
+
 if TYPE_CHECKING:
     from rocm_overlay.install.session import Options
+
+__all__ = ["DryRun", "Json", "Models", "Python", "SitePackages", "examples", "names", "new_app", "target_options"]
 
 Python = Annotated[
     str | None, typer.Option("--python", metavar="PYTHON", help="Interpreter of the environment to work on.")
@@ -30,11 +34,6 @@ def new_app() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-
-
-def examples(*lines: str) -> str:
-    """Return the end of a help page: command lines that are not to be wrapped."""
-    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
 def names(text: str | None) -> list[str] | None:
