@@ -5,8 +5,8 @@ TRANSFORMERS ?= transformers==4.57.6
 TEST_RELEASES := 4.53.2 4.53.3 4.56.2 4.57.0 4.57.1 4.57.2 4.57.3 4.57.4 4.57.5 4.57.6 5.23.0
 # transformers 4.53 insists on it; the policy example runs on that line.
 OTHER_WHEELS := tokenizers==0.21.4
-# What this package requires: its wheel is installed from nothing, without an index.
-OUR_REQUIREMENTS := typer packaging filelock rich
+# What this package requires on the oldest Python: its wheel is installed from nothing, without an index.
+OUR_REQUIREMENTS := "typer>=0.20,<0.25" "packaging>=23" "filelock>=3.12" "rich>=13"
 # Read by the long matrices alone.
 FULL_RELEASES := 5.0.0 5.10.4 5.17.0
 PYTEST_ARGS ?=
@@ -52,7 +52,7 @@ define download
 	  || $(VENV)/bin/pip download --no-deps --ignore-requires-python -d $(WHEELS) transformers==$$release || exit 1; \
 	done
 	$(VENV)/bin/pip download --no-deps -d $(WHEELS) $(OTHER_WHEELS)
-	$(VENV)/bin/pip download -c constraints.txt -d $(WHEELS) $(OUR_REQUIREMENTS)
+	$(VENV)/bin/pip download --python-version 3.10 --only-binary=:all: -d $(WHEELS) $(OUR_REQUIREMENTS)
 	touch $@
 endef
 

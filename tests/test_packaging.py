@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -181,21 +182,49 @@ def test_the_same_sources_give_the_same_bytes_elsewhere_and_later(built: Built, 
 # Installed
 
 
+def interpreter(minor: int) -> str | None:
+    """An interpreter of Python 3.``minor``: on PATH, or where pyenv and uv keep theirs."""
+    places = (".pyenv/versions/3.{}.*/bin/python", ".local/share/uv/python/cpython-3.{}.*/bin/python")
+    found = [path for place in places for path in sorted(Path.home().glob(place.format(minor)))]
+    return str(found[-1]) if found else shutil.which(f"python3.{minor}")
+
+
+def install_and_revert(overlay: Path, wheel: Path, folder: Path) -> None:
+    """A real transformers tree is overlaid and comes back."""
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder / "site")
+    place = ("--site-packages", folder / "site", "--json")
+    modeling = folder / "site/transformers/models/llama/modeling_llama.py"
+    stock = modeling.read_bytes()
+    run(overlay, "install", "--transformers", "4.57", *place, cwd=folder)
+    assert modeling.read_bytes() != stock
+    assert json.loads(run(overlay, "status", "--check", *place, cwd=folder))["state"] == "APPLIED"
+    run(overlay, "revert", *place, cwd=folder)
+    assert modeling.read_bytes() == stock
+
+
 def test_the_wheel_works_in_an_environment_that_has_nothing_else(
     clean: Path, wheel: Callable[[str], Path], tmp_path: Path
 ) -> None:
     overlay = clean.with_name("overlay")
     assert run(overlay, "--version", cwd=tmp_path) == f"overlay {rocm_overlay.__version__}\n"
-    with zipfile.ZipFile(wheel("4.57.6")) as archive:
-        archive.extractall(tmp_path / "site")
-    place = ("--site-packages", tmp_path / "site", "--json")
-    modeling = tmp_path / "site/transformers/models/llama/modeling_llama.py"
-    stock = modeling.read_bytes()
-    run(overlay, "install", "--transformers", "4.57", *place, cwd=tmp_path)
-    assert modeling.read_bytes() != stock
-    assert json.loads(run(overlay, "status", "--check", *place, cwd=tmp_path))["state"] == "APPLIED"
-    run(overlay, "revert", *place, cwd=tmp_path)
-    assert modeling.read_bytes() == stock
+    install_and_revert(overlay, wheel("4.57.6"), tmp_path)
+
+
+@pytest.mark.parametrize("minor", [10, 12, 13])
+def test_the_wheel_works_on_other_pythons(
+    minor: int, built: Built, index: tuple[str, ...], wheel: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The installer and the tables run; everything else, generated files too, is at least compiled."""
+    base = interpreter(minor)
+    if base is None:
+        pytest.skip(f"there is no Python 3.{minor} on this machine")
+    python = distribution.environment(tmp_path / "venv", built.wheel, *index, base=base)
+    (purelib,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+    run(python, "-W", "error", "-m", "compileall", "-q", purelib / "amd_ops", purelib / "rocm_overlay", cwd=tmp_path)
+    overlay = python.with_name("overlay")
+    assert "4096" in run(overlay, "tune", "shapes", "--model", "llama-3.1-8b", cwd=tmp_path)
+    install_and_revert(overlay, wheel("4.57.6"), tmp_path)
 
 
 def test_the_bill_of_materials_names_what_is_installed(clean: Path, tmp_path: Path) -> None:

@@ -25,6 +25,21 @@ from amd_ops import toggles
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "docs/toggles.md", "docs/models.md")
 ARCHES = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201", "no GPU")
+# What was run with what: (transformers, torch, aiter, device, state, evidence: files of this repository).
+SUPPORT = (
+    ("4.57.6", "2.13.0 CPU", "none", "CPU", "proved", "the whole suite, `docs/parity.md`"),
+    ("4.53.2", "2.13.0 CPU", "none", "CPU", "proved for one stack (Gemma, PaliGemma, SigLIP)",
+     "`tests/docs/test_examples.py`"),
+    ("4.53, 4.57, 5.23: all others", "", "", "", "generated and compared as text; not run", "`overlays`"),
+    ("4.57.6", "2.13.0 CPU", "double", "CPU posing as gfx942", "by double", "`tests/aiter`, `docs/parity.md`"),
+    ("none: ops alone", "2.13.0 CPU", "Python layer of 0.1.9.post1, 0.1.20.post1, e4048607; kernels faked",
+     "CPU posing as gfx942", "by double", "`docs/aiter-real-layer.md`"),
+    ("none: Triton kernels", "2.13.0 CPU", "none", "Triton 3.7.0's interpreter", "proved",
+     "`tests/triton/interpreted`"),
+    ("none: Triton kernels", "2.13.0 CPU", "none", "gfx90a, gfx942, gfx950, gfx1100, gfx1201", "compiled; not run",
+     "`tests/triton/test_compiled.py`"),
+    ("any", "a ROCm build", "any", "any AMD GPU", "not run", ""),
+)  # fmt: skip
 PARITY = {"equal": "equal", "within": "within tolerance", "no case": "no case", "not built": "not built by itself"}
 _PLACE = re.compile(r"(<!-- table: (?P<name>[a-z-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
@@ -79,9 +94,10 @@ def switches(name: str) -> str:
     """The switches that turn on with a toggle, as overlaid files read them."""
     if name not in (*toggles.FAMILIES, "FORCE_EAGER_ATTENTION"):
         return ""
-    with warnings.catch_warnings(), amd_ops.override(**{name.lower(): 1}):
-        warnings.simplefilter("ignore")
-        return ", ".join(f"`{one}`" for one in toggles.Switches.__slots__ if getattr(amd_ops.on, one))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a toggle alone may be of no use, and says so
+        with amd_ops.override(**{name.lower(): 1}):
+            return ", ".join(f"`{one}`" for one in toggles.Switches.__slots__ if getattr(amd_ops.on, one))
 
 
 def toggles_table() -> str:
@@ -149,6 +165,10 @@ def models_table() -> str:
     return rows(("model", *lines, "off", "on, torch tier"), body)
 
 
+def support_table() -> str:
+    return rows(("transformers", "torch", "aiter", "device", "state", "evidence"), SUPPORT)
+
+
 def lines_table() -> str:
     """Per release line: its releases, and its architectures."""
     loaded = [catalog.load(line) for line in catalog.lines()]
@@ -164,6 +184,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "parity": parity_table,
     "models": models_table,
     "lines": lines_table,
+    "support": support_table,
 }
 
 

@@ -40,12 +40,12 @@ def build(source: Path, output: Path, moment: str) -> tuple[Path, Path]:
     return sdist, wheel
 
 
-def environment(folder: Path, wheel: Path, *options: str) -> Path:
-    """Make a virtual environment with the wheel and what it requires; return its interpreter.
+def environment(folder: Path, wheel: Path, *options: str, base: str = sys.executable) -> Path:
+    """Make a virtual environment of ``base`` with the wheel and what it requires; return its interpreter.
 
     ``options`` go to ``uv pip install``: where packages are looked for.
     """
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, capture_output=True)
+    subprocess.run([base, "-m", "venv", "--without-pip", str(folder)], check=True, capture_output=True)
     python = folder / "bin" / "python"
     uv = Path(sys.executable).with_name("uv")
     subprocess.run(
