@@ -82,7 +82,7 @@ lint: $(VENV)/$(STAMP) ## ruff and mypy
 docs: $(VENV)/$(STAMP) ## build the documentation into site/; warnings, dead links and stale tables are errors
 	$(VENV)/bin/python docs/tools/tables.py --check
 	$(VENV)/bin/python docs/tools/pictures.py --check
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build  # never -q: it hides warnings from strict, too
 
 tables: $(VENV)/$(STAMP) ## make the tables and pictures of README and docs anew
 	$(VENV)/bin/python docs/tools/tables.py
