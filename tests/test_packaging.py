@@ -227,10 +227,13 @@ def test_the_wheel_works_on_other_pythons(
     install_and_revert(overlay, wheel("4.57.6"), tmp_path)
 
 
-def test_the_bill_of_materials_names_what_is_installed(clean: Path, tmp_path: Path) -> None:
-    distribution.bill_of_materials(clean, tmp_path / "sbom.json", MOMENT)
+def test_the_bill_of_materials_names_the_wheel_and_what_is_installed(built: Built, clean: Path, tmp_path: Path) -> None:
+    distribution.bill_of_materials(clean, built.wheel, tmp_path / "sbom.json", MOMENT)
     bill = json.loads((tmp_path / "sbom.json").read_text())
-    assert (bill["bomFormat"], bill["metadata"]["component"]["name"]) == ("CycloneDX", "transformers-rocm-overlay")
+    component = bill["metadata"]["component"]
+    assert (bill["bomFormat"], component["name"]) == ("CycloneDX", "transformers-rocm-overlay")
+    assert component["version"] == rocm_overlay.__version__
+    assert component["hashes"] == [{"alg": "SHA-256", "content": distribution.sha256(built.wheel)}]
     names = {component["name"].lower() for component in bill["components"]}
     assert names >= REQUIRED
     assert names.isdisjoint({"torch", "transformers", "pip"})

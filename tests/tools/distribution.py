@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+from packaging.utils import parse_wheel_filename
 
 ROOT = Path(__file__).resolve().parents[2]
 SBOM = "transformers-rocm-overlay.cdx.json"
@@ -55,13 +58,23 @@ def environment(folder: Path, wheel: Path, *options: str, base: str = sys.execut
     return python
 
 
-def bill_of_materials(python: Path, output: Path, moment: str) -> None:
-    """Write the CycloneDX description of what is installed in the environment of ``python``."""
+def bill_of_materials(python: Path, wheel: Path, output: Path, moment: str) -> None:
+    """Write the CycloneDX description of ``wheel`` and of what is installed with it for ``python``."""
     subprocess.run(
         [sys.executable, "-m", "cyclonedx_py", "environment", "--pyproject", str(ROOT / "pyproject.toml"),
          "--mc-type", "library", "--output-reproducible", "-o", str(output), str(python)],
         env={**os.environ, "SOURCE_DATE_EPOCH": moment}, check=True, capture_output=True, text=True,
     )  # fmt: skip
+    bill = json.loads(output.read_text())
+    # The version is dynamic in pyproject.toml, so the generator cannot know it; the hash says which wheel is meant.
+    component = bill["metadata"]["component"]
+    component["version"] = str(parse_wheel_filename(wheel.name)[1])
+    component["hashes"] = [{"alg": "SHA-256", "content": sha256(wheel)}]
+    output.write_text(json.dumps(bill, indent=1, sort_keys=True) + "\n")
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,8 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     moment = epoch()
     sdist, wheel = build(ROOT, output, moment)
     with tempfile.TemporaryDirectory() as folder:
-        bill_of_materials(environment(Path(folder, "clean"), wheel), output / SBOM, moment)
-    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}" for path in (sdist, wheel, output / SBOM)]
+        bill_of_materials(environment(Path(folder, "clean"), wheel), wheel, output / SBOM, moment)
+    sums = [f"{sha256(path)}  {path.name}" for path in (sdist, wheel, output / SBOM)]
     (output / SUMS).write_text("\n".join(sums) + "\n")
     print("\n".join(sums))
     return 0
