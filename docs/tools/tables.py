@@ -25,12 +25,11 @@ from amd_ops import toggles
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "docs/toggles.md", "docs/models.md")
 ARCHES = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201", "no GPU")
-# What was run with what: (transformers, torch, aiter, device, state, evidence: files of this repository).
+# What was run with what, beside the releases of docs/parity.md: (transformers, torch, aiter, device, state, evidence).
 SUPPORT = (
-    ("4.57.6", "2.13.0 CPU", "none", "CPU", "proved", "the whole suite, `docs/parity.md`"),
-    ("4.53.2", "2.13.0 CPU", "none", "CPU", "proved for one stack (Gemma, PaliGemma, SigLIP)",
+    ("4.53.2: one stack of Gemma, PaliGemma, SigLIP", "2.13.0 CPU", "none", "CPU", "proved",
      "`tests/docs/test_examples.py`"),
-    ("4.53, 4.57, 5.23: all others", "", "", "", "generated and compared as text; not run", "`overlays`"),
+    ("every other release above", "", "", "", "generated and compared as text; not run", "`overlays`"),
     ("4.57.6", "2.13.0 CPU", "double", "CPU posing as gfx942", "by double", "`tests/aiter`, `docs/parity.md`"),
     ("none: ops alone", "2.13.0 CPU", "Python layer of 0.1.9.post1, 0.1.20.post1, e4048607; kernels faked",
      "CPU posing as gfx942", "by double", "`docs/aiter-real-layer.md`"),
@@ -131,42 +130,55 @@ def launches_table() -> str:
     return rows(("", *(row["model"] for row in found)), body)
 
 
-def parity() -> dict[str, tuple[str, ...]]:
-    """The cells of docs/parity.md by model, for the release that it was run on."""
-    lines = (ROOT / "docs/parity.md").read_text().splitlines()
-    cells = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines if line.startswith("| ")]
-    return {first: rest for first, *rest in cells if first != "model"}  # type: ignore[misc]
+def parity() -> dict[str, dict[str, list[str]]]:
+    """The cells of docs/parity.md, by release and by model."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for part in (ROOT / "docs/parity.md").read_text().split("\n## transformers ")[1:]:
+        release, *lines = part.splitlines()
+        cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+        found[release.strip()] = {model: rest for model, *rest in cells if model != "model"}
+    return found
 
 
 def verdict(cell: str) -> str:
-    """The first words of a cell of the parity matrix."""
-    found = [text for start, text in PARITY.items() if cell.startswith(start)]
-    return found[0] if found else cell
+    """The first words of a cell of the parity matrix; what is not known to be good is shown as it is."""
+    return next((text for start, text in PARITY.items() if cell.startswith(start)), cell)
 
 
 def parity_table() -> str:
-    """How many architectures are equal or within tolerance, per column of docs/parity.md."""
-    columns = list(zip(*parity().values(), strict=True))
-    kinds = list(dict.fromkeys(verdict(cell) for column in columns for cell in column))
-    counted = [(kind, *([verdict(cell) for cell in column].count(kind) for column in columns)) for kind in kinds]
-    return rows(("architectures", "toggles off", "torch tier", "eager tier", "aiter's double"), counted)
+    """Per release, how many architectures are equal or within tolerance in each column of docs/parity.md."""
+
+    def counted(column: tuple[str, ...]) -> str:
+        verdicts = [verdict(cell) for cell in column]
+        kinds = sorted(set(verdicts), key=lambda kind: (kind in PARITY.values(), kind))  # what is unknown comes first
+        return ", ".join(f"{verdicts.count(kind)} {kind}" for kind in kinds)
+
+    body = [
+        (release, *(counted(column) for column in zip(*models.values(), strict=True)))
+        for release, models in parity().items()
+    ]
+    return rows(("transformers", "toggles off", "torch tier", "eager tier", "aiter's double"), body)
 
 
 def models_table() -> str:
-    """Every architecture with a committed overlay: the releases, and what docs/parity.md says."""
+    """Every architecture with a committed overlay, per line: what docs/parity.md says with toggles off, and on."""
     lines = {line: catalog.load(line) for line in catalog.lines()}
     known = sorted({entry.model for one in lines.values() for entry in one.files})
-    compared = parity()
-    body = []
-    for model in known:
-        has = ["yes" if any(entry.model == model for entry in one.files) else "" for one in lines.values()]
-        off, torch, *_ = compared.get(model, ("not in the matrix",) * 4)
-        body.append((model, *has, verdict(off), verdict(torch)))
-    return rows(("model", *lines, "off", "on, torch tier"), body)
+    compared = {release.rpartition(".")[0]: models for release, models in parity().items()}
+
+    def cell(model: str, line: str) -> str:
+        if not any(entry.model == model for entry in lines[line].files):
+            return ""
+        off, on, *_ = compared.get(line, {}).get(model, ["not compared"] * 2)
+        return verdict(off) if verdict(off) == verdict(on) else f"{verdict(off)}; {verdict(on)}"
+
+    return rows(("model", *lines), [(model, *(cell(model, line) for line in lines)) for model in known])
 
 
 def support_table() -> str:
-    return rows(("transformers", "torch", "aiter", "device", "state", "evidence"), SUPPORT)
+    """The support matrix: the releases that docs/parity.md compares, then :data:`SUPPORT`."""
+    matrix = [(release, "2.13.0 CPU", "none", "CPU", "proved", "`docs/parity.md`") for release in parity()]
+    return rows(("transformers", "torch", "aiter", "device", "state", "evidence"), [*matrix, *SUPPORT])
 
 
 def lines_table() -> str:

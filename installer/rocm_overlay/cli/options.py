@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rocm_overlay.epilog import examples
+from rocm_overlay.epilog import examples as examples
 
 if TYPE_CHECKING:
     from rocm_overlay.install.session import Options
-
-__all__ = ["DryRun", "Json", "Models", "Python", "SitePackages", "examples", "names", "new_app", "target_options"]
 
 Python = Annotated[
     str | None, typer.Option("--python", metavar="PYTHON", help="Interpreter of the environment to work on.")
