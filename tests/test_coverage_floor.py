@@ -20,10 +20,10 @@ FLOORS = tomllib.loads(gate.FLOORS.read_text())["floors"]
 
 
 def test_every_package_has_a_floor() -> None:
-    for name, folder in gate.PLACES.items():
-        for child in [folder, *(path for path in folder.iterdir() if path.is_dir() and list(path.glob("*.py")))]:
-            parts = [name, *child.relative_to(folder).parts]
-            assert ".".join(parts) in FLOORS
+    for name in ("amd_ops", "rocm_overlay"):
+        folder = gate.PLACES[name]
+        packages = [path for path in folder.iterdir() if path.is_dir() and list(path.glob("*.py"))]
+        assert {name, *(f"{name}.{path.name}" for path in packages)} <= set(FLOORS)
 
 
 def test_a_package_below_its_floor_or_unmeasured_is_a_problem() -> None:

@@ -22,14 +22,19 @@ import coverage
 
 ROOT = Path(__file__).resolve().parents[2]
 FLOORS = ROOT / "tests" / "coverage.toml"
-PLACES = {"amd_ops": ROOT / "amd_ops", "rocm_overlay": ROOT / "installer" / "rocm_overlay"}
+# The overlays lie beside the package, which reaches them through a link; coverage follows it.
+PLACES = {
+    "amd_ops": ROOT / "amd_ops",
+    "rocm_overlay": ROOT / "installer" / "rocm_overlay",
+    "rocm_overlay.overlays": ROOT / "overlays",
+}
 
 
 def package_of(path: Path, floors: Mapping[str, float]) -> str | None:
     """Return the innermost package with a floor that a file belongs to, such as ``rocm_overlay.install``."""
     for name, folder in PLACES.items():
         if path.is_relative_to(folder):
-            parts = [name, *path.relative_to(folder).parent.parts]
+            parts = [*name.split("."), *path.relative_to(folder).parent.parts]
             owners = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
             return next((owner for owner in owners if owner in floors), None)
     return None
