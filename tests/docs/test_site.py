@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from amd_ops import toggles
-from docs.tools import pictures, tables
+from docs.tools import hooks, pictures, tables
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -57,6 +57,21 @@ def test_the_recorded_terminal_is_there_and_loads_nothing() -> None:
     assert "@font-face" not in text
     for word in ("install", "verify", "revert"):
         assert f"overlay&#160;{word}" in text
+
+
+@pytest.mark.parametrize(
+    ("link", "shown"),
+    [
+        ("[the demo](../examples/demo.py)", "the demo (`examples/demo.py`)"),
+        ("[examples/demo.py](../examples/demo.py)", "`examples/demo.py`"),
+        ("[gone](../examples/gone.py)", "[gone](../examples/gone.py)"),
+        ("[a page](../docs/index.md)", "[a page](../docs/index.md)"),
+    ],
+)
+def test_a_link_out_of_the_pages_becomes_a_name(link: str, shown: str) -> None:
+    found = hooks.LINK.search(link)
+    assert found is not None
+    assert hooks.named(found, ROOT / "docs") == shown
 
 
 def test_relative_links_of_the_readme_lead_to_files() -> None:
