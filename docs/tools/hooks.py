@@ -1,7 +1,7 @@
 """What mkdocs calls for every page: links to files of the repository outside docs/ become the names of these files.
 
-Such a link is right where the repository is read, and leads nowhere on the site. One that is wrong stays as it is, and the
-strict build stops at it.
+Such a link is right where the repository is read, and leads nowhere on the site. One that is wrong stays as it is, and
+the strict build stops at it.
 """
 
 from __future__ import annotations
