@@ -3,6 +3,10 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TRANSFORMERS ?= transformers==4.57.6
 TEST_RELEASES := 4.53.2 4.53.3 4.56.2 4.57.0 4.57.1 4.57.2 4.57.3 4.57.4 4.57.5 4.57.6 5.23.0
+# transformers 4.53 insists on it; the policy example runs on that line.
+OTHER_WHEELS := tokenizers==0.21.4
+# What this package requires on the oldest Python: its wheel is installed from nothing, without an index.
+OUR_REQUIREMENTS := "typer>=0.20,<0.25" "packaging>=23" "filelock>=3.12" "rich>=13"
 # Read by the long matrices alone.
 FULL_RELEASES := 5.0.0 5.10.4 5.17.0
 # A release of each other line has a venv of its own for the long matrices, with the torch of the first.
@@ -31,7 +35,7 @@ export HF_HUB_OFFLINE := 1
 export OMP_NUM_THREADS := 1
 export OVERLAY_TEST_WHEELS := $(abspath $(WHEELS))
 
-.PHONY: help demo test test-full lint format bench results-page wheels overlays clean
+.PHONY: help demo test test-full lint format docs tables dist coverage bench results-page wheels overlays clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -71,6 +75,8 @@ define download
 	  ls $(WHEELS)/transformers-$$release-*.whl >/dev/null 2>&1 \
 	  || $(VENV)/bin/pip download --no-deps --ignore-requires-python -d $(WHEELS) transformers==$$release || exit 1; \
 	done
+	$(VENV)/bin/pip download --no-deps -d $(WHEELS) $(OTHER_WHEELS)
+	$(VENV)/bin/pip download --python-version 3.10 --only-binary=:all: -d $(WHEELS) $(OUR_REQUIREMENTS)
 	touch $@
 endef
 
@@ -91,13 +97,30 @@ test: $(VENV)/$(STAMP) $(WHEELS)/$(STAMP) ## the test suite (some 20 minutes on 
 test-full: export OVERLAY_TEST_SDISTS = $(abspath $(SDISTS))
 test-full: export OVERLAY_TEST_PYTHONS = $(foreach venv,$(LINE_VENVS),$(abspath $(venv)/bin/python))
 test-full: $(VENV)/$(STAMP)-full $(WHEELS)/$(STAMP)-full $(SDISTS)/$(STAMP) $(LINE_VENVS:%=%/$(STAMP))
-test-full: ## the test suite with the long matrices
-	$(VENV)/bin/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
+test-full: ## the test suite with the long matrices, and the floors of coverage
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile --cov=amd_ops --cov=rocm_overlay --cov-report= $(PYTEST_ARGS)
+	$(VENV)/bin/python -m tests.tools.coverage_floor
 
 lint: $(VENV)/$(STAMP) ## ruff and mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+docs: $(VENV)/$(STAMP) ## build the documentation into site/; warnings, dead links and stale tables are errors
+	$(VENV)/bin/python docs/tools/tables.py --check
+	$(VENV)/bin/python docs/tools/pictures.py --check
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build  # never -q: it hides warnings from strict, too
+
+tables: $(VENV)/$(STAMP) ## make the tables and pictures of README and docs anew
+	$(VENV)/bin/python docs/tools/tables.py
+	$(VENV)/bin/python docs/tools/pictures.py
+
+dist: $(VENV)/$(STAMP) ## wheel and sdist with hashes and a bill of materials in dist/, the same bytes from the same commit
+	$(VENV)/bin/python -m tests.tools.distribution --output dist
+
+coverage: $(VENV)/$(STAMP) $(WHEELS)/$(STAMP) ## the test suite with coverage, held to the floors of tests/coverage.toml
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile -m "not full" --cov=amd_ops --cov=rocm_overlay --cov-report= $(PYTEST_ARGS)
+	$(VENV)/bin/python -m tests.tools.coverage_floor
 
 format: $(VENV)/$(STAMP) ## let ruff format the sources (never the generated overlays)
 	$(VENV)/bin/ruff check --fix .
@@ -117,4 +140,4 @@ overlays: $(VENV)/$(STAMP) $(WHEELS)/$(STAMP) ## generate the committed overlays
 	done
 
 clean: ## remove everything that make made
-	rm -rf $(VENV) $(DEMO_VENV) $(LINE_VENVS) .cache dist build demo-out
+	rm -rf $(VENV) $(DEMO_VENV) $(LINE_VENVS) .cache dist build demo-out site .coverage*

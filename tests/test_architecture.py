@@ -1,10 +1,14 @@
-"""The dependency directions of the house: which room may import what. Read from the sources, nothing is imported."""
+"""The dependency directions of the house: which room may import what, that imports make no circle, and that files and
+functions stay short. Read from the sources, nothing is imported.
+"""
 
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -29,8 +33,12 @@ def _package(path: Path) -> list[str]:
 
 def _imports(path: Path) -> Iterator[str]:
     """Yield the absolute dotted name of every import in a file, function-local ones too."""
+    yield from _names(path, ast.walk(ast.parse(path.read_bytes())))
+
+
+def _names(path: Path, nodes: Iterator[ast.AST]) -> Iterator[str]:
     package = _package(path)
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -38,6 +46,20 @@ def _imports(path: Path) -> Iterator[str]:
             module = ".".join([*base, *([node.module] if node.module else [])])
             yield module
             yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def _when_imported(tree: ast.Module) -> Iterator[ast.AST]:
+    """Yield the nodes that run when a module is imported: not the bodies of functions, not what is for typing alone."""
+    waiting: list[ast.AST] = list(tree.body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            waiting += node.orelse
+            continue
+        yield node
+        waiting += ast.iter_child_nodes(node)
 
 
 def _top(name: str) -> str:
@@ -121,3 +143,73 @@ def test_forward_code_reads_no_environment() -> None:
         if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv")
     }
     assert readers <= {"toggles.py"}
+
+
+def _modules() -> dict[str, Path]:
+    """Every module of both packages by its dotted name."""
+    found = {}
+    for room in ROOMS:
+        for path in _sources(room):
+            parts = [*_package(path), *([] if path.stem == "__init__" else [path.stem])]
+            found[".".join(parts)] = path
+    return found
+
+
+def test_imports_make_no_circle() -> None:
+    """Function-local imports may lead back: they are how a package loads a room of its own late."""
+    modules = _modules()
+    graph = {
+        name: {one for one in _names(path, _when_imported(ast.parse(path.read_bytes()))) if one in modules} - {name}
+        for name, path in modules.items()
+    }
+    # `from . import x` names the package, too, which is being imported already.
+    for name, needed in graph.items():
+        needed -= {one for one in needed if name.startswith(f"{one}.")}
+    assert "amd_ops.toggles" in graph["amd_ops.dispatch"], "the graph lacks an edge: the rule looks at nothing"
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+# Everything that is written by hand. Generated overlays are as long as stock is.
+WRITTEN = ("amd_ops", "installer/rocm_overlay", "overlays", "tests", "benchmarks", "examples", "docs")
+LONGEST_FILE, LONGEST_FUNCTION = 600, 60
+REASON = re.compile(r"# long: \S.*")
+
+
+def _written() -> Iterator[tuple[Path, list[str]]]:
+    for folder in WRITTEN:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT).parts
+            generated = parts[0] == "overlays" and parts[1][0].isdigit()
+            linked = parts[:3] == ("installer", "rocm_overlay", "overlays")
+            if not generated and not linked:
+                yield path, path.read_text().splitlines()
+
+
+def _long(path: Path, lines: list[str]) -> Iterator[str]:
+    """Yield what is too long in a file and has no ``# long: reason`` in its first line, or just above its ``def``."""
+    name = path.relative_to(ROOT)
+    if len(lines) > LONGEST_FILE and not REASON.match(lines[0]):
+        yield f"{name}: {len(lines)} lines"
+    for node in ast.walk(ast.parse("\n".join(lines))):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert node.end_lineno is not None
+            length = node.end_lineno - node.lineno + 1
+            if length > LONGEST_FUNCTION and not REASON.match(lines[node.lineno - 2].strip()):
+                yield f"{name}:{node.lineno}: {node.name} has {length} lines"
+
+
+def test_files_and_functions_are_short_or_say_why_not() -> None:
+    found = list(_written())
+    assert len(found) > 300, "the rule looks at nearly nothing"
+    assert [one for path, lines in found for one in _long(path, lines)] == []
+
+
+def test_the_rule_about_length_finds_what_is_long(tmp_path: Path) -> None:
+    body = ["    pass"] * LONGEST_FUNCTION
+    assert list(_long(ROOT / "x.py", ["def f():", *body])) == [f"x.py:1: f has {LONGEST_FUNCTION + 1} lines"]
+    assert list(_long(ROOT / "x.py", ["# long: one option a line", "def f():", *body])) == []
+    assert list(_long(ROOT / "x.py", ["# long:", "def f():", *body])) != []
+    assert list(_long(ROOT / "x.py", ["x = 1"] * (LONGEST_FILE + 1))) == [f"x.py: {LONGEST_FILE + 1} lines"]

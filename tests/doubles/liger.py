@@ -99,8 +99,8 @@ def _norm_gradient(x: Tensor, w: Tensor, dy: Tensor, eps: float, offset: float) 
     return dx.to(x.dtype), (dy.float() * normed).flatten(0, -2).sum(0).to(w.dtype)
 
 
-def _functions(double: Double) -> dict[str, type[torch.autograd.Function]]:
-    """The autograd functions, with the real argument names."""
+def _norms(double: Double) -> dict[str, type[torch.autograd.Function]]:
+    """The norms, with the real argument names."""
 
     class LigerRMSNormFunction(torch.autograd.Function):
         @staticmethod
@@ -134,6 +134,12 @@ def _functions(double: Double) -> dict[str, type[torch.autograd.Function]]:
             dx = double.gradient("LigerFusedAddRMSNormFunction", dx + dS_out)
             return dx, dx, dw, None, None, None, None, None
 
+    return {one.__name__: one for one in (LigerRMSNormFunction, LigerFusedAddRMSNormFunction)}
+
+
+def _activations(double: Double) -> dict[str, type[torch.autograd.Function]]:
+    """The gated activations, with the real argument names."""
+
     class LigerFusedGateUpSiLUMulFunction(torch.autograd.Function):
         @staticmethod
         def forward(ctx, y, in_place=False):  # type: ignore[no-untyped-def]
@@ -163,6 +169,12 @@ def _functions(double: Double) -> dict[str, type[torch.autograd.Function]]:
         def backward(ctx, dc):  # type: ignore[no-untyped-def]
             raise NotImplementedError
 
+    return {one.__name__: one for one in (LigerFusedGateUpSiLUMulFunction, LigerGELUMulFunction)}
+
+
+def _rotations(double: Double) -> dict[str, type[torch.autograd.Function]]:
+    """The rotation of this release, with the real argument names."""
+
     class LigerRopeFunction(torch.autograd.Function):
         @staticmethod
         def forward(ctx, q, k, cos, sin, position_ids=None, unsqueeze_dim=1, rotary_dim=None):  # type: ignore[no-untyped-def]
@@ -178,13 +190,11 @@ def _functions(double: Double) -> dict[str, type[torch.autograd.Function]]:
             double.require(cos.shape[-1] == q.shape[-1], "LigerRopeFunction: this one rotates whole heads")
             return _rotated(double, ctx, q, k, cos, sin)
 
-    made = {
-        "LigerRMSNormFunction": LigerRMSNormFunction,
-        "LigerFusedAddRMSNormFunction": LigerFusedAddRMSNormFunction,
-        "LigerFusedGateUpSiLUMulFunction": LigerFusedGateUpSiLUMulFunction,
-        "LigerGELUMulFunction": LigerGELUMulFunction,
-        "LigerRopeFunction": WholeHeads if double.whole_heads else LigerRopeFunction,
-    }
+    return {"LigerRopeFunction": WholeHeads if double.whole_heads else LigerRopeFunction}
+
+
+def _functions(double: Double) -> dict[str, type[torch.autograd.Function]]:
+    made = {**_norms(double), **_activations(double), **_rotations(double)}
     return {name: function for name, function in made.items() if name not in double.missing}
 
 

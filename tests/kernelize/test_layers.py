@@ -25,7 +25,6 @@ from amd_ops.kernelize import (
     KernelUnavailable,
     RegistrationError,
     SignatureError,
-    guards,
     kernelize_model,
     kernelize_report,
     kernelized,
@@ -351,33 +350,6 @@ def test_guards(guard: Any, good: torch.Tensor, bad: torch.Tensor, reason: str) 
     strict = kernelize_model(Layer(), use_fallback=False)
     with pytest.raises(DeclinedError, match=reason):
         strict(bad)
-
-
-def test_shapes_are_remembered_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guards, "_REMEMBERED", 4)
-    shapes, fits = guards._remembering(Guard(min_rows=1, max_rows=10))
-    for rows in range(12):
-        value = torch.zeros(rows, 2)
-        assert fits(value) == (1 <= rows <= 10)
-        assert (value.shape in shapes) == (1 <= rows <= 10)
-        assert len(shapes) <= 4
-
-
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_a_guard_on_shapes_compiles_and_is_compiled_once_per_shape(dynamic: bool) -> None:
-    register_layer_kernel("K", PlusTen, mode="inference+compile", guard=Guard(max_rows=8, dtypes=(torch.float32,)))
-    register_external_layer(Layer, "K")
-    layer = kernelize_model(Layer().eval(), mode="inference+compile")
-    compiled = torch.compile(layer, backend="eager", fullgraph=True, dynamic=dynamic)
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    with torch.no_grad():
-        assert offset(compiled, X) == 10
-        assert offset(layer, X) == 10, "remembers the shape outside the trace"
-        frames = torch._dynamo.utils.counters["frames"]["total"]
-        assert offset(compiled, X) == 10
-        assert torch._dynamo.utils.counters["frames"]["total"] == frames
-        assert offset(compiled, torch.zeros(7, 4)) == 10
 
 
 def test_grad_guards() -> None:

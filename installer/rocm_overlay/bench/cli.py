@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from rocm_overlay.epilog import examples
+
 app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
@@ -21,7 +23,15 @@ Metric = Annotated[
 ]
 
 
-@app.callback(invoke_without_command=True)
+@app.callback(
+    invoke_without_command=True,
+    epilog=examples(
+        "overlay bench --model ./Llama-3.2-1B --matrix toggles --isl 128,2048 --batch 1,8",
+        "overlay bench --model ./bert --mode forward",
+        "overlay bench --model ./Llama-3.2-1B --baseline before/report.json",
+    ),
+)
+# long: one option per line, nothing else
 def bench(
     context: typer.Context,
     model: Annotated[
@@ -59,10 +69,7 @@ def bench(
     metric: Metric = None,
     json: Json = False,
 ) -> int:
-    """Measure stock against overlaid code, in fresh interleaved processes.
-
-    Example: overlay bench --model ./Llama-3.2-1B --matrix toggles --isl 128,2048 --batch 1,8
-    """
+    """Measure stock against overlaid code, in fresh interleaved processes."""
     if context.invoked_subcommand is not None:
         return 0
     from rocm_overlay.install.transaction.errors import UsageError
@@ -102,7 +109,7 @@ def bench(
     )
 
 
-@app.command()
+@app.command(epilog=examples("overlay bench compare before/report.json after/report.json --fail-over 5%"))
 def compare(
     old: Annotated[Path, typer.Argument(metavar="A", help="A report.json.")],
     new: Annotated[Path, typer.Argument(metavar="B", help="The one to judge.")],

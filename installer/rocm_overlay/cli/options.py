@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rocm_overlay.epilog import examples as examples
+
 if TYPE_CHECKING:
     from rocm_overlay.install.session import Options
 
@@ -36,11 +38,6 @@ def new_app() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-
-
-def examples(*lines: str) -> str:
-    """Return the end of a help page: command lines that are not to be wrapped."""
-    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
 def names(text: str | None) -> list[str] | None:

@@ -11,9 +11,12 @@ from typing import Annotated
 
 import typer
 
+from rocm_overlay.epilog import examples
+
 app = typer.Typer(
     name="synth",
     help="Synthetic torch modules: generate them, validate them in isolation, fuzz this project with them.",
+    epilog=examples("overlay synth single_debug", "overlay synth parallel num_total_samples=1000 num_worker=8"),
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -51,7 +54,7 @@ PriceOut = Annotated[float | None, typer.Option("--price-out", help="per million
 Json = Annotated[bool, typer.Option("--json", help="one versioned object on stdout")]
 
 
-@app.command("single_debug")
+@app.command("single_debug", epilog=examples("overlay synth single_debug seed=3 compile_backend=eager"))
 def single_debug(
     model_name: Model = None,
     num_core_ops_range: Core = None,
@@ -76,7 +79,7 @@ def single_debug(
     return commands.single_debug(settings.make(**locals()), as_json=json_)
 
 
-@app.command()
+@app.command(epilog=examples("overlay synth parallel num_total_samples=1000 num_worker=8 output_dir=programs"))
 def parallel(
     num_total_samples: Total = None,
     num_worker: Workers = None,
@@ -109,7 +112,7 @@ def parallel(
     return commands.parallel(settings.make(**locals()), as_json=json_)
 
 
-@app.command()
+@app.command(epilog=examples("overlay synth validate generated_programs/ --num-worker 4"))
 def validate(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="a program, or a folder of programs")],
     num_worker: Workers = None,
@@ -124,7 +127,7 @@ def validate(
     return commands.validate(path, settings.make(**locals()), as_json=json_)
 
 
-@app.command()
+@app.command(epilog=examples("overlay synth fuzz --target ops --num-total-samples 200"))
 def fuzz(
     target: Annotated[str, typer.Option("--target", help="ops, kernelize, recipes or compile")],
     corpus: Annotated[

@@ -7,11 +7,16 @@ from typing import Annotated
 
 import typer
 
+from rocm_overlay.epilog import examples
+
 from .output import guarded
 
 app = typer.Typer(
     name="tune",
     help="GEMM tuning tables: which a model needs, which it has, one safe file for aiter.",
+    epilog=examples(
+        "overlay tune report --model llama-3.1-8b --gpu MI300X", "overlay tune merge --user mine.csv -o table.csv"
+    ),
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -51,7 +56,14 @@ MaybeOut = Annotated[Path | None, typer.Option("-o", "--output", help="the file 
 JsonOption = Annotated[bool, typer.Option("--json", help="one versioned object on stdout")]
 
 
-@app.command("shapes", context_settings={"allow_extra_args": True, "ignore_unknown_options": False})
+@app.command(
+    "shapes",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": False},
+    epilog=examples(
+        "overlay tune shapes --model llama-3.1-8b --fused qkv,gate_up -o untuned.csv",
+        "overlay tune shapes --from-log server.log",
+    ),
+)
 def shapes_command(
     context: typer.Context,
     config: MaybeConfig = None,
@@ -79,7 +91,7 @@ def shapes_command(
     raise typer.Exit(guarded(work, json_))
 
 
-@app.command()
+@app.command(epilog=examples("overlay tune merge --user mine.csv -o table.csv --gpu gfx942:304"))
 def merge(
     files: Annotated[list[Path] | None, typer.Argument(help="tuned tables; default: the installed aiter's")] = None,
     user: Annotated[
@@ -102,7 +114,7 @@ def merge(
     )
 
 
-@app.command()
+@app.command(epilog=examples("overlay tune check mine.csv --aiter-version 0.1.20"))
 def check(
     files: Annotated[list[Path], typer.Argument(help="tuned tables")],
     aiter: AiterOption = None,
@@ -117,7 +129,7 @@ def check(
     raise typer.Exit(guarded(lambda: commands.check(files, aiter, aiter_version, err_ratio, strict, json_), json_))
 
 
-@app.command()
+@app.command(epilog=examples("overlay tune report --model llama-3.1-8b --gpu MI300X --table table.csv"))
 def report(
     config: ConfigOption,
     gpu: GpuOption = None,
@@ -145,7 +157,7 @@ def report(
     raise typer.Exit(guarded(work, json_))
 
 
-@app.command()
+@app.command(epilog=examples("overlay tune estimate --model llama-3.1-8b --gpu MI300X"))
 def estimate(
     config: ConfigOption,
     gpu: Annotated[
@@ -177,7 +189,7 @@ def estimate(
     raise typer.Exit(guarded(work, json_))
 
 
-@app.command()
+@app.command(epilog=examples("overlay tune diff old.csv new.csv --exit-code"))
 def diff(
     old: Annotated[Path, typer.Argument(help="a tuned table")],
     new: Annotated[Path, typer.Argument(help="a tuned table")],
@@ -191,7 +203,7 @@ def diff(
     raise typer.Exit(guarded(lambda: commands.diff(old, new, gpu, exit_code, json_), json_))
 
 
-@app.command()
+@app.command(epilog=examples("overlay tune prune mine.csv -o clean.csv"))
 def prune(
     file: Annotated[Path, typer.Argument(help="a tuned table")],
     output: OutOption,
@@ -220,7 +232,7 @@ def prune(
     raise typer.Exit(guarded(work, json_))
 
 
-@app.command()
+@app.command(epilog=examples('eval "$(overlay tune env)"'))
 def env(
     gpu: GpuOption = None,
     user: Annotated[
@@ -236,7 +248,7 @@ def env(
     raise typer.Exit(guarded(lambda: commands.env(gpu, user or [], aiter, aiter_version, json_), json_))
 
 
-@app.command()
+@app.command(epilog=examples("overlay tune run --model llama-3.1-8b --m-ladder decode -o mine.csv"))
 def run(
     output: OutOption,
     config: MaybeConfig = None,
@@ -296,7 +308,7 @@ def run(
     raise typer.Exit(guarded(body, json_))
 
 
-@app.command("import-tunableop")
+@app.command("import-tunableop", epilog=examples("overlay tune import-tunableop tunableop_results0.csv -o mine.csv"))
 def import_tunableop(
     file: Annotated[Path, typer.Argument(help="a result file that TunableOp wrote")],
     output: OutOption,
@@ -309,7 +321,7 @@ def import_tunableop(
     raise typer.Exit(guarded(lambda: commands.import_tunableop(file, output, gpu, json_), json_))
 
 
-@app.command("export-tunableop")
+@app.command("export-tunableop", epilog=examples("overlay tune export-tunableop untuned.csv -o tunableop_untuned0.csv"))
 def export_tunableop(
     file: Annotated[Path, typer.Argument(help="an untuned CSV, or with --validators a tuned table")],
     output: OutOption,

@@ -1,3 +1,4 @@
+# long: the corners of one transaction, each a few lines, share one set of fixtures
 """Corners of the transaction that no fault leads to: refusals, damaged state, metadata that a system will not set."""
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ app = new_app()
         "overlay gen --all --source ./transformers -o my-overlays --check",
     )
 )
+# long: one option per line, nothing else
 def gen(
     target: Annotated[
         str | None,
