@@ -91,7 +91,9 @@ def page(about: Mapping[str, Any]) -> str:
         cells = (_name(one), *counts, f"{one['ran']} of {one['functions']}", ", ".join(one["ops"]), *states)
         lines.append(f"| {' | '.join(map(str, cells))} |")
     lines += ["", "Stock itself cannot do these with a small model, so they are not compared:", ""]
-    lines += [f"* {_name(one)}, {key}: {why}" for one in (*other, *equal) for key, why in one["without"].items()]
+    lines += [
+        f"* {_name(one)}, {key}: {why}" for one in (*other, *equal) for key, why in sorted(one["without"].items())
+    ]
     lines += ["", "Not compared:", "", "| file | reason |", "|---|---|"]
     lines += [f"| {_name(one)} | {one['reason'].replace('|', chr(92) + '|')} |" for one in without]
     if absent:

@@ -95,10 +95,11 @@ def test_the_committed_numbers_have_a_row_for_every_file_and_no_deviation(releas
     rows = about["rows"]
     generated = json.loads((PAGES / f"{release}.json").read_text(encoding="utf-8"))["sites"]
     assert sorted(one["path"] for one in rows) == sorted(generated)
-    assert sum(map(report.is_equal, rows)) >= LEAST[release]
     for one in rows:
         assert not any(one["deviating"].values()) if one["compared"] else one["reason"]
-    assert release not in WHOLE or not any(one.get("reason") == report.NOT_RUN for one in rows)
+    if release in WHOLE:
+        assert sum(map(report.is_equal, rows)) >= LEAST[release]
+        assert not any(one.get("reason") == report.NOT_RUN for one in rows)
 
 
 def test_a_sample_is_equal_off_and_within_the_tolerance_on(trees: Trees, tmp_path: Path) -> None:
