@@ -170,6 +170,25 @@ def test_scores_after_the_first_differing_token_are_not_compared() -> None:
     assert not judge(reference, {"tokens": OTHER, "logits": before}, tier="torch", dtype="bfloat16", bitwise=False).ok
 
 
+def test_what_comes_from_quantised_values_points_the_same_way() -> None:
+    tokens = torch.tensor([[1, 2, 3]])
+    a, near, far = torch.tensor([[[1.0, 0.0]] * 3]), torch.tensor([[[1.0, 0.1]] * 3]), torch.tensor([[[1.0, 0.3]] * 3])
+
+    def holds(logits: torch.Tensor, found: torch.Tensor, *, bitwise: bool = False) -> bool:
+        want = {"codes.tokens": tokens, "codes.logits": a}
+        got = {"codes.tokens": found, "codes.logits": logits}
+        return judge(want, got, tier="torch", dtype="float32", bitwise=bitwise).ok
+
+    assert holds(a, tokens, bitwise=True)
+    assert holds(near, tokens)
+    assert not holds(near, tokens, bitwise=True)
+    assert not holds(far, tokens)
+    other = torch.tensor([[1, 9, 3]])
+    assert not holds(a, other, bitwise=True)
+    assert holds(torch.tensor([[[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]]), other), "another prompt from there on"
+    assert not holds(torch.tensor([[[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]]]), other)
+
+
 def test_every_dtype_has_both_rows_with_a_reason() -> None:
     for dtype in ("float32", "bfloat16", "float16"):
         for kind in ("value", "grad"):

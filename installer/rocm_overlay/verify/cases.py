@@ -2,7 +2,8 @@
 
 A case takes a causal language model and seeded inputs and returns named tensors. Names say how a tensor is compared
 (see `rocm_overlay.verify.compare`): ``tokens...`` must be equal, ``pads...`` only count where bit equality is asked
-(a position that no one reads), ``grad...`` have the tolerance of gradients, everything else that of activations.
+(a position that no one reads), ``grad...`` have the tolerance of gradients, ``codes...`` come from quantised values and
+only have to point the same way, everything else has that of activations.
 
 Runs in the interpreter under test, so it needs torch and transformers and nothing of this project but `amd_ops`.
 """
@@ -212,7 +213,8 @@ def sliding_cache(model: Any, inputs: Inputs) -> Outputs:
 
 def quantised_cache(model: Any, inputs: Inputs) -> Outputs:
     """Greedy generation on a quantised cache; needs optimum-quanto or hqq."""
-    return _generate(model, inputs, cache_implementation="quantized", cache_config={"nbits": 4})
+    found = _generate(model, inputs, cache_implementation="quantized", cache_config={"nbits": 4})
+    return {f"codes.{name}": value for name, value in found.items()}
 
 
 @torch.no_grad()

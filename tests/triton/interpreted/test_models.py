@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -75,6 +76,7 @@ def overlaid(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], None]:
     assert spec is not None
     assert spec.loader is not None
     bench = importlib.util.module_from_spec(spec)
+    sys.path.append(str(BENCH.parent))  # it imports its neighbour
     spec.loader.exec_module(bench)
     return functools.cache(lambda model: bench._serve_overlay(model, tmp_path_factory.mktemp(model)))
 
