@@ -38,6 +38,11 @@ IN_BFLOAT16 = 1
 _ORDER = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForMaskedLM", "ForPreTraining", "Model")
 
 
+def module_name(path: str) -> str:
+    """The name under which a file of the package is imported."""
+    return "transformers." + path.removesuffix(".py").replace("/", ".")
+
+
 def classes(module: Any) -> list[type]:
     """The models that a file defines, the most complete first."""
     from transformers import PreTrainedModel
@@ -193,7 +198,7 @@ def one_run(model: torch.nn.Module, what: str, style: str) -> dict[str, torch.Te
 
 def run_stock(path: str, folder: Path, most: int = 3) -> dict[str, Any]:
     """Run the first classes of a file that run, ``most`` of them, and keep the outputs."""
-    module = importlib.import_module("transformers." + path.removesuffix(".py").replace("/", "."))
+    module = importlib.import_module(module_name(path))
     report: dict[str, Any] = {"path": path, "classes": {}, "failed": {}, "without": {}, "how": {}}
     kept: dict[str, dict[str, dict[str, torch.Tensor]]] = {}
     for kind in classes(module):
@@ -226,7 +231,7 @@ def run_overlay(path: str, folder: Path) -> dict[str, Any]:
     """Run the classes that stock could run, off and on, and compare."""
     import amd_ops
 
-    module = importlib.import_module("transformers." + path.removesuffix(".py").replace("/", "."))
+    module = importlib.import_module(module_name(path))
     assert module.__amd_overlay__
     assert module._amd is amd_ops
     report: dict[str, Any] = {"path": path, "off": {}, "on": {}}
@@ -272,7 +277,7 @@ def _signature(function: Any) -> str:
 
 def describe(path: str) -> dict[str, Any]:
     """Import a file, and list its names, its public signatures and its documentation."""
-    name = "transformers." + path.removesuffix(".py").replace("/", ".")
+    name = module_name(path)
     try:
         module = importlib.import_module(name)
     except Exception as error:  # noqa: BLE001 - whatever stops it is the row of the report

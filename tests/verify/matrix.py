@@ -30,6 +30,7 @@ from rocm_overlay.install.hook.sources import SourceFinder
 from rocm_overlay.verify.cases import Outputs
 from rocm_overlay.verify.compare import difference, judge
 
+from tests.numeric.worker import module_name
 from tests.verify import matrix_builds
 from tests.verify.matrix_builds import COLUMNS, Results, dtype_of
 
@@ -51,7 +52,7 @@ def row(model: str, folder: Path) -> list[str]:
         return [f"not built: stock: {stock.failed}"] * len(COLUMNS)
 
     def run() -> Results:
-        SourceFinder({_module(one): folder / one.path for one in architectures().values()}).install()
+        SourceFinder({module_name(one.path): folder / one.path for one in architectures().values()}).install()
         return matrix_builds.overlaid(model, entry.path, stock.how)
 
     overlaid = _forked(run)
@@ -100,10 +101,6 @@ def _is_own_rounding(case: str, stock: Results, want: Outputs, found: Outputs) -
     own = max(difference(name, exact[name], want[name].float()).max_rel for name in names)
     ours = max(difference(name, exact[name], found[name].float()).max_rel for name in names)
     return ours <= 2 * own
-
-
-def _module(entry: catalog.FileEntry) -> str:
-    return "transformers." + entry.path.removesuffix(".py").replace("/", ".")
 
 
 def _forked(run: Callable[[], Results]) -> Results:

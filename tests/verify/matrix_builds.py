@@ -102,7 +102,7 @@ def _stock(model: str, path: str, how: dict[str, How]) -> Results:
 def overlaid(model: str, path: str, how: dict[str, How]) -> Results:
     """Run the overlay under the settings of every column; ``how`` is what stock's results say."""
     found = Results()
-    module = importlib.import_module(_module(path))
+    module = importlib.import_module(worker.module_name(path))
     assert module.__amd_overlay__, f"{path} is stock"
     subjects = _subjects(model, path, how)
     for column, tiers in COLUMNS.items():
@@ -128,14 +128,10 @@ def _run_cases(subject: Subject, model: torch.nn.Module, outputs: dict[str, Outp
             outputs[name] = f"{type(error).__name__}: {str(error)[:80]}"
 
 
-def _module(path: str) -> str:
-    return "transformers." + path.removesuffix(".py").replace("/", ".")
-
-
 def _subjects(model: str, path: str, how: dict[str, How]) -> list[Subject]:
     if not how:
         return [_plain(model)]
-    module = importlib.import_module(_module(path))
+    module = importlib.import_module(worker.module_name(path))
     return [_shrunk(getattr(module, name), *one) for name, one in how.items()]
 
 
@@ -181,7 +177,7 @@ def _case(name: str) -> Run:
 
 def _tried(path: str) -> dict[str, How]:
     """The classes of a file that stock can run; raises what stopped the first when it runs none."""
-    module = importlib.import_module(_module(path))
+    module = importlib.import_module(worker.module_name(path))
     how: dict[str, How] = {}
     first: Exception | None = None
     for kind in worker.classes(module):

@@ -39,9 +39,9 @@ class Journal:
             return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            torn = self._path.exists() and not self._path.read_bytes().endswith(b"\n")
             with self._path.open("a", encoding="utf-8") as stream:
-                stream.write(("\n" if torn else "") + json.dumps({"job": job, "answer": answer}) + "\n")
+                # The first line break ends a line that a kill cut short; an empty line is none.
+                stream.write("\n" + json.dumps({"job": job, "answer": answer}) + "\n")
         except OSError as error:
             message = f"{self._path} cannot be written: {error.strerror}"
             raise WriteError("no-journal", message, remedy="name another folder with --work") from None
