@@ -71,8 +71,10 @@ def expression(guard: Guard | None, backward: bool, space: dict[str, Any], tag: 
     if guard is not None and (guard.dtypes or guard.check or _bounds_shape(guard)):
         terms.append("isinstance(_t, _Tensor)")
         if guard.dtypes:
-            space[f"_dtypes{tag}"] = frozenset(guard.dtypes)
-            terms.append(f"_t.dtype in _dtypes{tag}")
+            names = [f"_dtype{number}{tag}" for number in range(len(guard.dtypes))]
+            space.update(zip(names, guard.dtypes, strict=True))
+            first, *others = names
+            terms.append(f"({' or '.join([f'(_y := _t.dtype) is {first}', *(f'_y is {name}' for name in others)])})")
         if _bounds_shape(guard):
             space[f"_shapes{tag}"], space[f"_fits{tag}"] = _remembering(guard)
             terms.append(f"(_t.shape in _shapes{tag} or _fits{tag}(_t))")
