@@ -418,14 +418,8 @@ def test_recovery_without_a_journal_does_nothing(world: World) -> None:
 
 
 def test_recovery_of_a_finished_install_only_closes(world: World) -> None:
-    class StoppedFs(harness.FastFs):
-        def unlink(self, name: str, at: int) -> None:
-            if name == "txn.json":
-                os._exit(harness.KILLED)
-            super().unlink(name, at)
-
     plan = harness.install_plan(world)
-    assert harness.fork(lambda: harness.run(world, plan, StoppedFs())) == harness.KILLED
+    assert harness.fork(lambda: harness.run(world, plan, harness.UnclosedFs())) == harness.KILLED
     done = recover(world.place(), harness.VERSION)
     assert done is not None
     assert (done.id, done.kind, done.outcome, done.paths) == (plan.id, "install", COMPLETED, PATHS)

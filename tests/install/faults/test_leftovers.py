@@ -35,15 +35,8 @@ def reverting(disk: Path) -> World:
 @pytest.fixture
 def finished(disk: Path) -> World:
     """An install whose last step, to remove its journal, was not made."""
-
-    class StoppedFs(harness.FastFs):
-        def unlink(self, name: str, at: int) -> None:
-            if name == "txn.json":
-                os._exit(harness.KILLED)
-            super().unlink(name, at)
-
     world = harness.build(disk / "finished")
-    assert harness.fork(lambda: harness.run(world, harness.install_plan(world), StoppedFs())) == harness.KILLED
+    assert harness.fork(lambda: harness.run(world, harness.install_plan(world), harness.UnclosedFs())) == harness.KILLED
     return world
 
 

@@ -65,6 +65,16 @@ def quietly(call: Callable[[], Any]) -> Any:
         return call()
 
 
+def declined(case: tuple[str, Callable[[], Any], str], provider: str) -> str:
+    """Make a call that ``provider`` declines for the reason of ``case``; return the op."""
+    op, call, reason = case
+    with torch.enable_grad():
+        quietly(call)
+    assert reason in why(op, provider)
+    assert ran(op, provider) == 0
+    return op
+
+
 # --- liger -----------------------------------------------------------------------------------------------------------
 
 
@@ -150,11 +160,7 @@ LIGER_DECLINES: dict[str, tuple[str, Callable[[], Any], str]] = {
 
 @pytest.mark.parametrize("name", sorted(set(LIGER_DECLINES) - {"too large"}))
 def test_what_liger_cannot_do_goes_to_ours_or_on(liger_first: Double, name: str) -> None:
-    op, call, reason = LIGER_DECLINES[name]
-    with torch.enable_grad():
-        quietly(call)
-    assert reason in why(op, "liger")
-    assert ran(op, "liger") == 0
+    op = declined(LIGER_DECLINES[name], "liger")
     assert amd_ops.report().calls(op) == 1
     assert liger_first.calls == [], "nothing was launched"
 
@@ -429,11 +435,7 @@ AITER_DECLINES: dict[str, tuple[str, Callable[[], Any], str]] = {
 
 @pytest.mark.parametrize("name", sorted(AITER_DECLINES))
 def test_what_aiter_cannot_do_is_declined(aiter_first: Any, name: str) -> None:
-    op, call, reason = AITER_DECLINES[name]
-    with torch.enable_grad():
-        quietly(call)
-    assert reason in why(op, "aiter")
-    assert ran(op, "aiter") == 0
+    declined(AITER_DECLINES[name], "aiter")
     assert aiter_first.kernels() == []
 
 
