@@ -21,8 +21,8 @@ from torch import Tensor
 from ... import device, toggles
 from ...dispatch import Candidate, Offer, Offered, Refusal
 from ...toggles import Settings
+from .. import Unusable
 from . import activation, attention, library, linear, moe, norm, rope, triton_attention
-from .library import Unusable
 from .linear import gemm_table, shuffler
 
 ARCHES = ("gfx942", "gfx950")

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from .. import Unusable
+
 HALF = (torch.float16, torch.bfloat16)
 _TRITON_HOMES = {
     "rms_norm": ("normalization.rmsnorm", "rmsnorm"),
@@ -20,10 +22,6 @@ _TRITON_HOMES = {
 }
 """The modules of ``aiter.ops.triton`` that have had a function, newest first."""
 _import_error: str | None = None
-
-
-class Unusable(Exception):
-    """This aiter cannot serve an op; the text says why."""
 
 
 def forget() -> None:

@@ -13,8 +13,9 @@ from ... import device, shuffled, toggles
 from ...dispatch import Candidate
 from ...gemm_tables import GemmTable, ensure_merged_table
 from ...shuffled import LAYOUT, Shuffle, Shuffled
+from .. import Unusable
 from ..probing import apart, disagreement, made_up, unusable
-from .library import HALF, Unusable, expect, function_of
+from .library import HALF, expect, function_of
 
 _gemm_table: GemmTable | None = None
 

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ... import shuffled, toggles
 from ...dispatch import Candidate
+from .. import Unusable
 from ..probing import apart, disagreement, made_up, unusable
-from .library import HALF, Unusable, expect, function_of, module_of
+from .library import HALF, expect, function_of, module_of
 from .linear import shuffler
 
 _ACTIVATIONS = {"silu": "Silu", "gelu": "Gelu"}

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ...dispatch import Candidate
+from .. import Unusable
 from ..probing import apart, disagreement, made_up, unusable
-from .library import HALF, Unusable, expect, function_of
+from .library import HALF, expect, function_of
 
 
 def _norm_options(form: str, name: str, names: tuple[str, ...]) -> dict[str, Any] | str:

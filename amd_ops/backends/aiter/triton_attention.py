@@ -13,9 +13,10 @@ from typing import Any
 
 from ...device import Device
 from ...dispatch import Candidate
+from .. import Unusable
 from ..probing import needs_grad
 from .attention import Flash, settled
-from .library import Unusable, module_of, triton_function
+from .library import module_of, triton_function
 
 ARCHES = ("gfx90a", "gfx11", "gfx12")
 """Beginnings of the names of the chips that have no CK or assembly attention here and that Triton compiles for."""

@@ -23,10 +23,11 @@ import torch
 from torch import Tensor
 
 from ...dispatch import Candidate, capturing
+from .. import Unusable
 from ..probing import made_up, needs_grad
 from . import norm, rope
 from .common import apply, prove, unfit, wanting
-from .target import Target, Unusable
+from .target import Target
 
 LONGEST = 65536
 """The longest row that liger holds in one block."""

@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 from ...dispatch import Candidate, Offered, Refusal
-from ..aiter.library import Unusable as NoFunction
-from .target import Target, Unusable
+from .. import Unusable
+from .target import Target
 
 _HERE = __package__
 _AITER = f"{__package__.rpartition('.')[0]}.aiter.triton_ops"
@@ -54,10 +54,7 @@ def _make(provider: str, op: str, reference: Callable[..., Any], target: Target)
         return Refusal(f"{provider} has no kernel for it", provider=name)
     try:
         made: Candidate = importlib.import_module(home).make(op, reference, target)
-    except (
-        Unusable,
-        NoFunction,
-    ) as reason:  # whoever lists a provider asks for it: to have none of its kernels is told
+    except Unusable as reason:  # whoever lists a provider asks for it, so to have none of its kernels is told
         return Refusal(str(reason), unmet=True, provider=name)
     return replace(made, provider=name)
 

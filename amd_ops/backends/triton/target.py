@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ... import device
+from .. import Unusable
 
 ARCHES = ("gfx908", "gfx90a", "gfx94", "gfx95", "gfx11", "gfx12", "sm_8", "sm_9", "sm_10", "sm_12")
 """Beginnings of the names of the chips that Triton's backends compile for. NVIDIA's are there for comparisons."""
@@ -32,10 +33,6 @@ class Target:
     def interpreted(self) -> bool:
         """Return True when kernels run in Triton's interpreter, on CPU tensors."""
         return self.arch == "interpreter"
-
-
-class Unusable(Exception):
-    """The kernels cannot run in this process; the text says why."""
 
 
 def use_environment(read: Callable[[], Mapping[str, str]]) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 from ... import toggles
 from ...dispatch import Offer, Offered, Refusal
 from ...toggles import Settings
+from .. import Unusable
 from . import providers
-from .target import Target, Unusable, find
+from .target import Target, find
 
 _found: Target | str | None = None
 
