@@ -10,6 +10,7 @@ from torch.nn.modules import module as _registry
 _STOCK_FORWARD = nn.Linear.forward
 _STOCK_CALL = nn.Linear.__call__
 _own_forward: object = _STOCK_FORWARD
+_NO_ATTRIBUTES: dict[str, Any] = {}
 
 
 def why_not_plain(module: nn.Module) -> str:
@@ -97,8 +98,5 @@ def form_of(module: nn.Module, mark: str) -> Any:
     The mark is an attribute of the function itself. So a subclass or a patch that replaces ``forward`` takes the mark
     away with it, and a wrapper that copies the attributes of what it wraps is known by ``__wrapped__``.
     """
-    forward = type(module).forward
-    form = getattr(forward, mark, None)
-    if form is None or hasattr(forward, "__wrapped__"):
-        return None
-    return form
+    attributes: dict[str, Any] = getattr(type(module).forward, "__dict__", _NO_ATTRIBUTES)
+    return None if "__wrapped__" in attributes else attributes.get(mark)

@@ -81,7 +81,7 @@ def gated_hidden(
     act: str = "act_fn",
 ) -> Tensor:
     """act(gate(x)) * up(x): what a gated MLP hands to its down projection. The names are those of gated_mlp."""
-    activation = getattr(mlp, act) if act else F.silu
+    activation: Any = _child(mlp, act) if act else F.silu
     if gate_up is not None:
         both = _single(mlp, gate_up, x)
     else:
@@ -116,15 +116,13 @@ def activation_kind(activation: Any) -> str:
     if is_patched(activation) or watched_globally():
         return ""
     found = type(activation)
-    if found is nn.SiLU:
+    if found is nn.SiLU or (found.__name__ == "SiLUActivation" and found.__module__ == "transformers.activations"):
         return "silu"
     if found is nn.GELU:
         return "gelu_tanh" if activation.approximate == "tanh" else "gelu"
     if not found.__module__.startswith("transformers."):
         return ""
     inner = getattr(activation, "act", None)
-    if found.__name__ == "SiLUActivation":
-        return "silu"
     if found.__name__ == "GELUActivation" and inner is F.gelu:
         return "gelu"
     if found.__name__ in ("GELUTanh", "PytorchGELUTanh"):
@@ -133,9 +131,15 @@ def activation_kind(activation: Any) -> str:
     return ""
 
 
+def _child(owner: nn.Module, name: str) -> Any:
+    """``owner.name``, read where nn.Module's own attribute lookup would find it last."""
+    child = owner.__dict__["_modules"].get(name)
+    return getattr(owner, name) if child is None else child
+
+
 def _single(owner: nn.Module, name: str, x: Tensor) -> Tensor:
     """One projection by its own module, or through the linear op when that is on."""
-    module: nn.Module = getattr(owner, name)
+    module = _child(owner, name)
     if toggles.on.linear:
         return apply_linear(module, x)
     result: Tensor = module(x)

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import dispatch, toggles
+from . import toggles
 from .checks import TORCH_ERRORS, complaint, describe, same_place
 from .dispatch import Op, Site, Tier, always
+from .linear import op as linear_op
 from .modules import form_of, why_not_plain, why_not_unwatched
 from .norm import add_rms_norm
 from .projections import gated_hidden
@@ -90,7 +91,7 @@ def mlp_add(
     reason = (
         "the module's forward is not one that the overlaid text marks as a gated MLP"
         if names is None
-        else why_not_unwatched(mlp) or _unlike(x, residual) or _drops(dropout)
+        else why_not_unwatched(mlp) or _unlike(x, residual, owned) or _drops(dropout)
     )
     down = None if reason else mlp.__dict__["_modules"].get(names.get("down", "down_proj"))
     reason = reason or _why_not_down(down)
@@ -98,14 +99,18 @@ def mlp_add(
         _mlp_site.declined(reason)
         return None
     _mlp_site.fast.calls += 1
-    hidden = gated_hidden(mlp, x, **{role: name for role, name in names.items() if role != "down"})
+    if "down" in names:
+        names = {role: name for role, name in names.items() if role != "down"}
+    hidden = gated_hidden(mlp, x, **names)
     return linear_add(hidden, down.__dict__["_parameters"]["weight"], residual, owned=owned)
 
 
-def _unlike(x: Tensor, residual: Tensor) -> str:
+def _unlike(x: Tensor, residual: Tensor, of_add_norm: bool = False) -> str:
+    """Return "" or why the two cannot be added; those that one add_norm returned can only differ in dtype."""
     if type(x) is not Tensor or type(residual) is not Tensor:
         return "the hidden states are a tensor subclass"
-    if x.dtype is not residual.dtype or x.shape != residual.shape or x.device != residual.device:
+    same = of_add_norm or (x.shape == residual.shape and x.device == residual.device)
+    if not same or x.dtype is not residual.dtype:
         return "the hidden states and the residual differ in shape, dtype or device"
     return ""
 
@@ -129,10 +134,10 @@ def _why_not_down(down: nn.Module | None) -> str:
         return reason
     if down.__dict__["_parameters"]["bias"] is not None:
         return "the down projection has a bias"
-    if torch.is_autocast_enabled(down.__dict__["_parameters"]["weight"].device.type):
+    weight = down.__dict__["_parameters"]["weight"]
+    if torch.is_autocast_enabled("cuda" if weight.is_cuda else weight.device.type):
         return "autocast chooses the dtype of the down projection"
-    linear_op = dispatch.ops["linear"]
-    if toggles.on.linear and isinstance(linear_op, Op) and linear_op.can("aiter"):
+    if toggles.on.linear and linear_op.can("aiter"):
         return "tier aiter of linear has no GEMM that adds a residual"
     return ""
 

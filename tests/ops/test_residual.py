@@ -221,6 +221,13 @@ def test_hidden_states_that_do_not_fit_are_left_to_stock(x: torch.Tensor) -> Non
     assert len(reasons("add_norm")) == len(reasons("mlp_add")) == 1
 
 
+def test_a_norm_that_widens_is_left_to_stock_behind_it() -> None:
+    assert amd_ops.mlp_add(Mlp(), X.double(), R, True) is None  # a float64 weight made x so, in the llama form
+    assert len(reasons("mlp_add")) == 1
+    with pytest.raises(amd_ops.ArgumentError, match="residual is"):
+        amd_ops.mlp_add(Mlp(), X[:1], R, True)
+
+
 @pytest.mark.parametrize(
     ("dropout", "reason"),
     [

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import amd_ops
 
@@ -64,6 +67,35 @@ def test_torch_tier_is_bit_equal_to_the_stock_functions(dtype: torch.dtype, dim:
         for a, b in zip(got, want, strict=True):
             assert torch.equal(a, b)
             assert module is phi3 or a.stride() == b.stride()
+
+
+class Launches(TorchDispatchMode):
+    """Counts the kernels: everything but views."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", [1, 2])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_one_position_takes_six_launches_and_stays_bit_equal(dtype: torch.dtype, dim: int, batch: int) -> None:
+    llama = pytest.importorskip("transformers.models.llama.modeling_llama")
+    q, k = heads(batch, 4, 1, 16, dim, dtype), heads(batch, 2, 1, 16, dim, dtype)
+    cos, sin = tables(1, 1, 16, dtype)
+    with amd_ops.override(tiers="torch"):
+        amd_ops.apply_rope(q, k, cos, sin, dim)
+        with Launches() as launches:
+            got = amd_ops.apply_rope(q, k, cos, sin, dim)
+        with Launches() as more:
+            amd_ops.apply_rope(q, k.double(), cos, sin, dim)
+    for a, b in zip(got, llama.apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=dim), strict=True):
+        assert torch.equal(a, b)
+    assert launches.count == 6
+    assert more.count >= 10  # two dtypes cannot share one tensor
 
 
 def test_inputs_are_left_alone_and_gradients_flow() -> None:
