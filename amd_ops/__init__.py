@@ -11,7 +11,7 @@ from .activation import gelu_and_mul, gelu_tanh_and_mul, silu_and_mul
 from .attention import attention
 from .checks import ArgumentError
 from .dispatch import DeclinedError, DeclinedWarning, Verdict, reset_counters
-from .experts import clamped_experts, moe_experts, softmax_moe
+from .experts import moe_experts, softmax_moe
 from .gemm_tables import extend_aiter_gemm_configs
 from .linear import apply_linear, linear
 from .moe import clamped_moe, moe, softmax_top_k
@@ -23,6 +23,7 @@ from .reporting import explain, report
 from .residual import add_norm, linear_add, mlp_add
 from .rope import apply_rope
 from .routing import route_attention
+from .stacked import clamped_experts, stacked_experts
 from .toggles import Settings, ToggleError, on, override, refresh, settings
 
 # Entry points for hand-written modeling code, loaded when one is first used.
@@ -96,6 +97,7 @@ __all__ = [
     "silu_and_mul",
     "softmax_moe",
     "softmax_top_k",
+    "stacked_experts",
 ]
 
 

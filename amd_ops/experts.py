@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from . import modules, packing
 from .dispatch import Site
 from .modules import form_of, why_not_unwatched
-from .moe import ACTIVATIONS, clamped_moe, moe, softmax_top_k
+from .moe import ACTIVATIONS, moe, softmax_top_k
 from .packing import Packed, States
 from .projections import KEY, activation_kind
 from .residual import MLP_MARK
 
 _compiling = torch.compiler.is_dynamo_compiling
-_site = Site("moe_block", "fused", lambda settings: settings.asked("USE_FUSED_PROJECTIONS"))
+site = Site("moe_block", "fused", lambda settings: settings.asked("USE_FUSED_PROJECTIONS"))
+"""Blocks of experts of either kind: lists of modules here, 3-D parameters in stacked.py."""
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 GATE_UP, DOWN = ("*", "gate and up"), ("*", "down")
 
@@ -95,44 +96,15 @@ def moe_experts(experts: nn.Module, hidden: Tensor, ids: Tensor, weights: Tensor
     return moe(hidden, packed.w1, packed.w2, weights.float(), ids.to(torch.int32), activation=packed.activation)
 
 
-def clamped_experts(experts: nn.Module, hidden: Tensor, ids: Tensor, scores: Tensor) -> Tensor | None:
-    """Experts that are 3-D parameters with a clamped gate: hidden [B, S, H] or [T, H], ids [T, k], scores [T, E].
-
-    Returns [B, S, H] as the stock forward does, or None where the stock forward must run.
-    """
-    if _compiling():
-        return None
-    named = ("gate_up_proj", "gate_up_proj_bias", "down_proj", "down_proj_bias")
-    found: list[Any] = [experts.__dict__["_parameters"].get(name) for name in named]
-    reason = ""
-    if any(type(parameter) is not nn.Parameter for parameter in found) or type(hidden) is not Tensor:
-        reason = "the experts' parameters or the hidden states are not plain"
-    elif any(parameter.dtype is not hidden.dtype for parameter in found):
-        reason = "the experts and the hidden states differ in dtype"
-    elif torch.is_autocast_enabled(hidden.device.type):
-        reason = "autocast chooses the dtype of the experts"
-    if reason:
-        _site.declined(reason)
-        return None
-    _site.fast.calls += 1
-    gate_up, gate_up_bias, down, down_bias = found
-    owner: Any = experts
-    rows, weights = hidden.reshape(-1, owner.hidden_size), scores.gather(1, ids)
-    out = clamped_moe(
-        rows, gate_up, gate_up_bias, down, down_bias, weights, ids, alpha=owner.alpha, limit=owner.limit
-    )  # fmt: skip
-    return out.view(hidden.shape[0], -1, hidden.shape[-1])
-
-
 def _usable(experts: nn.Module, hidden: Tensor) -> Experts | None:
     if _compiling():
         return None
     packed = packed_experts(experts)
     reason = packed if isinstance(packed, str) else _unfit(packed, hidden)
     if reason or isinstance(packed, str):
-        _site.declined(reason)
+        site.declined(reason)
         return None
-    _site.fast.calls += 1
+    site.fast.calls += 1
     return packed
 
 

@@ -99,6 +99,7 @@ class Switches:
     __slots__ = (
         "add_norm",
         "attention",
+        "experts",
         "gated_mlp",
         "linear",
         "mlp_add",
@@ -122,7 +123,7 @@ class Switches:
         self.attention = settings.use_aiter_attention or settings.force_eager_attention
         self.linear = settings.use_aiter_gemm
         self.preshuffle = settings.use_preshuffle and settings.preshuffle_m_thresh >= 0
-        self.mlp_add = self.moe = settings.use_fused_projections
+        self.mlp_add = self.moe = self.experts = settings.use_fused_projections
         self.qkv = settings.use_fused_projections or settings.use_aiter_gemm
         self.gated_mlp = self.qkv or settings.use_optimized_ops
         for name in settings.stock:

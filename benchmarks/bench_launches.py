@@ -108,8 +108,8 @@ def _ops(model: str, layers: int) -> dict[str, dict[str, int]]:
     found = {}
     with torch.inference_mode():
         net(ids, use_cache=True)  # fuses, binds and probes outside the counted calls
-        for kind, cache in (("", DynamicCache()), ("static ", StaticCache(net.config, max_cache_len=16))):
-            if kind:  # allocates the cache, then binds what writes into it
+        for kind, cache in (("", DynamicCache()), ("static ", StaticCache(net.config, max_cache_len=32))):
+            if kind:  # allocates the cache, then binds what writes into it (transformers 5 appends at each call)
                 for _ in range(2):
                     net(ids, past_key_values=cache, use_cache=True, cache_position=torch.arange(ids.shape[1]))
             for phase, part in (("prefill", ids), ("decode", ids[:, :1])):

@@ -105,8 +105,8 @@ bert: qkv 1, attention 2, linear 5
 clip: qkv 1, attention 1, linear 1, residual 1
 cohere: qkv 1, attention 1, gated_mlp 1, linear 2, forms 1
 cohere2: qkv 1, attention 1, gated_mlp 1, linear 2, forms 1
-deepseek_v2: rms_norm 1, attention 1, gated_mlp 1, linear 2, forms 2, residual 1
-deepseek_v3: rms_norm 1, rope 1, attention 1, gated_mlp 1, linear 2, forms 2, residual 1
+deepseek_v2: rms_norm 1, attention 1, gated_mlp 1, linear 2, forms 3, residual 1, experts 1
+deepseek_v3: rms_norm 1, rope 1, attention 1, gated_mlp 1, linear 2, forms 3, residual 1, experts 1
 dinov2: qkv 1, attention 1, gated_mlp 1, linear 1, forms 1
 ernie4_5: rms_norm 1, qkv 1, attention 1, gated_mlp 1, linear 2, forms 2, residual 1
 exaone4: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 2, forms 2, residual 1, qk_rope 1
@@ -115,10 +115,10 @@ gemma2: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 2, forms 2, 
 gemma3: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 3, forms 2, residual 1, qk_rope 1
 glm: rms_norm 1, qkv 1, attention 1, gated_mlp 1, linear 2, forms 2, residual 1
 glm4: rms_norm 1, qkv 1, attention 1, gated_mlp 1, linear 2, forms 2, residual 1
-glm4_moe: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 2, forms 2, residual 1
-gpt_oss: rms_norm 1, qkv 1, attention 1, linear 2, forms 1, residual 1
+glm4_moe: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 2, forms 3, residual 1, experts 1
+gpt_oss: rms_norm 1, qkv 1, attention 1, linear 2, forms 2, residual 1, experts 1
 granite: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 2, forms 2, qk_rope 1
-granitemoe: rms_norm 1, rope 1, qkv 1, attention 1, linear 2, forms 1, qk_rope 1
+granitemoe: rms_norm 1, rope 1, qkv 1, attention 1, linear 2, forms 2, qk_rope 1, experts 1
 helium: rms_norm 1, qkv 1, attention 1, gated_mlp 1, linear 2, forms 2, residual 1
 hunyuan_v1_dense: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 2, forms 2, residual 1
 idefics3: rms_norm 1, qkv 1, attention 1, linear 2, forms 1, residual 1
@@ -126,7 +126,7 @@ llama: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 2, forms 2, r
 llama4: rms_norm 1, qkv 2, attention 2, gated_mlp 1, linear 3, forms 2, residual 1
 ministral: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 2, forms 2, residual 1, qk_rope 1
 mistral: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 2, forms 2, residual 1, qk_rope 1
-mixtral: rms_norm 1, rope 1, qkv 1, attention 1, linear 2, forms 1, residual 1, qk_rope 1
+mixtral: rms_norm 1, rope 1, qkv 1, attention 1, linear 2, forms 2, residual 1, qk_rope 1, experts 1
 olmo2: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 2, forms 2, residual 1
 olmo3: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 2, forms 2, residual 1
 paligemma: linear 1
@@ -135,10 +135,10 @@ phi3: rms_norm 1, rope 1, attention 1, gated_mlp 1, linear 3, forms 2, residual 
 pixtral: rms_norm 1, qkv 1, attention 1, gated_mlp 1, linear 1, forms 2, residual 1
 qwen2: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 2, forms 2, residual 1, qk_rope 1
 qwen2_5_vl: rms_norm 1, rope 1, qkv 1, attention 3, gated_mlp 2, linear 2, forms 3, residual 1, qk_rope 1
-qwen2_moe: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 2, forms 2, residual 1, qk_rope 1
+qwen2_moe: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 2, forms 3, residual 1, qk_rope 1, experts 1
 qwen3: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 2, forms 2, residual 1, qk_rope 1
-qwen3_moe: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 2, forms 2, residual 1, qk_rope 1
-qwen3_next: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 3, forms 2, residual 1
+qwen3_moe: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 2, forms 3, residual 1, qk_rope 1, experts 1
+qwen3_next: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 3, forms 3, residual 1, experts 1
 qwen3_vl: rms_norm 1, rope 1, qkv 1, attention 3, gated_mlp 1, linear 2, forms 2, residual 1, qk_rope 1
 roberta: qkv 1, attention 2, linear 7
 seed_oss: rms_norm 1, rope 1, qkv 1, attention 1, gated_mlp 1, linear 2, forms 1, residual 1, qk_rope 1

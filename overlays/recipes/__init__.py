@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rocm_overlay.patchgen.recipe import AnyRecipe, RecipeSet
 
-from . import attention, forms, gated_mlp, linear, moe, qk_norm_rope, qkv, residual, rms_norm, rope
+from . import attention, experts, forms, gated_mlp, linear, moe, qk_norm_rope, qkv, residual, rms_norm, rope
 
 ALL: tuple[AnyRecipe, ...] = (
     rms_norm.RECIPE,
@@ -21,6 +21,7 @@ ALL: tuple[AnyRecipe, ...] = (
     residual.RECIPE,
     qk_norm_rope.RECIPE,
     moe.RECIPE,
+    experts.RECIPE,
 )
 
 

@@ -1,8 +1,9 @@
 """Mark the forwards whose formula we know: ``forward._amd_rms_norm = ("weight", "variance_epsilon", "llama")``.
 
-A decoder layer that wants to fuse with its norm or its MLP has a module in its hands, and must know what that module's
-forward computes. The mark sits on the function, so whoever replaces the forward (a subclass, a patch, a hub kernel)
-takes it away. It is a plain attribute: nothing runs, and nothing is needed from us when the file is imported.
+A decoder layer that wants to fuse with its norm, its MLP or its experts has a module in its hands, and must know what
+that module's forward computes. The mark sits on the function, so whoever replaces the forward (a subclass, a patch, a
+hub kernel) takes it away. It is a plain attribute: nothing runs, and nothing is needed from us when the file is
+imported.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from rocm_overlay.patchgen.flow import assignment, value_of
 from rocm_overlay.patchgen.recipe import Recipe, Site
 from rocm_overlay.patchgen.source import Function, Source
 
-from . import gated_mlp, rms_norm
+from . import experts, gated_mlp, rms_norm
 
 NAME = "forms"
 
@@ -32,7 +33,7 @@ class Mark:
 
 
 def match(source: Source, function: Function) -> Iterator[Site[Mark]]:
-    """Every forward that the rms_norm or the gated_mlp recipe knows as a whole."""
+    """Every forward that the rms_norm, the gated_mlp or the experts recipe knows as a whole."""
     if not function.is_method or function.node.name.value != "forward":
         return
     for norm in rms_norm.match(source, function):
@@ -43,6 +44,9 @@ def match(source: Source, function: Function) -> Iterator[Site[Mark]]:
     for mlp in gated_mlp.match(source, function):
         if gated_mlp.guard(source, mlp) is None:
             yield Site(function, function.node, _mlp(function, mlp.found))
+    form = experts.form(source, function)
+    if form is not None:
+        yield Site(function, function.node, Mark("_amd_experts", f'"{form}"'))
 
 
 def _mlp(function: Function, found: gated_mlp.Mlp) -> Mark:
@@ -85,8 +89,8 @@ def edit(source: Source, site: Site[Mark]) -> list[Edit]:
 
 RECIPE = Recipe(
     name=NAME,
-    description="a forward that is an RMSNorm or a gated MLP and nothing else",
-    hint=re.compile(r"rsqrt|\bself\.\w+\(\s*self\.\w+\(|\.chunk\(2, dim=-1\)"),
+    description="a forward that is an RMSNorm, a gated MLP or a loop over 3-D experts, and nothing else",
+    hint=re.compile(r"rsqrt|\bself\.\w+\(\s*self\.\w+\(|\.chunk\(2, dim=-1\)|one_hot\("),
     match=match,
     guard=guard,
     edit=edit,

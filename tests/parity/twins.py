@@ -7,7 +7,6 @@ import functools
 import hashlib
 import importlib
 import importlib.util
-import json
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -15,13 +14,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import rocm_overlay
 import torch
+from rocm_overlay.install import catalog
 from rocm_overlay.verify.cases import CASES, Inputs, Outputs
 
 from examples.tiny_models import build, tiny_config
 
-LINE = Path(rocm_overlay.__file__).resolve().parent / "overlays" / "4.57"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 IMPLEMENTATIONS = ("sdpa", "eager")
 # Compiling has tests of its own; a cache of the size of the window exists for some models only.
@@ -37,21 +35,13 @@ INPUTS = Inputs.seeded(128, seed=7)
 _staged = tempfile.TemporaryDirectory(prefix="overlay-twins-")
 
 
-@functools.cache
-def manifest() -> dict[str, Any]:
-    """Return the committed manifest of the 4.57 line."""
-    return json.loads((LINE / "manifest.json").read_bytes())
-
-
 def overlay_text(architecture: str, stock: bytes) -> bytes:
     """Return the overlaid text made from this stock text of an architecture's modeling file."""
     wanted = hashlib.sha256(stock).hexdigest()
-    for entry in manifest()["files"]:
-        if entry["model"] == architecture and entry["stock_sha256"] == wanted:
-            text = (LINE / entry["payload"]).read_bytes()
-            assert hashlib.sha256(text).hexdigest() == entry["overlay_sha256"], entry["payload"]
-            return text
-    raise LookupError(f"no overlay for {architecture} with stock sha256 {wanted}")
+    entry = catalog.find(f"models/{architecture}/modeling_{architecture}.py", wanted)
+    if entry is None:
+        raise LookupError(f"no overlay for {architecture} with stock sha256 {wanted}")
+    return entry.overlay_bytes()
 
 
 def stock_module(architecture: str) -> ModuleType:

@@ -39,6 +39,7 @@ def conditional(recipe: str, source: Source, function: Function, node: cst.BaseE
     after = source.data[end:].splitlines()[:1] if source.data[end : end + 1] not in (b"\r", b"\n") else []
     tail = after[0].decode("utf-8") if after else ""
     one_line = f"{call} if {test(recipe)} else {stock}"
+    one_line = f"({one_line})" if tail.startswith(".") else one_line  # a method is called on the value
     if "\n" not in one_line and len(before) + len(one_line) + len(tail) <= MAX_COLUMNS:
         text = one_line
     else:
