@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 import sys
 import zipfile
@@ -13,6 +14,8 @@ import pytest
 
 WHEELS_VARIABLE = "OVERLAY_TEST_WHEELS"
 PYTHONS_VARIABLE = "OVERLAY_TEST_PYTHONS"
+# Ray keeps a token below the HOME of its first cluster; tests have homes of their own, and leave the user's alone.
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 @pytest.fixture(scope="session")

@@ -93,8 +93,9 @@ def _attempt(call: Callable[..., Any], *arguments: Any) -> Any:
 
 def _join(ray: Any, workers: int | None) -> None:
     address = os.environ.get("RAY_ADDRESS")
+    options = {} if address else {"address": "local", "num_cpus": workers}  # without one Ray joins what it finds here
     try:
-        ray.init(num_cpus=None if address else workers, include_dashboard=False, log_to_driver=False)
+        ray.init(include_dashboard=False, log_to_driver=False, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         place = f"the Ray cluster at {address}" if address else "a Ray cluster on this machine"
         message = f"{place} could not be {'joined' if address else 'started'}: {error}"
