@@ -17,7 +17,7 @@ from typing import Any
 from measuring import ratio_interval, save
 
 SHAPE: dict[str, Any] = {
-    "vocab_size": 32000,
+    "vocab_size": 128256,
     "hidden_size": 2048,
     "intermediate_size": 8192,
     "num_attention_heads": 32,
