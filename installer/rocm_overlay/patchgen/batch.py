@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TextIO
 
+from rocm_overlay.overlays.recipes import recipe_set
+
 from .cache import Cache, cache_folder
 from .engine import Result, generate
 from .errors import InternalError, PatchgenError
@@ -123,8 +125,6 @@ def _make(
 
 def _elsewhere(data: bytes, path: str, label: str, digest: str) -> Result | PatchgenError:
     """What another process does: load the released recipes, and make one file."""
-    from rocm_overlay.overlays.recipes import recipe_set
-
     recipes = recipe_set()
     if recipes.digest != digest:
         return InternalError("the recipes changed while they were applied", remedy="run again")

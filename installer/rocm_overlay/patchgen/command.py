@@ -15,15 +15,17 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TextIO
 
+from rocm_overlay.overlays.recipes import recipe_set
+
 from .batch import Input, run_batch
 from .config import command as config_command
 from .config.load import is_config
 from .config.patches import ConfigErrors
-from .config.spec import Mode
 from .engine import Result
 from .errors import DriftError, EditConflict, OutputError, PatchgenError, SourceError, TargetError
 from .header import GENERATOR
-from .output import refuse_package, write_files
+from .options import Options
+from .output import holds, refuse_package, write_files
 from .recipe import RecipeSet
 from .report import declined_lines, file_line, outcome_json, table, unified_diff
 from .trees import installed_tree, open_tree, read_modeling
@@ -49,28 +51,6 @@ class UsageError(PatchgenError):
     """The options do not fit together."""
 
     kind = "usage"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user asked for; field names are the long options."""
-
-    target: str | None = None
-    all_files: bool = False
-    source: Path | None = None
-    from_installed: bool = False
-    models: Sequence[str] = ()
-    output: Path | None = None
-    config_name: str | None = None
-    mode: Mode | None = None
-    list_sites: bool = False
-    dry_run: bool = False
-    diff: bool = False
-    check: bool = False
-    fix: bool = False
-    verbose: bool = False
-    as_json: bool = False
-    jobs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -101,9 +81,6 @@ def run(options: Options, *, out: TextIO | None = None, err: TextIO | None = Non
             _check_config_options(options)
             return config_command.run(options, out, err)
         _check_options(options)
-        # Here and not above: the recipes import this package.
-        from rocm_overlay.overlays.recipes import recipe_set
-
         recipes = recipe_set()
         made = _generate(options, recipes, err)
         if made.errors:
@@ -204,7 +181,7 @@ def _finish(options: Options, made: Run) -> Run:
         return made
     refuse_package(options.output)
     if options.check:
-        different = [path for path, data in made.files.items() if not _is(options.output / path, data)]
+        different = [path for path, data in made.files.items() if not holds(options.output / path, data)]
         if different and not options.fix:
             raise DriftError(
                 f"{options.output} is not what the generator makes",
@@ -219,13 +196,6 @@ def _finish(options: Options, made: Run) -> Run:
     if files:
         write_files(options.output, files)
     return Run(made.results, made.errors, tuple(sorted(files)))
-
-
-def _is(file: Path, data: bytes) -> bool:
-    try:
-        return file.read_bytes() == data
-    except OSError:
-        return False
 
 
 def _fail(errors: Sequence[PatchgenError], options: Options, out: TextIO, err: TextIO) -> int:

@@ -61,8 +61,9 @@ def gen(
     """
     _require_libcst("gen")
     from rocm_overlay.patchgen import command
+    from rocm_overlay.patchgen.options import Options
 
-    options = command.Options(
+    options = Options(
         target=target,
         all_files=all_files,
         source=source,

@@ -6,20 +6,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from ..errors import DriftError, PatchgenError, TargetError
 from ..header import GENERATOR
-from ..output import refuse_package, write_files
+from ..options import Options
+from ..output import holds, refuse_package, write_files
 from ..recipe import Status
 from ..report import unified_diff
 from .generator import Generated, PatchOutcome, build
 from .load import Loaded, discover, find_file, load
 from .patches import ConfigErrors
 from .stock import find_module
-
-if TYPE_CHECKING:
-    from ..command import Options
 
 SCHEMA = "amd-overlay.gen-config/1"
 
@@ -128,7 +126,7 @@ def _check(jobs: Sequence[Job], options: Options) -> list[Path]:
     for job in jobs:
         has_diff = (job.output / _diff_name(job.made.config.target_file)).exists()
         files = job.files(options.diff or has_diff)
-        wrong = {name: data for name, data in files.items() if not _is(job.output / name, data)}
+        wrong = {name: data for name, data in files.items() if not holds(job.output / name, data)}
         different += [job.output / name for name in sorted(wrong)]
         if wrong and options.fix:
             refuse_package(job.output)
@@ -141,13 +139,6 @@ def _check(jobs: Sequence[Job], options: Options) -> list[Path]:
             remedy="run again with --check --fix, and review the diff",
         )
     return written
-
-
-def _is(file: Path, data: bytes) -> bool:
-    try:
-        return file.read_bytes() == data
-    except OSError:
-        return False
 
 
 def _list(loaded: Sequence[Loaded], out: TextIO, options: Options) -> None:

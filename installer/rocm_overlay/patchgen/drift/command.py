@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import TextIO
 
+from rocm_overlay.overlays.recipes import recipe_set
+
 from ..command import exit_code
 from ..errors import PatchgenError, TargetError
 from ..output import write_files
@@ -35,9 +37,6 @@ def run(
     out = out or sys.stdout
     err = err or sys.stderr
     try:
-        # Here and not above: the recipes import this package.
-        from rocm_overlay.overlays.recipes import recipe_set
-
         first, second = named_tree(str(old)), named_tree(str(new))
         models = models or _common(first, second, err)
         files = compare(first, second, recipe_set(), models, lambda text: print(text, file=err))
