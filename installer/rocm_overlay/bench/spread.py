@@ -32,7 +32,7 @@ def run_spread(setup: Setup, journal: Journal, step: Step, executor: Executor) -
         for process in _taken(answer, journal.folder) if answer["ok"] else _lost(missing[number], answer["message"]):
             done[process.cell, process.round] = process
             if answer["ok"]:
-                journal.append(process)
+                journal.keep(process)
         if answer["ok"]:
             (journal.folder / SIZE).write_text(json.dumps(answer["size"]))
     path = journal.folder / SIZE

@@ -73,7 +73,7 @@ def _spread(
     if setup.save or setup.compare:
         remedy = "leave --executor, --workers and --work away"
         raise UsageError("usage", "--save and --compare go with one worker on this machine", remedy=remedy)
-    journal = spread.Journal(work / "verify.jsonl" if work else None)
+    journal = spread.open_journal(work / "verify.jsonl") if work else None
     pool = make_executor(executor, workers)
     try:
         with _progress(notes, len(groups(runs))) as step:
