@@ -58,8 +58,13 @@ class Child:
 
     def log_tail(self) -> str:
         """Return the last lines that the process wrote."""
-        lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return "\n".join(lines[-_LOG_LINES:])
+        return tail(self._log)
+
+
+def tail(log: Path) -> str:
+    """Return the last lines of a log."""
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return "\n".join(lines[-_LOG_LINES:])
 
 
 def spawn(

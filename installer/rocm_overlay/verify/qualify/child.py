@@ -11,11 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ...child import beside, kill, spawn
+from ...child import beside, kill, spawn, tail
 from ..workers import stage
 from .session import Session
-
-_LOG_LINES = 12
 
 
 class WorkerError(RuntimeError):
@@ -77,7 +75,7 @@ def _follow(
     while True:
         ready, _, _ = select.select([reading], [], [], max(0.0, deadline - time.monotonic()))
         if not ready:
-            raise WorkerError(f"no answer for {limit:.0f} s", None, _tail(log))
+            raise WorkerError(f"no answer for {limit:.0f} s", None, tail(log))
         data = os.read(reading, 65536)
         if not data:
             break
@@ -87,9 +85,4 @@ def _follow(
             deadline = time.monotonic() + limit
     status = process.wait()
     if status:
-        raise WorkerError(f"the process ended with status {status}", status, _tail(log))
-
-
-def _tail(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return "\n".join(lines[-_LOG_LINES:])
+        raise WorkerError(f"the process ended with status {status}", status, tail(log))
