@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 from .. import journal
 from ..child import Child, beside
 from ..install.transaction.errors import UsageError, WriteError
+from ..progress import Step
 from ..verify.target import Interpreter, Source
 from ..verify.workers import stage as lay_out
 from .matrix import Cell
@@ -27,8 +28,6 @@ from .ranks import Alone, Crew, Team
 WORKER = "rocm_overlay.bench.worker"
 SAMPLES = "samples.jsonl"
 SCHEMA = "amd-overlay.bench.samples/1"
-
-Step = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from ..executor import Answer, Executor, answers
+from ..progress import Step
 from .memory import check_memory
 from .process import Process
-from .runner import Journal, Setup, Step, ask_size, run_all
+from .runner import Journal, Setup, ask_size, run_all
 
 SIZE = "size.json"
 

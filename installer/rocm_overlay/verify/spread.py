@@ -17,8 +17,9 @@ from typing import Any
 from ..executor import Answer, Executor, answers
 from ..install.transaction.errors import UsageError, WriteError
 from ..journal import Journal, NotAJournalError
+from ..progress import Step
 from .plan import Run
-from .workers import Results, RunResult, Setup, Step, groups, run_all
+from .workers import Results, RunResult, Setup, groups, run_all
 
 SCHEMA = "amd-overlay.verify.jobs/1"
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..child import Child, beside
 from ..install.transaction.errors import UsageError
+from ..progress import Step
 from .plan import ANY, TIERS, Run
 from .switches import functions_of
 from .target import Interpreter, Source
@@ -19,9 +19,6 @@ OPTIONAL_TIERS = ("triton", "aiter")
 # Names in the report for sites that choose between a faster form and the stock modules, whatever the tier.
 SITES = ("fused", "routed")
 STOCK = "stock"
-_LOG_LINES = 15
-
-Step = Callable[[str], None]
 
 
 @dataclass
