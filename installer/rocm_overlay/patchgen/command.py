@@ -6,7 +6,6 @@ the clock, the working directory or the order of a set.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import TextIO
 
 from rocm_overlay.overlays.recipes import recipe_set
 
+from ..install.transaction.errors import BUG, CANNOT_WRITE, DIFFERENT, FOREIGN, TARGET, USAGE
 from .batch import Input, run_batch
 from .config import command as config_command
 from .config.load import is_config
@@ -27,23 +27,16 @@ from .header import GENERATOR
 from .options import Options
 from .output import holds, refuse_package, write_files
 from .recipe import RecipeSet
-from .report import declined_lines, file_line, outcome_json, table, unified_diff
+from .report import declined_lines, file_line, outcome_json, table, unified_diff, write_json
 from .trees import installed_tree, open_tree, read_modeling
 
 SCHEMA = "amd-overlay.gen/1"
 
-EXIT_DONE = 0
-EXIT_DIFFERENCE = 1
-EXIT_USAGE = 2
-EXIT_FOREIGN = 4
-EXIT_CANNOT_WRITE = 5
-EXIT_TARGET = 9
-EXIT_BUG = 70
 _EXIT_CODES: Mapping[type[PatchgenError], int] = {
-    DriftError: EXIT_DIFFERENCE,
-    SourceError: EXIT_FOREIGN,
-    OutputError: EXIT_CANNOT_WRITE,
-    TargetError: EXIT_TARGET,
+    DriftError: DIFFERENT,
+    SourceError: FOREIGN,
+    OutputError: CANNOT_WRITE,
+    TargetError: TARGET,
 }
 
 
@@ -91,10 +84,10 @@ def run(options: Options, *, out: TextIO | None = None, err: TextIO | None = Non
     except PatchgenError as error:
         return _fail((error,), options, out, err)
     if options.as_json:
-        print(json.dumps(_as_json(made, recipes), indent=1, sort_keys=True), file=out)
+        write_json(_as_json(made, recipes), out)
     else:
         _report(options, made, out, err)
-    return EXIT_DONE
+    return 0
 
 
 def _means_configs(options: Options) -> bool:
@@ -204,7 +197,7 @@ def _fail(errors: Sequence[PatchgenError], options: Options, out: TextIO, err: T
             {"id": error.kind, "message": error.message, "place": str(error.place or ""), "text": str(error)}
             for error in errors
         ]
-        print(json.dumps({"schema": SCHEMA, "errors": listed}, indent=1, sort_keys=True), file=out)
+        write_json({"schema": SCHEMA, "errors": listed}, out)
     for error in errors:
         print(f"error: {error}", file=err)
     if len(errors) > 1:
@@ -215,10 +208,10 @@ def _fail(errors: Sequence[PatchgenError], options: Options, out: TextIO, err: T
 def exit_code(error: PatchgenError) -> int:
     """The exit code of an error."""
     if error.kind == "usage":
-        return EXIT_USAGE
+        return USAGE
     if error.kind == "internal":
-        return EXIT_BUG
-    return next((code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)), EXIT_DIFFERENCE)
+        return BUG
+    return next((code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)), DIFFERENT)
 
 
 def _as_json(made: Run, recipes: RecipeSet) -> dict[str, object]:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections import Counter
 from collections.abc import Iterable
+from typing import TextIO
 
 from .engine import Result
 from .recipe import Outcome, RecipeSet, Status
 
 Json = dict[str, object]
+
+
+def write_json(document: Json, out: TextIO) -> None:
+    """Print the one JSON object of a command."""
+    print(json.dumps(document, indent=1, sort_keys=True), file=out)
 
 
 def unified_diff(stock: bytes, overlay: bytes, path: str) -> str:

@@ -294,10 +294,11 @@ def run(
     json_: JsonOption = False,
 ) -> None:
     """Tune shape by shape on this device: resumable, only right rows that beat the default, then an A/B."""
+    from .commands import ShapeOptions
     from .run import command
 
     def body() -> int:
-        asked = command.Asked(config, shapes, tp, fused, m_ladder, dtype, assume)
+        asked = command.Asked(ShapeOptions(config, tp, fused, m_ladder, dtype, assume), shapes)
         tools = command.Tools(backend, tuner, tuple(tuner_option or ()), verifier, python, timeout, err_ratio, aiter)
         limits = command.Limits(margin, retries, restart, executor, workers)
         ends = command.Ends(ab, ab_runs, ab_metric, ab_higher)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from ..header import GENERATOR
 from ..options import Options
 from ..output import holds, refuse_package, write_files
 from ..recipe import Status
-from ..report import unified_diff
+from ..report import unified_diff, write_json
 from .generator import Generated, PatchOutcome, build
 from .load import Loaded, discover, find_file, load
 from .patches import ConfigErrors
@@ -156,7 +155,7 @@ def _list(loaded: Sequence[Loaded], out: TextIO, options: Options) -> None:
             for one in loaded
             for name, config in one.configs.items()
         ]
-        print(json.dumps({"schema": SCHEMA, "configs": configs}, indent=1, sort_keys=True), file=out)
+        write_json({"schema": SCHEMA, "configs": configs}, out)
         return
     for one in loaded:
         for name, config in one.configs.items():
@@ -170,7 +169,7 @@ def _list(loaded: Sequence[Loaded], out: TextIO, options: Options) -> None:
 
 def _report(jobs: Sequence[Job], written: Sequence[Path], options: Options, out: TextIO, err: TextIO) -> None:
     if options.as_json:
-        print(json.dumps(_as_json(jobs, written), indent=1, sort_keys=True), file=out)
+        write_json(_as_json(jobs, written), out)
         return
     for job in jobs:
         if options.dry_run and options.diff:
