@@ -15,9 +15,9 @@ import typer
 from typer.core import TyperGroup
 
 from rocm_overlay import __version__
+from rocm_overlay.commandline import App
 
 from . import output, streams
-from .options import new_app
 
 # Sections in the order of `overlay --help`: (title, module of `cli.commands`, {command: one line}).
 CONTENTS: tuple[tuple[str, str, dict[str, str]], ...] = (
@@ -124,7 +124,7 @@ class _Contents(TyperGroup):
                 formatter.write_dl([(name.ljust(width), text) for name, text in commands.items()])
 
 
-app = new_app()
+app = App()
 app.info.cls = _Contents
 app.info.help = "Make an installed transformers run on AMD GPUs through AMD's kernels, and put every byte back."
 app.info.epilog = (

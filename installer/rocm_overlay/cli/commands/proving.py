@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
-from ..options import Executor, Json, Workers, examples, new_app
+from rocm_overlay.commandline import App, Json, examples
 
-app = new_app()
+from ..options import Executor, Workers
+
+app = App()
 Python = Annotated[
     str | None, typer.Option("--python", metavar="PYTHON", help="Interpreter with torch and transformers.")
 ]

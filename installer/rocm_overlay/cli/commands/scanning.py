@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from ..options import Json, examples, new_app
+from rocm_overlay.commandline import App, Json, examples
 
-app = new_app()
+app = App()
 
 
 @app.command(
