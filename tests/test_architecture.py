@@ -93,6 +93,25 @@ def test_patchgen_needs_no_torch() -> None:
     assert _foreign(_sources("rocm_overlay", "patchgen"), {"rocm_overlay", "libcst", "packaging", "rich"}) == []
 
 
+def test_tables_need_no_torch() -> None:
+    paths = [path for path in _sources("rocm_overlay", "tune") if path.parent.name != "on_device"]
+    assert _foreign(paths, {"rocm_overlay", "typer", "packaging", "matplotlib"}) == []
+
+
+def test_what_rooms_share_knows_no_room_but_the_installer() -> None:
+    folder = ROOMS["rocm_overlay"]
+    shared = [path for path in folder.glob("*.py") if path.name != "__main__.py"]
+    rooms = {path.parent.name for path in folder.glob("*/__init__.py")} - {"executor", "install", "overlays"}
+    assert rooms >= {"bench", "cli", "patchgen", "synth", "tune", "verify"}, "the rule looks at no room"
+    known = [
+        f"{path.name}: {name}"
+        for path in [*shared, *_sources("rocm_overlay", "executor")]
+        for name in _imports(path)
+        if name.startswith("rocm_overlay.") and name.split(".")[1] in rooms
+    ]
+    assert known == []
+
+
 def test_nothing_imports_the_command_line() -> None:
     importers = [
         f"{path.relative_to(ROOT)}: {name}"
