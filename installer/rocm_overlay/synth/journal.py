@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rocm_overlay import journal
+from rocm_overlay.files import write_atomic
 from rocm_overlay.install.transaction.errors import BusyError, UnrecoveredError, UsageError, WriteError
 
 NAME = ".synth-journal.jsonl"
@@ -88,16 +89,7 @@ class Journal(journal.Journal):
         try:
             if target.is_file() and target.read_bytes() == data:
                 return False
-            part = self.folder / f".{record['slot']}.part"
-            try:
-                with part.open("wb") as stream:
-                    stream.write(data)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                os.replace(part, target)
-            except OSError:
-                part.unlink(missing_ok=True)
-                raise
+            write_atomic(target, data)
         except OSError as error:
             raise self._failed(error) from error
         return True
