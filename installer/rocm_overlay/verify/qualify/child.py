@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-import select
-import subprocess
-import time
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import closing
 from typing import Any
 
-from ...child import beside, kill, spawn, tail
+from ...child import Child, beside
 from ..workers import stage
 from .session import Session
 
@@ -51,38 +46,13 @@ def run(
         "amd_ops_path": None if session.interpreter.amd_ops else str(beside("amd_ops", scratch / "fallback")),
         **job,
     }
-    path, log = scratch / f"{do}.job.json", scratch / f"{do}.log"
-    path.write_text(json.dumps(content))
-    command = [session.interpreter.executable, "-m", "rocm_overlay.verify.qualify.worker", str(path)]
-    process, reading = spawn(command, scratch, log)
-    try:
-        _follow(process, reading, on_event, limit, log)
-    finally:
-        os.close(reading)
-        if process.poll() is None:
-            kill(process)
-
-
-def _follow(
-    process: subprocess.Popen[bytes],
-    reading: int,
-    on_event: Callable[[dict[str, Any]], float | None],
-    limit: float,
-    log: Path,
-) -> None:
-    pending = b""
-    deadline = time.monotonic() + limit
-    while True:
-        ready, _, _ = select.select([reading], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
-            raise WorkerError(f"no answer for {limit:.0f} s", None, tail(log))
-        data = os.read(reading, 65536)
-        if not data:
-            break
-        *lines, pending = (pending + data).split(b"\n")
-        for line in lines:
-            limit = on_event(json.loads(line)) or limit
-            deadline = time.monotonic() + limit
-    status = process.wait()
-    if status:
-        raise WorkerError(f"the process ended with status {status}", status, tail(log))
+    started = Child(session.interpreter.executable, "rocm_overlay.verify.qualify.worker", content, scratch, do)
+    started.patience = limit
+    with closing(started.events()) as events:  # whatever on_event raises ends the worker
+        for event in events:
+            started.patience = on_event(event) or started.patience
+    if started.timed_out:
+        raise WorkerError(f"no answer for {started.patience:.0f} s", None, started.log_tail())
+    if started.status:
+        message = f"the process ended with status {started.status}"
+        raise WorkerError(message, started.status, started.log_tail())
