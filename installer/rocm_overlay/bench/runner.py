@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import journal
-from ..child import Child, beside
+from ..child import Child
 from ..install.transaction.errors import UsageError, WriteError
 from ..progress import Step
 from ..verify.target import Interpreter, Source
+from ..verify.workers import served
 from ..verify.workers import stage as lay_out
 from .matrix import Cell
 from .process import Process
@@ -217,8 +218,7 @@ def child(setup: Setup, task: str, scratch: Path, more: dict[str, Any], build: s
         "seed": setup.seed,
         "warmup": setup.warmup,
         "runs": setup.runs,
-        "sources": {source.module: str(scratch / build / source.path) for source in setup.sources} if build else {},
-        "amd_ops_path": None if setup.interpreter.amd_ops else str(beside("amd_ops", scratch / "fallback")),
+        **served(setup.interpreter, scratch, build, setup.sources),
         **more,
     }
     return Child(setup.interpreter.executable, WORKER, job, scratch)

@@ -137,10 +137,21 @@ def groups(runs: list[Run]) -> list[list[Run]]:
 
 
 def stage(folder: Path, sources: list[Source], build: str) -> None:
+    """Lay out one build of the modeling files."""
     for source in sources:
         path = folder / source.path
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(source.stock if build == "stock" else source.overlay)
+
+
+def served(interpreter: Interpreter, scratch: Path, build: str | None, sources: list[Source]) -> dict[str, Any]:
+    """The part of a worker's job that says which code it runs: a staged build (None: what is installed), and where
+    `amd_ops` is where that interpreter has none.
+    """
+    return {
+        "sources": {source.module: str(scratch / build / source.path) for source in sources} if build else {},
+        "amd_ops_path": None if interpreter.amd_ops else str(beside("amd_ops", scratch / "fallback")),
+    }
 
 
 def _record(setup: Setup, scratch: Path, results: Results, step: Step) -> None:
@@ -196,7 +207,7 @@ def _compare(setup: Setup, scratch: Path, runs: list[Run], results: Results, ste
 def _worker(setup: Setup, scratch: Path, build: str, runs: list[Run]) -> Child:
     job = {
         "model": str(setup.model),
-        "sources": {source.module: str(scratch / build / source.path) for source in setup.sources},
+        **served(setup.interpreter, scratch, build, setup.sources),
         "record": build == "stock",
         "references": str(scratch / "references"),
         "runs": [run.as_json() for run in runs],
@@ -211,6 +222,5 @@ def _worker(setup: Setup, scratch: Path, build: str, runs: list[Run]) -> Child:
         "compare": str(setup.compare.resolve()) if setup.compare else None,
         "bisect": setup.bisect,
         "functions": functions_of(source.overlay for source in setup.sources),
-        "amd_ops_path": None if setup.interpreter.amd_ops else str(beside("amd_ops", scratch / "fallback")),
     }
     return Child(setup.interpreter.executable, "rocm_overlay.verify.worker", job, scratch)

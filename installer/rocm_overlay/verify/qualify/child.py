@@ -6,8 +6,8 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
-from ...child import Child, beside
-from ..workers import stage
+from ...child import Child
+from ..workers import served, stage
 from .session import Session
 
 
@@ -42,8 +42,7 @@ def run(
         "seed": 0,
         "dtype": session.dtype,
         "captures": str(session.captures),
-        "sources": {source.module: str(scratch / build / source.path) for source in session.sources},
-        "amd_ops_path": None if session.interpreter.amd_ops else str(beside("amd_ops", scratch / "fallback")),
+        **served(session.interpreter, scratch, build, session.sources),
         **job,
     }
     started = Child(session.interpreter.executable, "rocm_overlay.verify.qualify.worker", content, scratch, do)
