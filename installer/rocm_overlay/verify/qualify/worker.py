@@ -65,7 +65,7 @@ def capture(job: dict[str, Any], emit: Emit) -> None:
 
     from rocm_overlay.verify.inputs import Inputs, kind_of
     from rocm_overlay.verify.models import load, nan_weights
-    from rocm_overlay.verify.others import arguments
+    from rocm_overlay.verify.other_kinds import arguments
     from rocm_overlay.verify.qualify.capture import Recorder, watching
 
     model = load(job["model"], job["dtype"], seeded=job["seeded"], seed=job["seed"])
