@@ -27,7 +27,7 @@ from .header import GENERATOR
 from .options import Options
 from .output import holds, refuse_package, write_files
 from .recipe import RecipeSet
-from .report import declined_lines, file_line, outcome_json, table, unified_diff, write_json
+from .report import declined_lines, file_line, outcome_json, table, unified_diff, write_json, write_source
 from .trees import installed_tree, open_tree, read_modeling
 
 SCHEMA = "amd-overlay.gen/1"
@@ -239,10 +239,10 @@ def _report(options: Options, made: Run, out: TextIO, err: TextIO) -> None:
     changed = [result for result in made.results if result.changed]
     if options.diff:
         for result in changed:
-            _write(out, unified_diff(result.stock, result.overlay, result.path).encode("utf-8"))
+            write_source(unified_diff(result.stock, result.overlay, result.path), out)
     elif options.output is None and not (options.dry_run or options.list_sites):
         for result in made.results:
-            _write(out, result.overlay)
+            write_source(result.overlay, out)
     if options.list_sites:
         for result in changed:
             for outcome in result.outcomes:
@@ -256,14 +256,3 @@ def _report(options: Options, made: Run, out: TextIO, err: TextIO) -> None:
                 print(text, file=err)
     where = f"; {len(made.written)} written to {options.output}" if made.written else "; nothing written"
     print(f"{len(changed)} of {len(made.results)} files get an overlay{where}", file=err)
-
-
-def _write(out: TextIO, data: bytes) -> None:
-    """Write source text as it is: the locale's encoding and newline rules are none of its business."""
-    buffer = getattr(out, "buffer", None)
-    if buffer is None:
-        out.write(data.decode("utf-8"))
-        return
-    out.flush()
-    buffer.write(data)
-    buffer.flush()

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from ...install import patches
 from ..errors import DriftError, PatchgenError, TargetError
 from ..header import GENERATOR
 from ..options import Options
 from ..output import holds, refuse_package, write_files
 from ..recipe import Status
-from ..report import unified_diff, write_json
+from ..report import write_json, write_source
 from .generator import Generated, PatchOutcome, build
 from .load import Loaded, discover, find_file, load
 from .patches import ConfigErrors
@@ -35,7 +36,7 @@ class Job:
         target = self.made.config.target_file
         files = {target: self.made.output}
         if diff:
-            files[_diff_name(target)] = diff_of(self.made).encode("utf-8")
+            files[_diff_name(target)] = diff_of(self.made)
         return files
 
 
@@ -98,12 +99,10 @@ def _diff_name(target: str) -> str:
     return f"{target.removesuffix('.py')}.diff"
 
 
-def diff_of(made: Generated) -> str:
+def diff_of(made: Generated) -> bytes:
     """The unified diff from stock to output; its labels hold no path of this machine."""
     stock = made.module.name.replace(".", "/") + ".py"
-    return unified_diff(made.module.data, made.output, stock).replace(
-        f"+++ b/{stock}", f"+++ b/{made.config.target_file}"
-    )
+    return patches.unified(made.module.data, made.output, f"a/{stock}", f"b/{made.config.target_file}")
 
 
 def _write(jobs: Sequence[Job], options: Options) -> list[Path]:
@@ -173,7 +172,7 @@ def _report(jobs: Sequence[Job], written: Sequence[Path], options: Options, out:
         return
     for job in jobs:
         if options.dry_run and options.diff:
-            out.write(diff_of(job.made))
+            write_source(diff_of(job.made), out)
         counts = {status: sum(one.status is status for one in job.made.outcomes) for status in Status}
         account = ", ".join(f"{count} {status.value}" for status, count in counts.items() if count)
         print(f"{job.path}: {job.name} -> {job.made.config.target_file}: {account}", file=err)
