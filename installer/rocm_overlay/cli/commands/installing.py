@@ -47,7 +47,7 @@ def install(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> int:
-    """Replace the modeling files of an installed transformers, atomically."""
+    """Replace modeling files of an installed transformers, atomically."""
     from rocm_overlay.install import operations
 
     options = target_options(python, site_packages, dry_run)

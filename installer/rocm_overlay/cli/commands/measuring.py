@@ -17,7 +17,7 @@ app = App()
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False},
 )
 def bench(context: typer.Context) -> int:
-    """Measure stock against overlaid code in fresh interleaved processes."""
+    """Measure stock against overlaid code, in interleaved processes."""
     from rocm_overlay.bench.cli import app as bench_app
 
     code = typer.main.get_command(bench_app).main(

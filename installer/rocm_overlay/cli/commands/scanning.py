@@ -30,7 +30,7 @@ def scan(
     ] = "text",
     json: Json = False,
 ) -> int:
-    """Find NVIDIA-only libraries in sources and name what replaces them.
+    """Find NVIDIA-only libraries in sources, and what replaces them.
 
     Exit 1 when something needs manual work, 0 when hipify or nothing is enough.
     """

@@ -14,7 +14,7 @@ app = App()
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False},
 )
 def synth(context: typer.Context) -> int:
-    """Generate and validate synthetic torch modules, and fuzz with them."""
+    """Generate and validate synthetic modules, and fuzz with them."""
     from rocm_overlay.synth import cli
 
     return cli.run(context.args)
