@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import time
 from pathlib import Path
 
+import pytest
 from rocm_overlay.child import Child
+from rocm_overlay.worker import end, serving
 
 WORKER = """
 import json, os, sys, time
@@ -72,3 +76,21 @@ def test_a_reader_that_stops_ends_the_process(tmp_path: Path) -> None:
     pid = next(events)["pid"]
     events.close()
     assert gone(pid)
+
+
+def test_a_worker_gets_its_job_and_tells_events_of_plain_numbers(tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text('{"amd_ops_path": null, "sources": {}, "cell": 3}')
+    reading, writing = os.pipe()
+    with serving([str(tmp_path / "job.json"), str(writing)]) as (job, emit):
+        emit("size", bytes=job["cell"])
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            emit("size", bytes=float("nan"))
+    with os.fdopen(reading) as events:
+        assert [json.loads(line) for line in events] == [{"event": "size", "bytes": 3}]
+
+
+def test_a_parent_that_has_gone_is_no_error() -> None:
+    def work(arguments: list[str]) -> None:
+        raise BrokenPipeError
+
+    end(work)
