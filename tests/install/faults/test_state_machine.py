@@ -23,7 +23,6 @@ from rocm_overlay.install.transaction.fs import TEMPORARY
 from rocm_overlay.install.transaction.place import JOURNAL
 from rocm_overlay.install.transaction.states import State
 
-from tests.forking import fork
 from tests.install.faults import harness
 from tests.install.support import LINE, STOCK, make_bundle, make_site, modeling, overlay_text, write_manifest
 
@@ -175,7 +174,7 @@ class Environment(RuleBasedStateMachine):
     @rule(name=st.sampled_from(COMMANDS), point=st.integers(1, 120), after=st.booleans())
     def kill(self, name: str, point: int, after: bool) -> None:
         """Run a command in a child that dies at one of its writing calls."""
-        code = fork(lambda: harness.killed_by_patch(point, after, self.command(name)))
+        code = harness.fork(lambda: harness.killed_by_patch(point, after, self.command(name)))
         assert code in (0, *REFUSALS, harness.KILLED), code
         if code == harness.KILLED:
             REACHED["killed with an open journal" if (self.site / JOURNAL).exists() else "killed"] += 1
@@ -225,6 +224,7 @@ class Environment(RuleBasedStateMachine):
 
 
 def _run(examples: int, steps: int, phases: Sequence[Phase] = tuple(Phase)) -> None:
+    # derandomize: the histories follow from the source text of Environment, and another text means other histories.
     run_state_machine_as_test(
         Environment,
         settings=settings(
