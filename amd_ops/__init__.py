@@ -17,7 +17,8 @@ from .linear import apply_linear, linear
 from .moe import clamped_moe, moe, softmax_top_k
 from .norm import add_rms_norm, rms_norm
 from .overlays import overlay_info
-from .projections import gated_mlp, prepare, qkv_proj, restore
+from .preparation import prepare, restore
+from .projections import gated_mlp, qkv_proj
 from .qk_rope import qk_norm_rope, qk_rope, rope_into_cache
 from .reporting import explain, report
 from .residual import add_norm, linear_add, mlp_add

@@ -12,8 +12,10 @@ from importlib import metadata, util
 from torch import Tensor, nn
 
 from . import modules, overlays, packing, preshuffle, projections, toggles
+from .attention import op as attention_op
 from .checks import complaint
 from .linear import apply_linear, plain_call
+from .linear import op as linear_op
 from .preshuffle import Shuffling
 
 _undo: Callable[[], None] | None = None
@@ -21,16 +23,12 @@ _undo: Callable[[], None] | None = None
 
 def get_use_aiter_attention() -> bool:
     """Return True when attention may run in tier aiter in this process: asked for, and the backend can be used."""
-    from .attention import op
-
-    return toggles.settings().use_aiter_attention and op.can("aiter")
+    return toggles.settings().use_aiter_attention and attention_op.can("aiter")
 
 
 def get_use_aiter_gemm() -> bool:
     """Return True when linears may run in tier aiter in this process: asked for, and the backend can be used."""
-    from .linear import op
-
-    return toggles.settings().use_aiter_gemm and op.can("aiter")
+    return toggles.settings().use_aiter_gemm and linear_op.can("aiter")
 
 
 def fuse_qkv_projections(attn: nn.Module, names: tuple[str, ...] = projections.QKV) -> str:

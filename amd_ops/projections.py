@@ -2,14 +2,12 @@
 behind it.
 
 Nothing is packed under torch.compile or stream capture, and nothing packed is used where autograd wants the weights'
-gradients: the stock modules run then, with a counted reason. :func:`prepare` packs a whole model ahead of time and
-says what it did.
+gradients: the stock modules run then, with a counted reason. preparation.py packs a whole model ahead of time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -162,7 +160,7 @@ def _packed(owner: nn.Module, names: tuple[str, ...], site: Site) -> Packed | No
     if not toggles.settings().use_fused_projections:
         site.slow.calls += 1
         return None
-    state = _state(owner, names)
+    state = packed_state(owner, names)
     reason = state.fresh(owner, names)
     if reason:
         if torch.is_grad_enabled() and _wants_grad(owner, names):
@@ -183,7 +181,8 @@ def _wants_grad(owner: nn.Module, names: tuple[str, ...]) -> bool:
     return any(p.requires_grad for name in names if modules.get(name) is not None for p in modules[name].parameters())
 
 
-def _state(owner: nn.Module, names: tuple[str, ...]) -> Packed:
+def packed_state(owner: nn.Module, names: tuple[str, ...]) -> Packed:
+    """Return the packed group of a module's Linears ``names``, a new one where there is none of its own."""
     states = owner.__dict__.get(KEY)
     state = states.get(names) if type(states) is States else None
     if state is None or (state.owner and state.owner != id(owner)):
@@ -192,124 +191,3 @@ def _state(owner: nn.Module, names: tuple[str, ...]) -> Packed:
         owner.__dict__[KEY] = kept
         state = kept[names] = Packed()
     return state
-
-
-packed_state = _state
-"""The packed group of a module's Linears by their names, for those who pack one module by hand."""
-
-
-@dataclass(frozen=True)
-class Packing:
-    """One packed group: the module's path, its Linears, the size of their matrix."""
-
-    module: str
-    linears: tuple[str, ...]
-    nbytes: int
-
-
-@dataclass
-class Report:
-    """What prepare() did. ``bytes_added`` is the growth of the model's unique parameter storage: zero. Shuffled copies
-    stand beside it, in ``shuffling``; there are some only with USE_PRESHUFFLE=1.
-    """
-
-    fused: list[Packing] = field(default_factory=list)
-    declined: list[tuple[str, str]] = field(default_factory=list)
-    bytes_added: int = 0
-    shuffling: preshuffle.Shuffling = field(default_factory=preshuffle.Shuffling)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values."""
-        return {
-            "schema": "amd-ops.prepare/1",
-            "fused": [{"module": p.module, "linears": list(p.linears), "bytes": p.nbytes} for p in self.fused],
-            "declined": [{"module": path, "reason": reason} for path, reason in self.declined],
-            "bytes_added": self.bytes_added,
-            "shuffled": [{"module": path, "bytes": size} for path, size in self.shuffling.copies],
-            "not_shuffled": [{"module": path, "reason": reason} for path, reason in self.shuffling.declined],
-            "bytes_of_shuffled_copies": self.shuffling.bytes_added,
-        }
-
-    def __str__(self) -> str:
-        size = sum(packing.nbytes for packing in self.fused)
-        lines = [
-            f"fused {len(self.fused)} groups of projections ({size / 2**20:.1f} MiB), {self.bytes_added} bytes added"
-        ]
-        lines += _by_reason(self.declined, "left {} as they were")
-        copies, size = self.shuffling.copies, self.shuffling.bytes_added
-        if copies:
-            lines.append(f"shuffled copies of {len(copies)} weights, {size} bytes ({size / 2**20:.1f} MiB) added:")
-            lines += [f"  {path}: {size} bytes" for path, size in copies]
-        lines += _by_reason(self.shuffling.declined, "did not shuffle {}")
-        return "\n".join(lines)
-
-
-def _by_reason(declined: list[tuple[str, str]], text: str) -> list[str]:
-    reasons: dict[str, list[str]] = {}
-    for path, reason in declined:
-        reasons.setdefault(reason, []).append(path)
-    return [f"  {text.format(len(paths))}: {reason} ({paths[0]} ...)" for reason, paths in reasons.items()]
-
-
-def prepare(model: nn.Module, progress: Callable[[str], None] | None = None) -> Report:
-    """Pack q/k/v and gate/up of every module of ``model`` that has them, one module at a time, and report.
-
-    Works whatever the toggles say; at most one packed matrix exists beside the originals at any time. ``progress`` is
-    called with the path of each module. A group that cannot be packed stays as it is, with the reason in the report.
-    """
-    report = Report()
-    before = unique_bytes(model)
-    packed: set[int] = set()
-    for path, module in model.named_modules():
-        if path.rpartition(".")[2] == "experts" and _prepare_experts(path, module, report, progress):
-            packed.update(id(expert) for expert in module.children())
-        for names in (QKV, *GATE_UP):
-            children = module._modules
-            if id(module) in packed or not all(children.get(name) is not None for name in names):
-                continue
-            if progress is not None:
-                progress(path)
-            state = _state(module, names)
-            reason = packing.pack(state, module, names) if state.fresh(module, names) else ""
-            if reason:
-                report.declined.append((path, reason))
-            else:
-                report.fused.append(Packing(path, names, state.nbytes()))
-    report.bytes_added = unique_bytes(model) - before
-    if toggles.settings().use_preshuffle:
-        report.shuffling = preshuffle.preshuffle_weights(model)
-    return report
-
-
-def _prepare_experts(path: str, module: nn.Module, report: Report, progress: Callable[[str], None] | None) -> bool:
-    """Pack a list of experts whose forward the overlaid text marks; other things of that name are not ours."""
-    from . import experts  # needs this module
-
-    if not isinstance(module, nn.ModuleList) or isinstance(experts.names_of(list(module)), str):
-        return False
-    if progress is not None:
-        progress(path)
-    with torch.no_grad():
-        found = experts.packed_experts(module)
-    if isinstance(found, str):
-        report.declined.append((path, found))
-        return False
-    for linears in (experts.GATE_UP, experts.DOWN):
-        report.fused.append(Packing(path, linears, module.__dict__[KEY][linears].nbytes()))
-    return True
-
-
-def restore(model: nn.Module) -> None:
-    """Give every packed Linear of ``model`` storage of its own again; forget packed matrices and shuffled copies."""
-    preshuffle.restore_weights(model)
-    for module in model.modules():
-        for state in module.__dict__.pop(KEY, {}).values():
-            if state.owner == id(module):
-                packing.unpack(state)
-
-
-def unique_bytes(model: nn.Module) -> int:
-    """Bytes of all storages behind the model's parameters and buffers, each counted once."""
-    tensors = [*model.parameters(), *model.buffers()]
-    storages = {(t.device, t.untyped_storage()._cdata): t.untyped_storage().nbytes() for t in tensors if not t.is_meta}
-    return sum(storages.values())

@@ -19,7 +19,6 @@ TIERS = ("aiter", "triton", "torch", "eager")
 PROVIDERS = ("ours", "aiter", "liger")
 """Whose kernels can serve tier triton: those of this package, of aiter.ops.triton, of liger_kernel."""
 FAMILIES = ("USE_AITER_ATTENTION", "USE_AITER_GEMM", "USE_OPTIMIZED_OPS", "USE_FUSED_PROJECTIONS", "USE_PRESHUFFLE")
-PROFILE_SCHEMA = profile.SCHEMA
 
 _THREE = ("0", "1", "auto")
 _TWO = ("0", "1")

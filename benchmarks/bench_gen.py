@@ -34,7 +34,8 @@ def seconds(command: list[str], cache: Path | str) -> float:
 def no_torch(source: Path) -> bool:
     """Say whether generating leaves torch and transformers alone."""
     program = (
-        "import sys; from rocm_overlay.patchgen.command import Options, run; from pathlib import Path\n"
+        "import sys; from rocm_overlay.patchgen.command import run; from pathlib import Path\n"
+        "from rocm_overlay.patchgen.options import Options\n"
         f"code = run(Options(target='llama', source=Path({str(source)!r})), out=open('/dev/null', 'w'))\n"
         "sys.exit(code or any(name in sys.modules for name in ('torch', 'transformers')))"
     )

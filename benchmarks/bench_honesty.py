@@ -17,8 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-COMMAND = "python benchmarks/bench_honesty.py --json FILE"
+from measuring import save
+
 # A module that Python imports at its start; it only acts in the cell that sets the variable.
 PLANTED = """
 import os
@@ -58,15 +58,12 @@ def main() -> None:
     print(
         f"A/A told no difference in {quiet} of {len(runs)} runs; the planted fifth was told in {found} of {len(runs)}"
     )
-    if arguments.json:
-        content = {"schema": "amd-overlay.bench-honesty/1", "command": COMMAND, "runs": runs}
-        arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+    save(arguments.json, "amd-overlay.bench-honesty/1", {"runs": runs})
     if quiet < len(runs) or found < len(runs):
         raise SystemExit(1)
 
 
 def _lay_out(folder: Path) -> None:
-    sys.path.insert(0, str(ROOT))
     from examples.tiny_models import build, tiny_config
 
     build(tiny_config("llama", **CONFIG)).save_pretrained(folder / "model")

@@ -40,7 +40,7 @@ def main() -> None:
     from torch.profiler import ProfilerActivity, profile, record_function
 
     import amd_ops
-    from amd_ops.projections import unique_bytes
+    from amd_ops.preparation import unique_bytes
     from examples.tiny_models import build, tiny_config
 
     # The profiler only sees the release of memory whose allocation it saw: the model is built under it.

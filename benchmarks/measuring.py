@@ -66,7 +66,7 @@ def save(path: Path | None, schema: str, content: dict[str, Any]) -> None:
         return
     head = {
         "schema": schema,
-        "command": " ".join(["python", *sys.argv[:1], *sys.argv[1:]]).replace(str(ROOT) + "/", ""),
+        "command": " ".join(["python", *sys.argv]).replace(str(ROOT) + "/", ""),
         "versions": {name: version(name) for name in ("torch", "transformers")},
         "python": platform.python_version(),
         "machine": machine(),

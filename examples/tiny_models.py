@@ -115,7 +115,6 @@ _DEMO: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
 }
-DEMO_ARCHITECTURES = tuple(_DEMO)
 
 
 def tiny_config(architecture: str, **overrides: Any) -> Any:

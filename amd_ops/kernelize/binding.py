@@ -35,6 +35,10 @@ class Note:
     strict: bool
 
 
+Rebuild = Callable[["type[nn.Module]", "tuple[Any, ...]", Note], nn.Module]
+"""What a pickle calls: the original class, the arguments of its ``__new__``, the note."""
+
+
 @dataclass
 class Binding:
     """One kernelized class: the original, the kernel that stands in for it, and how often calls went back to the
@@ -51,6 +55,7 @@ class Binding:
     partly: list[str] = field(default_factory=list)
     fallbacks: dict[str, int] = field(default_factory=dict)
     active: type[nn.Module] | None = None
+    rebuild: Rebuild | None = None
     _parked: type[nn.Module] | None = None
 
     @property
@@ -81,8 +86,9 @@ class Binding:
             warnings.warn(f"{text}. The original forward runs instead.", DeclinedWarning, stacklevel=4)
 
 
-def make_class(binding: Binding, forward: Forward) -> type[nn.Module]:
-    """Make the subclass of ``binding.original`` that runs ``forward``."""
+def make_class(binding: Binding, forward: Forward, rebuild: Rebuild) -> type[nn.Module]:
+    """Make the subclass of ``binding.original`` that runs ``forward``; its pickles are loaded by ``rebuild``."""
+    binding.rebuild = rebuild
     binding.active = _derive(binding, forward)
     return binding.active
 
@@ -176,7 +182,7 @@ def _reduce_ex(self: nn.Module, protocol: Any) -> Any:
     parts = super(_kernelized(self), self).__reduce_ex__(protocol)
     maker = copyreg.__newobj__  # type: ignore[attr-defined]
     if isinstance(parts, tuple) and parts[0] is maker and parts[1][0] is type(self):
-        return (_rebuild, (binding.original, parts[1][1:], binding.note), *parts[2:])
+        return (binding.rebuild, (binding.original, parts[1][1:], binding.note), *parts[2:])
     return parts
 
 
@@ -207,18 +213,3 @@ def _kernelized(module: nn.Module) -> type[nn.Module]:
 def _covering(module: nn.Module) -> Binding:
     binding: Binding = vars(_kernelized(module))[_MARK]
     return binding
-
-
-def _rebuild(original: type[nn.Module], arguments: tuple[Any, ...], note: Note) -> nn.Module:
-    """Make the object that a pickle describes, kernelized again when this process knows the kernel."""
-    from .layers import class_for_note
-
-    made: nn.Module = original.__new__(original, *arguments)
-    kernelized, reason = class_for_note(original, note)
-    if kernelized is None:
-        asks = f"kernelize: a pickled {original.__name__} asks for kernel {note.kernel!r}"
-        text = f"{asks}: {reason}; it keeps its original forward"
-        warnings.warn(text, DeclinedWarning, stacklevel=2)
-    else:
-        bind(made, kernelized)
-    return made

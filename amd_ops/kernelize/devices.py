@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
+from .. import device as amd
 from .errors import RegistrationError
 
 TYPES = ("cuda", "rocm", "cpu")
@@ -68,9 +69,7 @@ def parse_device(device: str | DeviceSpec | None, arch: str | Iterable[str] | No
 
 
 def _amd() -> Present | None:
-    from amd_ops import device
-
-    found = device.current()
+    found = amd.current()
     return None if found is None else Present("rocm", found.arch, found.type)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 from torch import nn
 
 from .. import toggles
+from ..dispatch import DeclinedWarning
 from . import function, ready, structure, validation
 from .binding import Binding, Note, bind, binding_of, make_class, obstacle, parked, unbind
 from .devices import Present, absence, find_device, infer_device, parse_device
@@ -208,6 +210,19 @@ def class_for_note(original: type[nn.Module], note: Note) -> tuple[type[nn.Modul
     return known, ""
 
 
+def rebuild(original: type[nn.Module], arguments: tuple[Any, ...], note: Note) -> nn.Module:
+    """Make the object that a pickle describes, kernelized again when this process knows the kernel."""
+    made: nn.Module = original.__new__(original, *arguments)
+    kernelized, reason = class_for_note(original, note)
+    if kernelized is None:
+        asks = f"kernelize: a pickled {original.__name__} asks for kernel {note.kernel!r}"
+        text = f"{asks}: {reason}; it keeps its original forward"
+        warnings.warn(text, DeclinedWarning, stacklevel=2)
+    else:
+        bind(made, kernelized)
+    return made
+
+
 def forget() -> None:
     """Drop what is remembered beside the modules: reports of models and classes made for pickles."""
     _records.clear()
@@ -298,7 +313,7 @@ def _registered(cls: type[nn.Module], name: str, refusal: str, request: Request,
     note = Note(name, mode_name(request.mode), request.kind, request.strict)
     binding = Binding(cls, note, key, request.device.tensors, described, slots.reasons)
     forward = build(cls.forward, _branch(slots.train), _branch(slots.infer), binding.miss)
-    return Decision(name, described, make_class(binding, forward), tuple(slots.reasons), key)
+    return Decision(name, described, make_class(binding, forward, rebuild), tuple(slots.reasons), key)
 
 
 def _branch(slot: Slot) -> Branch:
@@ -321,7 +336,7 @@ def _structural(cls: type[nn.Module], request: Request) -> Decision | None:
     key = (kernel, request.device, request.mode, request.strict)
     binding = Binding(cls, note, key, request.device.tensors, found.source, list(found.declined))
     forward = found.make(Place(request.device.tensors, binding.miss))
-    return Decision(kernel, found.source, make_class(binding, forward), (), key)
+    return Decision(kernel, found.source, make_class(binding, forward, rebuild), (), key)
 
 
 def _exchange(wanted: list[Change]) -> None:

@@ -57,6 +57,13 @@ class LoaderSource:
         return f"repository object {type(self.loader).__qualname__}"
 
 
+def _named(source: LocalSource | HubSource, holder: Any) -> Any:
+    if not hasattr(holder, source.name):
+        known = [name for name in vars(holder) if not name.startswith("_")]
+        raise KernelLoadError(f"{source}: {unknown('layer' if source.layer else 'function', source.name, known)}")
+    return getattr(holder, source.name)
+
+
 @dataclass(frozen=True)
 class LocalSource:
     """A name in a local repository, loaded without the kernels library.
@@ -75,10 +82,7 @@ class LocalSource:
         holder: Any = _submodule(module, "layers") if self.layer else module
         if holder is None:
             raise KernelLoadError(f"{self}: the package has no layers.py (found in {self._folder()})")
-        if not hasattr(holder, self.name):
-            known = [n for n in vars(holder) if not n.startswith("_")]
-            raise KernelLoadError(f"{self}: {unknown('layer' if self.layer else 'function', self.name, known)}")
-        return getattr(holder, self.name)
+        return _named(self, holder)
 
     def _folder(self) -> Path:
         if not self.path.is_dir():
@@ -115,10 +119,7 @@ class HubSource:
         holder = getattr(module, "layers", None) if self.layer else module
         if holder is None:
             raise KernelLoadError(f"{self}: the repository defines no layers")
-        if not hasattr(holder, self.name):
-            known = [n for n in vars(holder) if not n.startswith("_")]
-            raise KernelLoadError(f"{self}: {unknown('layer' if self.layer else 'function', self.name, known)}")
-        return getattr(holder, self.name)
+        return _named(self, holder)
 
     def __str__(self) -> str:
         pin = self.revision if self.revision is not None else f"version {self.version}"

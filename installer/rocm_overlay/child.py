@@ -10,76 +10,82 @@ import contextlib
 import importlib.util
 import json
 import os
+import select
 import signal
 import subprocess
-import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
 _LOG_LINES = 15
+Events = Generator[dict[str, Any], None, None]
 
 
 class Child:
     """One process: its events while it runs, its status and log after it has ended."""
 
-    def __init__(self, executable: str, module: str, job: dict[str, Any], scratch: Path) -> None:
-        """Write the job into ``scratch``, a folder that no other child uses at the same time."""
-        self._command = [executable, "-m", module]
+    def __init__(self, executable: str, module: str, job: dict[str, Any], scratch: Path, name: str = "job") -> None:
+        """Write the job ``name`` into ``scratch``, a folder that no other child uses at the same time."""
+        self._command = [executable, "-m", module, str(scratch / f"{name}.json")]
         self._scratch = scratch
-        self._log = scratch / "log"
-        self._job = scratch / "job.json"
-        self._job.write_text(json.dumps(job))
+        self._log = scratch / f"{name}.log"
+        (scratch / f"{name}.json").write_text(json.dumps(job))
         self.status = 0
         self.timed_out = False
+        self.patience: float | None = None
+        """How many seconds without an event mean that it hangs; may be changed while events come."""
 
-    def events(self, env: Mapping[str, str] | None = None, timeout: float | None = None) -> Iterator[dict[str, Any]]:
-        """Start the process and yield its events until it ends. It is killed after ``timeout`` seconds, or when the
-        reader stops reading.
+    def events(self, env: Mapping[str, str] | None = None, timeout: float | None = None) -> Events:
+        """Start the process and yield its events until it ends. It is killed after ``timeout`` seconds, when it hangs,
+        or when the reader stops reading.
         """
-        process, reading = spawn([*self._command, str(self._job)], self._scratch, self._log, env)
-        timer = threading.Timer(timeout, self._give_up, (process,)) if timeout is not None else None
-        if timer is not None:
-            timer.start()
+        end = None if timeout is None else time.monotonic() + timeout
+        process, reading = self._start(env)
+        pending = b""
         try:
-            with os.fdopen(reading, encoding="utf-8") as lines:
+            while data := self._read(reading, end):
+                *lines, pending = (pending + data).split(b"\n")
                 for line in lines:
                     yield json.loads(line)
-            self.status = process.wait()
+            if not self.timed_out:
+                self.status = process.wait()
         finally:
-            if timer is not None:
-                timer.cancel()
+            os.close(reading)
             if process.poll() is None:
                 kill(process)
 
-    def _give_up(self, process: subprocess.Popen[bytes]) -> None:
+    def _read(self, reading: int, end: float | None) -> bytes:
+        """Return what the process wrote next; nothing when it has ended, or its time has."""
+        now = time.monotonic()
+        limits = [end - now] if end is not None else []
+        limits += [self.patience] if self.patience is not None else []
+        if select.select([reading], [], [], max(0.0, min(limits)) if limits else None)[0]:
+            return os.read(reading, 1 << 16)
         self.timed_out = True
-        kill(process)
+        return b""
+
+    def _start(self, env: Mapping[str, str] | None) -> tuple[subprocess.Popen[bytes], int]:
+        """Start the process with a pipe's number as its last argument; return it and the end to read from."""
+        reading, writing = os.pipe()
+        try:
+            with self._log.open("wb") as output:
+                process = subprocess.Popen(
+                    [*self._command, str(writing)],
+                    cwd=self._scratch, env=environment(self._scratch, env), pass_fds=(writing,),
+                    stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+                )  # fmt: skip
+        except BaseException:
+            os.close(reading)
+            raise
+        finally:
+            os.close(writing)
+        return process, reading
 
     def log_tail(self) -> str:
         """Return the last lines that the process wrote."""
         lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return "\n".join(lines[-_LOG_LINES:])
-
-
-def spawn(
-    command: list[str], scratch: Path, log: Path, env: Mapping[str, str] | None = None
-) -> tuple[subprocess.Popen[bytes], int]:
-    """Start ``command`` with a pipe's number as its last argument; return the process and the end to read from."""
-    reading, writing = os.pipe()
-    try:
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [*command, str(writing)],
-                cwd=scratch, env=environment(scratch, env), pass_fds=(writing,),
-                stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
-            )  # fmt: skip
-    except BaseException:
-        os.close(reading)
-        raise
-    finally:
-        os.close(writing)
-    return process, reading
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:

@@ -237,13 +237,13 @@ def test_a_journal_goes_on_where_it_stopped(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     journal = Journal(folder, setup(cells))
     for process in made[:3]:
-        journal.append(process)
+        journal.keep(process)
     samples = folder / "samples.jsonl"
     whole = samples.read_bytes()
     samples.write_bytes(whole[:-40])  # a kill in the middle of a line
     again = Journal(folder, setup(cells))
     assert set(again.done()) == {(p.cell, p.round) for p in made[:2]}
-    again.append(made[2])
+    again.keep(made[2])
     assert set(Journal(folder, setup(cells)).done()) == {(p.cell, p.round) for p in made[:3]}
 
 
@@ -252,4 +252,11 @@ def test_a_folder_of_another_plan_is_refused(tmp_path: Path) -> None:
     Journal(tmp_path / "run", setup(cells))
     with pytest.raises(UsageError, match="another plan"):
         Journal(tmp_path / "run", setup(cells, rounds=4))
-    assert json.loads((tmp_path / "run" / "plan.json").read_text())["digest"] == setup(cells).digest()
+    header = json.loads((tmp_path / "run" / "samples.jsonl").read_text())
+    assert header["settings"] == setup(cells).settings()
+
+
+def test_samples_of_an_older_form_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "samples.jsonl").write_text('{"cell": "stock", "round": 0}\n')
+    with pytest.raises(UsageError, match="not the samples of a run"):
+        Journal(tmp_path, setup(plan("onoff", [Work()])))

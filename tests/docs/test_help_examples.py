@@ -1,4 +1,6 @@
-"""Every command, those of `tune`, `bench` and `synth` too, ends its help with examples, and the examples are right."""
+"""Every command, those of `tune`, `bench` and `synth` too, explains its arguments, says in one line what it does, and
+ends its help with examples, which are right.
+"""
 
 from __future__ import annotations
 
@@ -45,6 +47,25 @@ def test_every_command_ends_with_examples_of_itself(name: str) -> None:
     found = examples(ALL[name])
     assert found
     assert all(re.search(rf"\boverlay {re.escape(name)}\b", line) for line in found)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_argument_is_explained_once(name: str) -> None:
+    command = ALL[name]
+    context = command.make_context(name, [], resilient_parsing=True)
+    page = " ".join(command.get_help(context).split())
+    for parameter in command.get_params(context):
+        if parameter.param_type_name == "argument":
+            assert parameter.help, parameter.name
+            assert page.count(parameter.help) == 1
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_no_line_of_the_contents_is_cut(program: str) -> None:
+    page = ALL[program].get_help(ALL[program].make_context(program, [], resilient_parsing=True))
+    contents = page.partition("Commands:\n")[2].partition("\n\n")[0]
+    assert contents
+    assert "..." not in contents
 
 
 @pytest.mark.parametrize("name", ALL)

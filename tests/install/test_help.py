@@ -30,8 +30,8 @@ def test_help_has_sections_and_every_command(overlay: Overlay) -> None:
     out = overlay("--help").out
     for title, _, names in CONTENTS:
         assert f"\n{title}:\n" in out
-        for name in names:
-            assert re.search(rf"^  {name} ", out, re.MULTILINE)
+        for name, text in names.items():
+            assert re.search(rf"^  {name} +{re.escape(text)}$", out, re.MULTILINE), "one line each"
     assert "Examples:\n    overlay install --transformers 4.57\n" in out
 
 

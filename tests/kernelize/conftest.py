@@ -10,8 +10,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
-from torch import nn
 
 import amd_ops
 from amd_ops.kernelize import devices, function, layers, proof, restore_function_kernels, use_kernels
@@ -72,17 +70,3 @@ def nvidia(monkeypatch: pytest.MonkeyPatch) -> None:
     present = devices.Present("cuda", "", "cpu")
     for module in (devices, layers, function):
         monkeypatch.setattr(module, "find_device", lambda kind: present if kind == "cuda" else real(kind))
-
-
-class Gated(nn.Module):
-    """A gated MLP with the names that transformers uses."""
-
-    def __init__(self, size: int = 8) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(size, 2 * size, bias=False)
-        self.up_proj = nn.Linear(size, 2 * size, bias=False)
-        self.down_proj = nn.Linear(2 * size, size, bias=False)
-        self.act_fn = nn.SiLU()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))

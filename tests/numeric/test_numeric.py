@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from rocm_overlay.patchgen.command import Options, run
+from rocm_overlay.patchgen.command import run
+from rocm_overlay.patchgen.options import Options
 from rocm_overlay.patchgen.trees import open_tree
 from rocm_overlay.verify.compare import judge
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import amd_ops
 from amd_ops.experts import DOWN, GATE_UP, packed_experts
-from amd_ops.projections import unique_bytes
+from amd_ops.preparation import unique_bytes
 
 from .test_residual import Adapter, Mlp, reasons
 

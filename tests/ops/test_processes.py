@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import traceback
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import torch
 import amd_ops
 from amd_ops import dispatch, shuffled
 from tests.doubles.aiter import fake_aiter
+from tests.forking import fork
 
 THREADS, CALLS = 8, 300
 
@@ -73,22 +73,6 @@ def test_toggles_may_change_while_others_call() -> None:
     in_threads(work)
 
 
-def fork(work: Callable[[], None]) -> None:
-    """Run ``work`` in a forked child; its failure is this test's."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            work()
-            status = 0
-        except BaseException:  # noqa: BLE001 - the child may not return into pytest
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
-
-
 def test_a_forked_child_counts_and_binds_on_its_own() -> None:
     x = torch.randn(3, 16)
     want = amd_ops.silu_and_mul(x)
@@ -101,7 +85,7 @@ def test_a_forked_child_counts_and_binds_on_its_own() -> None:
         amd_ops.refresh()
         amd_ops.silu_and_mul(x)
 
-    fork(work)
+    assert fork(work) == 0
     assert amd_ops.report().calls("silu_and_mul") == 1
 
 
@@ -124,7 +108,7 @@ def test_a_fork_while_a_thread_holds_a_lock_does_not_hang_the_child(module: str)
             fresh = {"packing": amd_ops.projections.packing, "shuffled": shuffled, "dispatch": dispatch}[module]._lock
             assert fresh.acquire(timeout=5)
 
-        fork(work)
+        assert fork(work) == 0
     finally:
         done.set()
         thread.join()

@@ -14,7 +14,8 @@ from torch import nn
 
 import amd_ops
 from amd_ops import packing
-from amd_ops.projections import activation_kind, unique_bytes
+from amd_ops.preparation import unique_bytes
+from amd_ops.projections import activation_kind
 
 from .test_linear import Quantised, Wrapper
 

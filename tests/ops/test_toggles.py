@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import amd_ops
-from amd_ops import device, toggles
+from amd_ops import device, profile
 
 ALL = ("rms_norm", "rope", "qkv", "attention", "gated_mlp", "linear")
 
@@ -131,7 +131,7 @@ def test_the_device_is_not_probed_unless_auto_asks(monkeypatch: pytest.MonkeyPat
 def test_a_profile_decides_what_is_unset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = tmp_path / "profile.json"
     content = {"USE_OPTIMIZED_OPS": 1, "USE_FUSED_PROJECTIONS": "1", "AMD_OPS_TIERS": "torch,eager"}
-    path.write_text(json.dumps({"schema": toggles.PROFILE_SCHEMA, "toggles": content}))
+    path.write_text(json.dumps({"schema": profile.SCHEMA, "toggles": content}))
     monkeypatch.setenv("AMD_OPS", str(path))
     monkeypatch.setenv("USE_FUSED_PROJECTIONS", "0")
     amd_ops.refresh()

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from rocm_overlay.overlays.recipes import recipe_set
-from rocm_overlay.patchgen.command import Options, run
+from rocm_overlay.patchgen.command import run
+from rocm_overlay.patchgen.options import Options
 
 from tests.patchgen.support import source
 from tests.patchgen.test_recipe_rms_norm import LLAMA

@@ -179,7 +179,8 @@ def test_generating_imports_neither_torch_nor_transformers(tmp_path: Path) -> No
     (root / "__init__.py").write_text("__version__ = '4.57.6'\nraise RuntimeError('imported')\n")
     write_config(tmp_path, "config.exclude_from_output('ToyHead')\n")
     code = (
-        "import sys\nfrom pathlib import Path\nfrom rocm_overlay.patchgen.command import Options, run\n"
+        "import sys\nfrom pathlib import Path\nfrom rocm_overlay.patchgen.command import run\n"
+        "from rocm_overlay.patchgen.options import Options\n"
         "code = run(Options(target='toy_patch_gen_config.py', output=Path('out')))\n"
         "print(code, sorted({'torch', 'transformers', 'amd_ops'} & set(sys.modules)))\n"
     )

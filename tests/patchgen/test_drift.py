@@ -34,7 +34,7 @@ def tree(folder: Path, version: str, files: dict[str, str]) -> Path:
 
 def only_norms() -> Any:
     """Another recipe that sees something in the fixture would add sites that these tests do not count."""
-    return mock.patch("rocm_overlay.overlays.recipes.recipe_set", return_value=one(RECIPE))
+    return mock.patch("rocm_overlay.patchgen.drift.command.recipe_set", return_value=one(RECIPE))
 
 
 def drift(

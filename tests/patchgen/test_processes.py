@@ -132,7 +132,8 @@ def test_an_overlay_imports_and_looks_like_stock(model: str, compared: tuple[boo
 GENERATE = """
 import sys
 from pathlib import Path
-from rocm_overlay.patchgen.command import Options, run
+from rocm_overlay.patchgen.command import run
+from rocm_overlay.patchgen.options import Options
 source, output = Path(sys.argv[1]), Path(sys.argv[2])
 code = run(Options(all_files=True, source=source, output=output, models=("qwen3", "phi3", "mixtral"), as_json=True))
 heavy = sorted({"torch", "transformers", "black", "ruff"} & set(sys.modules))
@@ -168,7 +169,8 @@ def test_the_same_bytes_in_any_process(stock_tree: Callable[[str], Path], tmp_pa
 def test_stdout_is_source_text_in_any_locale(stock_tree: Callable[[str], Path]) -> None:
     """qwen3 begins with emoji; a C locale must not stop or change them."""
     code = (
-        "import sys; from pathlib import Path; from rocm_overlay.patchgen.command import Options, run; "
+        "import sys; from pathlib import Path; from rocm_overlay.patchgen.command import run; "
+        "from rocm_overlay.patchgen.options import Options; "
         "sys.exit(run(Options(target='qwen3', source=Path(sys.argv[1]))))"
     )
     c_locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

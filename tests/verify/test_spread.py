@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from rocm_overlay.executor import make_executor
+from rocm_overlay.journal import Journal
 from rocm_overlay.verify import command, spread
 from rocm_overlay.verify.plan import Run
 from rocm_overlay.verify.target import Interpreter
@@ -49,7 +50,7 @@ def verified(monkeypatch: pytest.MonkeyPatch) -> Verified:
     return double
 
 
-def run(journal: spread.Journal, dtype: str = "float32") -> Results:
+def run(journal: Journal | None, dtype: str = "float32") -> Results:
     pool = make_executor("process", 2)
     try:
         return spread.run_spread(setup(dtype), RUNS, lambda text: None, pool, journal)
@@ -58,7 +59,7 @@ def run(journal: spread.Journal, dtype: str = "float32") -> Results:
 
 
 def test_every_tier_is_a_job_and_the_report_keeps_the_order(verified: Verified) -> None:
-    results = run(spread.Journal(None))
+    results = run(None)
     assert [result.run for result in results.runs] == RUNS
     assert sorted(verified.asked) == ["eager", "torch", "triton"]
     assert (results.device, results.compared, results.loaded) == ("a GPU", 1, {"model": "x"})
@@ -67,18 +68,18 @@ def test_every_tier_is_a_job_and_the_report_keeps_the_order(verified: Verified) 
 def test_a_second_run_asks_only_for_what_is_missing(verified: Verified, tmp_path: Path) -> None:
     path = tmp_path / "work" / "verify.jsonl"
     verified.dead = {"eager"}
-    first = run(spread.Journal(path))
+    first = run(spread.open_journal(path))
     assert [result.status for result in first.runs] == ["ok", "ok", "crashed", "ok"]
     with path.open("a") as stream:
         stream.write('{"job": "torn')  # a kill in the middle of a line
     verified.asked, verified.dead = [], set()
-    second = run(spread.Journal(path))
+    second = run(spread.open_journal(path))
     assert verified.asked == ["eager"]
     assert {result.status for result in second.runs} == {"ok"}
     verified.asked = []
-    assert run(spread.Journal(path)).runs == second.runs
+    assert run(spread.open_journal(path)).runs == second.runs
     assert verified.asked == []
-    run(spread.Journal(path), dtype="bfloat16")
+    run(spread.open_journal(path), dtype="bfloat16")
     assert len(verified.asked) == 3, "another plan is another job"
 
 

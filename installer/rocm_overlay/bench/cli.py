@@ -7,15 +7,9 @@ from typing import Annotated
 
 import typer
 
-from rocm_overlay.epilog import examples
+from rocm_overlay.commandline import App, Json, examples
 
-app = typer.Typer(
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object; everything else goes to stderr.")]
+app = App()
 FailOver = Annotated[str, typer.Option("--fail-over", metavar="SHARE", help="Slower by more than this fails.")]
 
 Metric = Annotated[
@@ -120,7 +114,10 @@ def compare(
     ] = False,
     json: Json = False,
 ) -> int:
-    """Compare two reports of one machine: exit 1 when B is slower than A allows."""
+    """Compare two reports of one machine.
+
+    Exit 1 when B is slower than A allows.
+    """
     from . import command
 
     return command.compare(old, new, fail_over, metric, other_machine, json)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ..executor import check, make_executor
 from ..install.transaction.errors import UsageError, WriteError
+from ..progress import Step, progress
 from ..verify import target
 from ..verify.plan import DTYPES
 from . import comparison, matrix, optimum, output, ranks, report, runner, spread
@@ -90,12 +89,12 @@ def _measure(
         size = runner.ask_size(setup)
         check_memory(size, setup)
         journal = runner.Journal(folder, setup)
-        with _progress(notes, setup, journal) as step:
+        with _progress(setup, journal) as step:
             return runner.run_all(setup, journal, step, team), size
     journal = runner.Journal(folder, setup)
     pool = make_executor(options.executor, options.workers, whole=True)
     try:
-        with _progress(notes, setup, journal) as step:
+        with _progress(setup, journal) as step:
             return spread.run_spread(setup, journal, step, pool)
     finally:
         pool.close()
@@ -266,20 +265,7 @@ def _print_comparison(found: comparison.Comparison) -> None:
         print(f"     {cell}: only in the new report")
 
 
-@contextlib.contextmanager
-def _progress(console: Console, setup: runner.Setup, journal: runner.Journal) -> Iterator[runner.Step]:
-    """Yield a function that moves a bar on a terminal and prints a line elsewhere."""
-    left = len(setup.cells) * setup.rounds - len(journal.done())
-    if not console.is_terminal:
-        yield lambda text: print(f"overlay bench: {text}", file=sys.stderr)
-        return
-    columns: Sequence[Any] = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("starting", total=left)
-        yield lambda text: bar.update(task, advance=1, description=text)
+def _progress(setup: runner.Setup, journal: runner.Journal) -> AbstractContextManager[Step]:
+    total, done = len(setup.cells) * setup.rounds, len(journal.done())
+    lines: Step = lambda text: print(f"overlay bench: {text}", file=sys.stderr)  # noqa: E731
+    return progress(sys.stderr, total, "starting", elsewhere=lines, done=done)

@@ -9,14 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..child import Child, beside
+from .. import journal
+from ..child import Child
 from ..install.transaction.errors import UsageError, WriteError
+from ..progress import Step
 from ..verify.target import Interpreter, Source
+from ..verify.workers import served
 from ..verify.workers import stage as lay_out
 from .matrix import Cell
 from .process import Process
@@ -24,9 +28,7 @@ from .ranks import Alone, Crew, Team
 
 WORKER = "rocm_overlay.bench.worker"
 SAMPLES = "samples.jsonl"
-PLAN = "plan.json"
-
-Step = Callable[[str], None]
+SCHEMA = "amd-overlay.bench.samples/1"
 
 
 @dataclass(frozen=True)
@@ -51,64 +53,54 @@ class Setup:
         """How many ranks each cell runs on."""
         return self.cells[0].work.ranks
 
-    def digest(self) -> str:
-        """Identify the plan: the same digest may be resumed."""
-        parts = {
+    def settings(self) -> dict[str, Any]:
+        """Return the plan: what must not change between a run and its resumption."""
+        return {
             "interpreter": self.interpreter.as_json(),
             "model": str(self.model),
             "sources": [source.as_json() for source in self.sources],
             "numbers": [self.mode, self.dtype, self.seed, self.rounds, self.runs, self.warmup],
             "cells": [cell.as_json() for cell in self.cells],
         }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def digest(self) -> str:
+        """Identify the plan."""
+        return hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest()
 
 
-class Journal:
-    """The folder of a run: the plan, and one line per finished process. Lines are only ever appended."""
+class Journal(journal.Journal):
+    """The journal in the folder of a run: one line per finished process."""
 
     def __init__(self, folder: Path, setup: Setup) -> None:
         self.folder = folder.resolve()  # workers run in another folder
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._settle(setup)
-        except OSError as error:
-            message = f"{folder} cannot be written: {error.strerror}"
-            raise WriteError("no-output", message, remedy="pass -o a folder that can be", paths=[folder]) from None
-
-    def _settle(self, setup: Setup) -> None:
-        plan = self.folder / PLAN
-        digest = setup.digest()
-        if plan.exists():
-            if json.loads(plan.read_text()).get("digest") != digest:
-                raise UsageError(
-                    "other-plan",
-                    f"{self.folder} holds a run of another plan",
-                    remedy="pass -o another folder, or remove this one",
-                    paths=[plan],
-                )
-            return
-        cells = [cell.as_json() for cell in setup.cells]
-        plan.write_text(json.dumps({"digest": digest, "cells": cells}, indent=1) + "\n")
+        with self._said():
+            super().__init__(self.folder / SAMPLES, SCHEMA, setup.settings())
 
     def done(self) -> dict[tuple[str, int], Process]:
-        """Return the finished processes; a last line that a kill cut short is dropped and measured again."""
-        found = {}
-        path = self.folder / SAMPLES
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    process = Process(**json.loads(line))
-                except ValueError:
-                    continue
-                found[process.cell, process.round] = process
-        return found
+        """Return the finished processes."""
+        processes = [Process(**record) for record in self.records]
+        return {(process.cell, process.round): process for process in processes}
 
-    def append(self, process: Process) -> None:
+    def keep(self, process: Process) -> None:
         """Keep one result."""
-        path = self.folder / SAMPLES
-        torn = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
-        with path.open("a", encoding="utf-8") as file:
-            file.write(("\n" if torn else "") + json.dumps(process.__dict__) + "\n")
+        with self._said():
+            self.append(vars(process))
+
+    @contextmanager
+    def _said(self) -> Iterator[None]:
+        remedy = "pass -o another folder, or remove this one"
+        try:
+            yield
+        except journal.OtherRunError:
+            message = f"{self.folder} holds a run of another plan"
+            raise UsageError("other-plan", message, remedy=remedy, paths=[self.folder / SAMPLES]) from None
+        except journal.NotAJournalError as error:
+            message = f"{self.folder / SAMPLES} is not the samples of a run: {error}"
+            raise UsageError("other-plan", message, remedy=remedy, paths=[self.folder / SAMPLES]) from None
+        except OSError as error:
+            message = f"{self.folder} cannot be written: {error.strerror}"
+            remedy = "pass -o a folder that can be"
+            raise WriteError("no-output", message, remedy=remedy, paths=[self.folder]) from None
 
 
 def order(cells: list[Cell], round: int) -> list[Cell]:
@@ -117,10 +109,10 @@ def order(cells: list[Cell], round: int) -> list[Cell]:
     return cells[turn:] + cells[:turn]
 
 
-def run_all(setup: Setup, journal: Journal, step: Step, team: Team | None = None) -> list[Process]:
+def run_all(setup: Setup, samples: Journal, step: Step, team: Team | None = None) -> list[Process]:
     """Measure everything that is not done yet, with every member of the team, and return all processes."""
     team = team or Alone()
-    done = journal.done()
+    done = samples.done()
     with tempfile.TemporaryDirectory(prefix="overlay-bench-") as name:
         scratch = Path(name)
         missing = [
@@ -136,10 +128,10 @@ def run_all(setup: Setup, journal: Journal, step: Step, team: Team | None = None
             step(f"round {round + 1} of {setup.rounds}: {cell.id}")
 
             def measure(env: Mapping[str, str], cell: Cell = cell, round: int = round) -> Process:
-                return _measure(setup, cell, round, weights, scratch, journal.folder, env)
+                return _measure(setup, cell, round, weights, scratch, samples.folder, env)
 
             process = team.measure((cell.id, round), measure)
-            journal.append(process)
+            samples.keep(process)
             done[cell.id, round] = process
     team.dismiss()
     return list(done.values())
@@ -226,8 +218,7 @@ def child(setup: Setup, task: str, scratch: Path, more: dict[str, Any], build: s
         "seed": setup.seed,
         "warmup": setup.warmup,
         "runs": setup.runs,
-        "sources": {source.module: str(scratch / build / source.path) for source in setup.sources} if build else {},
-        "amd_ops_path": None if setup.interpreter.amd_ops else str(beside("amd_ops", scratch / "fallback")),
+        **served(setup.interpreter, scratch, build, setup.sources),
         **more,
     }
     return Child(setup.interpreter.executable, WORKER, job, scratch)

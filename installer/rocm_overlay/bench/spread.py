@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from ..executor import Answer, Executor, answers
+from ..progress import Step
 from .memory import check_memory
 from .process import Process
-from .runner import Journal, Setup, Step, ask_size, run_all
+from .runner import Journal, Setup, ask_size, run_all
 
 SIZE = "size.json"
 
@@ -32,7 +33,7 @@ def run_spread(setup: Setup, journal: Journal, step: Step, executor: Executor) -
         for process in _taken(answer, journal.folder) if answer["ok"] else _lost(missing[number], answer["message"]):
             done[process.cell, process.round] = process
             if answer["ok"]:
-                journal.append(process)
+                journal.keep(process)
         if answer["ok"]:
             (journal.folder / SIZE).write_text(json.dumps(answer["size"]))
     path = journal.folder / SIZE

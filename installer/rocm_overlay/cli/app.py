@@ -15,17 +15,17 @@ import typer
 from typer.core import TyperGroup
 
 from rocm_overlay import __version__
+from rocm_overlay.commandline import App
 
 from . import output, streams
-from .options import new_app
 
-# Sections in the order of `overlay --help`: (title, module of `cli.commands`, {command: one line}).
+# Sections in the order of use: (title, module of `cli.commands`, {command: one line}).
 CONTENTS: tuple[tuple[str, str, dict[str, str]], ...] = (
     (
         "Change an environment",
         "installing",
         {
-            "install": "Replace the modeling files of an installed transformers, atomically.",
+            "install": "Replace modeling files of an installed transformers, atomically.",
             "revert": "Put every stock file back: bytes, mode, owner and time.",
             "recover": "Finish an interrupted install or revert.",
         },
@@ -49,28 +49,33 @@ CONTENTS: tuple[tuple[str, str, dict[str, str]], ...] = (
         },
     ),
     (
-        "Show others what was changed",
-        "exporting",
-        {
-            "export": "Print the overlays as a patch for a source checkout.",
-            "attest": "Print what is installed with hashes before and after.",
-        },
-    ),
-    (
         "Prove",
         "proving",
         {
-            "verify": "Prove on this machine that overlaid code computes what stock does.",
+            "verify": "Prove here that overlaid code computes what stock does.",
             "qualify": "Try every tier on this GPU and keep what is right and faster.",
-            "warmup": "Build and load every kernel that a profile uses, ahead of serving.",
+            "warmup": "Build and load every kernel of a profile, ahead of serving.",
         },
     ),
     (
         "Measure",
         "measuring",
         {
-            "bench": "Measure stock against overlaid code in fresh interleaved processes.",
+            "bench": "Measure stock against overlaid code, in interleaved processes.",
             "profile": "Trace a step of both builds: the share of time in ops of ours.",
+        },
+    ),
+    (
+        "Tune GEMM tables",
+        "tuning",
+        {"tune": "Find, check, merge and measure tuned GEMM tables."},
+    ),
+    (
+        "Show others what was changed",
+        "exporting",
+        {
+            "export": "Print the overlays as a patch for a source checkout.",
+            "attest": "Print what is installed with hashes before and after.",
         },
     ),
     (
@@ -82,19 +87,14 @@ CONTENTS: tuple[tuple[str, str, dict[str, str]], ...] = (
         },
     ),
     (
-        "Tune GEMM tables",
-        "tuning",
-        {"tune": "Find, check, merge and measure tuned GEMM tables."},
-    ),
-    (
         "Synthesise modules",
         "synthesising",
-        {"synth": "Generate and validate synthetic torch modules, and fuzz with them."},
+        {"synth": "Generate and validate synthetic modules, and fuzz with them."},
     ),
     (
         "Port other code",
         "scanning",
-        {"scan": "Find NVIDIA-only libraries in sources and name what replaces them."},
+        {"scan": "Find NVIDIA-only libraries in sources, and what replaces them."},
     ),
 )
 _MODULES = {name: module for _, module, commands in CONTENTS for name in commands}
@@ -124,7 +124,7 @@ class _Contents(TyperGroup):
                 formatter.write_dl([(name.ljust(width), text) for name, text in commands.items()])
 
 
-app = new_app()
+app = App()
 app.info.cls = _Contents
 app.info.help = "Make an installed transformers run on AMD GPUs through AMD's kernels, and put every byte back."
 app.info.epilog = (

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rocm_overlay.epilog import examples as examples
-
 if TYPE_CHECKING:
     from rocm_overlay.install.session import Options
 
@@ -20,7 +18,6 @@ SitePackages = Annotated[
     typer.Option("--site-packages", metavar="DIR", help="Folder that contains transformers/; needs no interpreter."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object; everything else goes to stderr.")]
 Executor = Annotated[
     str, typer.Option("--executor", metavar="process|ray", help="Where the work runs: here, or on a Ray cluster.")
 ]
@@ -28,16 +25,6 @@ Workers = Annotated[
     int | None, typer.Option("--workers", metavar="N", help="How many at once; default: 1 here, all of a cluster.")
 ]
 Models = Annotated[str | None, typer.Option("--models", metavar="A,B", help="Only these models.")]
-
-
-def new_app() -> typer.Typer:
-    """Return an empty set of commands in the style of the program."""
-    return typer.Typer(
-        add_completion=False,
-        rich_markup_mode=None,
-        pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
-    )
 
 
 def names(text: str | None) -> list[str] | None:

@@ -225,7 +225,11 @@ def bug(command: str, error: Exception, *, as_json: bool) -> None:
 
 
 def print_json(command: str, body: Mapping[str, object], *, ok: bool = True) -> None:
-    value = {"schema": f"amd-overlay.{command}/1", "ok": ok, **body}
+    print_document({"schema": f"amd-overlay.{command}/1", "ok": ok, **body})
+
+
+def print_document(value: Mapping[str, object]) -> None:
+    """Print JSON whose form is another's (SARIF, CycloneDX), or ours with its envelope."""
     print(json.dumps(value, ensure_ascii=True, sort_keys=True, indent=1))
 
 

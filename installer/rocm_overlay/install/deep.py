@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass
 
 from .foreign import added_files
 from .record import Record
 from .target import Target
+from .transaction.entry import sha256
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,7 @@ def verify(target: Target, record: Record, ours: Collection[str]) -> Deep:
         if path.startswith("../"):
             continue
         try:
-            with (target.package / path).open("rb") as file:
-                found = hashlib.sha256(file.read()).hexdigest()
+            found = sha256((target.package / path).read_bytes())
         except FileNotFoundError:
             missing.append(path)
         except OSError:

@@ -18,14 +18,11 @@ from .nearest import nearest
 from .target import Target
 from .transaction.entry import sha256
 from .transaction.errors import BundleError, UsageError
+from .transaction.states import MARKER_LINE
 
 PREFIX = "generated-"
 _NAME = re.compile(r"modeling_[a-z0-9_]+\.py")
 _FOLDER = re.compile(r"[a-z0-9_]+")
-_MARKER = re.compile(
-    rb"# amd-overlay/1 base=sha256:(?P<base>[0-9a-f]{64}) "
-    rb"generator=(?P<generator>\d{1,6}) recipes=(?P<recipes>[0-9a-f]{12}) "
-)
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,7 @@ def _entry(path: Path, folder: Path, target: Target) -> tuple[GeneratedEntry, in
     if _FOLDER.fullmatch(model) is None or _NAME.fullmatch(name) is None or path.parent.is_symlink():
         raise _wrong(path, "is not called models/<model>/modeling_<model>.py")
     data = _read(path)
-    marker = _MARKER.match(data)
+    marker = MARKER_LINE.match(data)
     if marker is None:
         raise _wrong(path, "does not begin with the marker of an overlay")
     try:

@@ -1,4 +1,4 @@
-"""The one way in which a wrong name is answered with a right one."""
+"""Which model, toggle or release somebody probably meant."""
 
 from __future__ import annotations
 

@@ -192,7 +192,7 @@ def _had_pyc(on_disk: dict[str, object] | None, paths: set[str]) -> list[tuple[s
     return [(file.path, name) for file in reader.files if file.path in paths for name in file.had_pyc]
 
 
-# -- revert ------------------------------------------------------------------------------------------------------
+# -- planning a revert -------------------------------------------------------------------------------------------
 
 
 def _plan_revert(place: Place, target: Target, options: Options, force: bool) -> tuple[Changes, list[str]]:

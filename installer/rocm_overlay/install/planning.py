@@ -307,7 +307,7 @@ def plan_revert_without_receipt(situation: Situation, manifests: Iterable[Manife
             continue
         entry = next((entry for entry in entries if entry.overlay_sha256 == found.entry.sha256), None)
         foreign = entry is None
-        if entry is None and found.data.startswith(b"# amd-overlay/"):
+        if entry is None and found.data.startswith(MARKER):
             edited.append(path)
             entry = next((entry for entry in entries if f"base=sha256:{entry.stock_sha256}".encode() in
                           found.data.split(b"\n", 1)[0]), None)  # fmt: skip

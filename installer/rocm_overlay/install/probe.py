@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +93,7 @@ def _view(reader: Reader) -> View:
         cache_tag=reader.text("cache_tag"),
         pycache_prefix=reader.optional_text("pycache_prefix"),
         user_site=reader.optional_text("user_site"),
-        externally_managed=json.dumps(reader.get("externally_managed")) == "true",
+        externally_managed=reader.get("externally_managed") is True,
         path=reader.texts("path"),
     )
 

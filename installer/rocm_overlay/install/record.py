@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import csv
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from .transaction.entry import sha256
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def load(dist_info: Path | None, package: str = "transformers") -> Record:
         for row in csv.reader(lines)
         if len(row) >= 2 and row[1].startswith("sha256=")
     }
-    return Record(True, digests, hashlib.sha256(data).hexdigest())
+    return Record(True, digests, sha256(data))
 
 
 def _hex(digest: str) -> str:

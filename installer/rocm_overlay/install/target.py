@@ -29,7 +29,6 @@ class Target:
 
     site: Path
     version: str | None
-    literal_version: str | None
     dist_info: Path | None
     executable: str | None
     prefix: str | None
@@ -267,7 +266,6 @@ def _examine(candidate: _Candidate, allow_missing: bool, writes: bool) -> Target
     return Target(
         site=site,
         version=metadata or literal,
-        literal_version=literal,
         dist_info=dist_info,
         executable=view.executable if view else None,
         prefix=view.prefix if view else None,

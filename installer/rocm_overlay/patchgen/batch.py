@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TextIO
 
+from rocm_overlay.overlays.recipes import recipe_set
+
+from ..progress import Step, progress
 from .cache import Cache, cache_folder
 from .engine import Result, generate
 from .errors import InternalError, PatchgenError
@@ -18,7 +21,6 @@ from .recipe import RecipeSet
 
 # Fewer files than this are done before a second process has started.
 _WORTH_PROCESSES = 6
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -98,12 +100,12 @@ def _make(
     recipes: RecipeSet,
     jobs: int,
     found: dict[int, Result | PatchgenError],
-    step: Progress,
+    step: Step,
 ) -> None:
     if jobs < 2 or len(missing) < _WORTH_PROCESSES:
         for number, data in missing:
             found[number] = _one(data, inputs[number].path, inputs[number].label, recipes)
-            step(1)
+            step(inputs[number].label)
         return
     # Fresh processes: a forked one would inherit whatever threads the caller has.
     context = multiprocessing.get_context("spawn")
@@ -116,15 +118,13 @@ def _make(
             }
             for future in as_completed(futures):
                 found[futures[future]] = future.result()
-                step(1)
+                step(inputs[futures[future]].label)
     except BrokenProcessPool as error:
         raise InternalError("a generating process ended by itself", remedy="run again with --jobs 1") from error
 
 
 def _elsewhere(data: bytes, path: str, label: str, digest: str) -> Result | PatchgenError:
     """What another process does: load the released recipes, and make one file."""
-    from rocm_overlay.overlays.recipes import recipe_set
-
     recipes = recipe_set()
     if recipes.digest != digest:
         return InternalError("the recipes changed while they were applied", remedy="run again")
@@ -138,27 +138,16 @@ def _one(data: bytes, path: str, label: str, recipes: RecipeSet) -> Result | Pat
         return error
 
 
-@contextmanager
-def _progress(total: int, done: int, err: TextIO | None) -> Iterator[Progress]:
-    """A bar on a terminal; one line per 50 files elsewhere; nothing for a single file."""
+def _progress(total: int, done: int, err: TextIO | None) -> AbstractContextManager[Step]:
+    """Show nothing for a single file, and where there is no bar a line per 50 files."""
     if err is None or total < 2 or done == total:
-        yield lambda _: None
-        return
-    if err.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("generating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(file=err), transient=True) as bar:
-            task = bar.add_task("", total=total, completed=done)
-            yield lambda count: bar.advance(task, count)
-        return
+        return nullcontext(lambda text: None)
     count = done
 
-    def line(more: int) -> None:
+    def line(text: str) -> None:
         nonlocal count
-        count += more
+        count += 1
         if count % 50 == 0:
             print(f"{count} of {total} files", file=err)
 
-    yield line
+    return progress(err, total, "generating", elsewhere=line, done=done)

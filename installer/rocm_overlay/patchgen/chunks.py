@@ -17,7 +17,7 @@ from libcst.metadata import ByteSpanPositionProvider, CodeSpan, MetadataWrapper
 
 from .errors import InternalError, Place, SourceError
 
-_NEWLINE = re.compile(rb"\r\n|\n|\r")
+NEWLINE = re.compile(rb"\r\n|\n|\r")
 
 
 class Lines:
@@ -25,7 +25,7 @@ class Lines:
 
     def __init__(self, data: bytes, lead: int) -> None:
         self._size = len(data)
-        self._starts = [lead, *(found.end() for found in _NEWLINE.finditer(data, lead))]
+        self._starts = [lead, *(found.end() for found in NEWLINE.finditer(data, lead))]
 
     def start(self, line: int) -> int:
         """Offset of the first byte of a 1-based line; the end of the file for the line after the last."""

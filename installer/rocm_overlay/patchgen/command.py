@@ -6,7 +6,6 @@ the clock, the working directory or the order of a set.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,33 +14,29 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TextIO
 
+from rocm_overlay.overlays.recipes import recipe_set
+
+from ..install.transaction.errors import BUG, CANNOT_WRITE, DIFFERENT, FOREIGN, TARGET, USAGE
 from .batch import Input, run_batch
 from .config import command as config_command
 from .config.load import is_config
 from .config.patches import ConfigErrors
-from .config.spec import Mode
 from .engine import Result
 from .errors import DriftError, EditConflict, OutputError, PatchgenError, SourceError, TargetError
 from .header import GENERATOR
-from .output import refuse_package, write_files
+from .options import Options
+from .output import holds, refuse_package, write_files
 from .recipe import RecipeSet
-from .report import declined_lines, file_line, outcome_json, table, unified_diff
+from .report import declined_lines, file_line, outcome_json, table, unified_diff, write_json, write_source
 from .trees import installed_tree, open_tree, read_modeling
 
 SCHEMA = "amd-overlay.gen/1"
 
-EXIT_DONE = 0
-EXIT_DIFFERENCE = 1
-EXIT_USAGE = 2
-EXIT_FOREIGN = 4
-EXIT_CANNOT_WRITE = 5
-EXIT_TARGET = 9
-EXIT_BUG = 70
 _EXIT_CODES: Mapping[type[PatchgenError], int] = {
-    DriftError: EXIT_DIFFERENCE,
-    SourceError: EXIT_FOREIGN,
-    OutputError: EXIT_CANNOT_WRITE,
-    TargetError: EXIT_TARGET,
+    DriftError: DIFFERENT,
+    SourceError: FOREIGN,
+    OutputError: CANNOT_WRITE,
+    TargetError: TARGET,
 }
 
 
@@ -49,28 +44,6 @@ class UsageError(PatchgenError):
     """The options do not fit together."""
 
     kind = "usage"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user asked for; field names are the long options."""
-
-    target: str | None = None
-    all_files: bool = False
-    source: Path | None = None
-    from_installed: bool = False
-    models: Sequence[str] = ()
-    output: Path | None = None
-    config_name: str | None = None
-    mode: Mode | None = None
-    list_sites: bool = False
-    dry_run: bool = False
-    diff: bool = False
-    check: bool = False
-    fix: bool = False
-    verbose: bool = False
-    as_json: bool = False
-    jobs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -101,9 +74,6 @@ def run(options: Options, *, out: TextIO | None = None, err: TextIO | None = Non
             _check_config_options(options)
             return config_command.run(options, out, err)
         _check_options(options)
-        # Here and not above: the recipes import this package.
-        from rocm_overlay.overlays.recipes import recipe_set
-
         recipes = recipe_set()
         made = _generate(options, recipes, err)
         if made.errors:
@@ -114,10 +84,10 @@ def run(options: Options, *, out: TextIO | None = None, err: TextIO | None = Non
     except PatchgenError as error:
         return _fail((error,), options, out, err)
     if options.as_json:
-        print(json.dumps(_as_json(made, recipes), indent=1, sort_keys=True), file=out)
+        write_json(_as_json(made, recipes), out)
     else:
         _report(options, made, out, err)
-    return EXIT_DONE
+    return 0
 
 
 def _means_configs(options: Options) -> bool:
@@ -204,7 +174,7 @@ def _finish(options: Options, made: Run) -> Run:
         return made
     refuse_package(options.output)
     if options.check:
-        different = [path for path, data in made.files.items() if not _is(options.output / path, data)]
+        different = [path for path, data in made.files.items() if not holds(options.output / path, data)]
         if different and not options.fix:
             raise DriftError(
                 f"{options.output} is not what the generator makes",
@@ -221,20 +191,13 @@ def _finish(options: Options, made: Run) -> Run:
     return Run(made.results, made.errors, tuple(sorted(files)))
 
 
-def _is(file: Path, data: bytes) -> bool:
-    try:
-        return file.read_bytes() == data
-    except OSError:
-        return False
-
-
 def _fail(errors: Sequence[PatchgenError], options: Options, out: TextIO, err: TextIO) -> int:
     if options.as_json:
         listed = [
             {"id": error.kind, "message": error.message, "place": str(error.place or ""), "text": str(error)}
             for error in errors
         ]
-        print(json.dumps({"schema": SCHEMA, "errors": listed}, indent=1, sort_keys=True), file=out)
+        write_json({"schema": SCHEMA, "errors": listed}, out)
     for error in errors:
         print(f"error: {error}", file=err)
     if len(errors) > 1:
@@ -245,10 +208,10 @@ def _fail(errors: Sequence[PatchgenError], options: Options, out: TextIO, err: T
 def exit_code(error: PatchgenError) -> int:
     """The exit code of an error."""
     if error.kind == "usage":
-        return EXIT_USAGE
+        return USAGE
     if error.kind == "internal":
-        return EXIT_BUG
-    return next((code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)), EXIT_DIFFERENCE)
+        return BUG
+    return next((code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)), DIFFERENT)
 
 
 def _as_json(made: Run, recipes: RecipeSet) -> dict[str, object]:
@@ -276,10 +239,10 @@ def _report(options: Options, made: Run, out: TextIO, err: TextIO) -> None:
     changed = [result for result in made.results if result.changed]
     if options.diff:
         for result in changed:
-            _write(out, unified_diff(result.stock, result.overlay, result.path).encode("utf-8"))
+            write_source(unified_diff(result.stock, result.overlay, result.path), out)
     elif options.output is None and not (options.dry_run or options.list_sites):
         for result in made.results:
-            _write(out, result.overlay)
+            write_source(result.overlay, out)
     if options.list_sites:
         for result in changed:
             for outcome in result.outcomes:
@@ -293,14 +256,3 @@ def _report(options: Options, made: Run, out: TextIO, err: TextIO) -> None:
                 print(text, file=err)
     where = f"; {len(made.written)} written to {options.output}" if made.written else "; nothing written"
     print(f"{len(changed)} of {len(made.results)} files get an overlay{where}", file=err)
-
-
-def _write(out: TextIO, data: bytes) -> None:
-    """Write source text as it is: the locale's encoding and newline rules are none of its business."""
-    buffer = getattr(out, "buffer", None)
-    if buffer is None:
-        out.write(data.decode("utf-8"))
-        return
-    out.flush()
-    buffer.write(data)
-    buffer.flush()

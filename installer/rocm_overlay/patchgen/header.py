@@ -6,6 +6,7 @@ import ast
 import re
 from dataclasses import dataclass
 
+from ..install.transaction.states import MARKER, MARKER_LINE
 from .edits import Edit
 from .errors import Place, SourceError
 from .source import Source
@@ -13,11 +14,6 @@ from .source import Source
 # Raised by hand whenever the same stock text and recipes would give other bytes.
 GENERATOR = 2
 
-MARKER_START = b"# amd-overlay/"
-_MARKER = re.compile(
-    rb"# amd-overlay/1 base=sha256:(?P<base>[0-9a-f]{64}) generator=(?P<generator>\d+) "
-    rb"recipes=(?P<recipes>[0-9a-f]{12}) "
-)
 _OURS = re.compile(rb"\b(?:_amd|_amd_error|__amd_overlay__)\b")
 _MODULE = "<module>"
 
@@ -39,10 +35,10 @@ def read_marker(source: Source) -> Marker | None:
             marker that already uses one of our names.
     """
     first = source.data.split(b"\n", 1)[0]
-    if MARKER_START not in first[:32]:
+    if MARKER not in first[:32]:
         _refuse_our_names(source)
         return None
-    found = _MARKER.search(first)
+    found = MARKER_LINE.search(first)
     if not found:
         raise SourceError(
             "the first line is an overlay marker that this version cannot read",

@@ -48,6 +48,14 @@ def write_files(output: Path, files: Mapping[str, bytes], *, exact: bool = False
         shutil.rmtree(stage, ignore_errors=True)
 
 
+def holds(file: Path, data: bytes) -> bool:
+    """Say whether a file is there with these bytes."""
+    try:
+        return file.read_bytes() == data
+    except OSError:
+        return False
+
+
 def refuse_package(output: Path) -> None:
     """Refuse an output folder that is a transformers package: replacing installed files is the installer's work.
 

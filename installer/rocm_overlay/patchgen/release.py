@@ -52,7 +52,7 @@ def build(line: str, models: Sequence[str], trees: Mapping[str, Tree]) -> tuple[
     files = {"manifest.json": render(line, releases, recipes.digest, entries)}
     for entry in entries:
         files[entry.payload] = entry.result.overlay
-        files[entry.diff] = unified_diff(entry.result.stock, entry.result.overlay, entry.path).encode("utf-8")
+        files[entry.diff] = unified_diff(entry.result.stock, entry.result.overlay, entry.path)
     return files, tuple(entries)
 
 

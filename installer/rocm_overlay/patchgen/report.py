@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-import difflib
+import json
 from collections import Counter
 from collections.abc import Iterable
+from typing import TextIO
 
+from ..install import patches
 from .engine import Result
 from .recipe import Outcome, RecipeSet, Status
 
 Json = dict[str, object]
 
 
-def unified_diff(stock: bytes, overlay: bytes, path: str) -> str:
+def write_json(document: Json, out: TextIO) -> None:
+    """Print the one JSON object of a command."""
+    print(json.dumps(document, indent=1, sort_keys=True), file=out)
+
+
+def unified_diff(stock: bytes, overlay: bytes, path: str) -> bytes:
     """Return the diff of a file, with labels that depend on nothing but its path inside the package."""
-    lines = difflib.unified_diff(
-        stock.decode("utf-8").splitlines(keepends=True),
-        overlay.decode("utf-8").splitlines(keepends=True),
-        f"a/{path}",
-        f"b/{path}",
-    )
-    ended = (line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
-    return "".join(ended)
+    return patches.unified(stock, overlay, f"a/{path}", f"b/{path}")
+
+
+def write_source(data: bytes, out: TextIO) -> None:
+    """Print source text as it is: the locale's encoding and newline rules are none of its business."""
+    buffer = getattr(out, "buffer", None)
+    if buffer is None:
+        out.write(data.decode("utf-8"))
+        return
+    out.flush()
+    buffer.write(data)
+    buffer.flush()
 
 
 def outcome_json(outcome: Outcome) -> Json:

@@ -15,10 +15,8 @@ from hashlib import sha256
 
 import libcst as cst
 
-from .chunks import Chunk, Lines, chunks
+from .chunks import NEWLINE, Chunk, Lines, chunks
 from .errors import InternalError, Place, SourceError
-
-_NEWLINE = re.compile(rb"\r\n|\n|\r")
 
 
 @dataclass(frozen=True)
@@ -184,7 +182,7 @@ class Source:
 
     def newline_after(self, offset: int) -> str:
         """The line ending in use at ``offset``; that of the first line where the file ends without one."""
-        found = _NEWLINE.search(self.data, offset) or _NEWLINE.search(self.data)
+        found = NEWLINE.search(self.data, offset) or NEWLINE.search(self.data)
         return found.group().decode("ascii") if found else "\n"
 
     def before(self, statement: cst.BaseStatement) -> Anchor | None:

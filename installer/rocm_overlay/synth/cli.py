@@ -11,47 +11,43 @@ from typing import Annotated
 
 import typer
 
-from rocm_overlay.epilog import examples
+from rocm_overlay.commandline import App, Json, examples
 
-app = typer.Typer(
+app = App(
     name="synth",
     help="Synthetic torch modules: generate them, validate them in isolation, fuzz this project with them.",
     epilog=examples("overlay synth single_debug", "overlay synth parallel num_total_samples=1000 num_worker=8"),
     no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    add_completion=False,
 )
 _ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 
-Total = Annotated[int | None, typer.Option("--num-total-samples", help="operator combinations to fill; default 100")]
-Workers = Annotated[int | None, typer.Option("--num-worker", help="validation processes; default 2")]
-Model = Annotated[str | None, typer.Option("--model-name", help="offline, openai, gemini or local; default offline")]
-Core = Annotated[str | None, typer.Option("--num-core-ops-range", metavar="[LOW,HIGH]", help="default [1,5]")]
-Compound = Annotated[str | None, typer.Option("--num-compound-ops-range", metavar="[LOW,HIGH]", help="default [0,4]")]
+Total = Annotated[int | None, typer.Option("--num-total-samples", help="Operator combinations to fill; default 100.")]
+Workers = Annotated[int | None, typer.Option("--num-worker", help="Validation processes; default 2.")]
+Model = Annotated[str | None, typer.Option("--model-name", help="offline, openai, gemini or local; default offline.")]
+Core = Annotated[str | None, typer.Option("--num-core-ops-range", metavar="[LOW,HIGH]", help="Default [1,5].")]
+Compound = Annotated[str | None, typer.Option("--num-compound-ops-range", metavar="[LOW,HIGH]", help="Default [0,4].")]
 Supporting = Annotated[
-    str | None, typer.Option("--num-supporting-ops-range", metavar="[LOW,HIGH]", help="default [2,10]")
+    str | None, typer.Option("--num-supporting-ops-range", metavar="[LOW,HIGH]", help="Default [2,10].")
 ]
-P = Annotated[float | None, typer.Option("--p-value", help="0 to 1; smaller: more operators; default 0.25")]
-Temperature = Annotated[float | None, typer.Option("--temperature", help="of the language model; default 0.7")]
-Retries = Annotated[int | None, typer.Option("--max-retries", help="attempts per operator combination; default 3")]
-Timeout = Annotated[float | None, typer.Option("--validation-timeout", help="seconds per program; default 60")]
-Memory = Annotated[int | None, typer.Option("--memory-limit-mb", help="of a program beyond torch; default 2048")]
-Output = Annotated[Path | None, typer.Option("--output-dir", help="default ./generated_programs")]
+P = Annotated[float | None, typer.Option("--p-value", help="0 to 1; smaller: more operators; default 0.25.")]
+Temperature = Annotated[float | None, typer.Option("--temperature", help="Of the language model; default 0.7.")]
+Retries = Annotated[int | None, typer.Option("--max-retries", help="Attempts per operator combination; default 3.")]
+Timeout = Annotated[float | None, typer.Option("--validation-timeout", help="Seconds per program; default 60.")]
+Memory = Annotated[int | None, typer.Option("--memory-limit-mb", help="Of a program beyond torch; default 2048.")]
+Output = Annotated[Path | None, typer.Option("--output-dir", help="Default ./generated_programs.")]
 Backend = Annotated[
-    str | None, typer.Option("--compile-backend", help="inductor, aot_eager, eager or none; default inductor")
+    str | None, typer.Option("--compile-backend", help="inductor, aot_eager, eager or none; default inductor.")
 ]
-ExecutorName = Annotated[str | None, typer.Option("--executor", help="process or ray; default process")]
-Seed = Annotated[int | None, typer.Option("--seed", help="default 0")]
-Prompts = Annotated[str | None, typer.Option("--prompts", help="default, explore, or a .toml file")]
-LlmModel = Annotated[str | None, typer.Option("--llm-model", help="the server's name of the model")]
-BaseUrl = Annotated[str | None, typer.Option("--base-url", help="a compatible server: vLLM, llama.cpp, ...")]
-MaxTokens = Annotated[int | None, typer.Option("--max-tokens", help="per answer; default 4096")]
-RequestTimeout = Annotated[float | None, typer.Option("--request-timeout", help="seconds per request; default 120")]
-PerMinute = Annotated[float | None, typer.Option("--requests-per-minute", help="0: no limit of ours")]
-PriceIn = Annotated[float | None, typer.Option("--price-in", help="per million input tokens, for the account")]
-PriceOut = Annotated[float | None, typer.Option("--price-out", help="per million output tokens")]
-Json = Annotated[bool, typer.Option("--json", help="one versioned object on stdout")]
+ExecutorName = Annotated[str | None, typer.Option("--executor", help="process or ray; default process.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Default 0.")]
+Prompts = Annotated[str | None, typer.Option("--prompts", help="default, explore, or a .toml file.")]
+LlmModel = Annotated[str | None, typer.Option("--llm-model", help="The server's name of the model.")]
+BaseUrl = Annotated[str | None, typer.Option("--base-url", help="A compatible server: vLLM, llama.cpp, ...")]
+MaxTokens = Annotated[int | None, typer.Option("--max-tokens", help="Per answer; default 4096.")]
+RequestTimeout = Annotated[float | None, typer.Option("--request-timeout", help="Seconds per request; default 120.")]
+PerMinute = Annotated[float | None, typer.Option("--requests-per-minute", help="0: no limit of ours.")]
+PriceIn = Annotated[float | None, typer.Option("--price-in", help="Per million input tokens, for the account.")]
+PriceOut = Annotated[float | None, typer.Option("--price-out", help="Per million output tokens.")]
 
 
 @app.command("single_debug", epilog=examples("overlay synth single_debug seed=3 compile_backend=eager"))
@@ -73,7 +69,10 @@ def single_debug(
     request_timeout: RequestTimeout = None,
     json_: Json = False,
 ) -> int:
-    """Make one program and show everything: the plan, the answer, each check. Exit 1 when it is not valid."""
+    """Make one program and show everything.
+
+    The plan, the answer, each check. Exit 1 when it is not valid.
+    """
     from . import commands, settings
 
     return commands.single_debug(settings.make(**locals()), as_json=json_)
@@ -106,7 +105,10 @@ def parallel(
     price_out: PriceOut = None,
     json_: Json = False,
 ) -> int:
-    """Make many programs; run again with the same settings to go on where a run ended. Exit 1 when none is valid."""
+    """Make many programs, each of them validated.
+
+    Run again with the same settings to go on where a run ended. Exit 1 when none is valid.
+    """
     from . import commands, settings
 
     return commands.parallel(settings.make(**locals()), as_json=json_)
@@ -114,14 +116,17 @@ def parallel(
 
 @app.command(epilog=examples("overlay synth validate generated_programs/ --num-worker 4"))
 def validate(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="a program, or a folder of programs")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A program, or a folder of programs.")],
     num_worker: Workers = None,
     validation_timeout: Timeout = None,
     memory_limit_mb: Memory = None,
     compile_backend: Backend = None,
     json_: Json = False,
 ) -> int:
-    """Validate programs that are there already, each in a confined process. Exit 1 when one is not valid."""
+    """Validate programs that are there already.
+
+    Each in a confined process. Exit 1 when one is not valid.
+    """
     from . import commands, settings
 
     return commands.validate(path, settings.make(**locals()), as_json=json_)
@@ -129,9 +134,9 @@ def validate(
 
 @app.command(epilog=examples("overlay synth fuzz --target ops --num-total-samples 200"))
 def fuzz(
-    target: Annotated[str, typer.Option("--target", help="ops, kernelize, recipes or compile")],
+    target: Annotated[str, typer.Option("--target", help="ops, kernelize, recipes or compile.")],
     corpus: Annotated[
-        Path | None, typer.Option("--corpus", help="a folder of programs; default: freshly sampled ones")
+        Path | None, typer.Option("--corpus", help="A folder of programs; default: freshly sampled ones.")
     ] = None,
     num_total_samples: Total = None,
     num_worker: Workers = None,
@@ -146,7 +151,10 @@ def fuzz(
     seed: Seed = None,
     json_: Json = False,
 ) -> int:
-    """Run programs stock against replaced; shrink what differs and save it as regression tests. Exit 1 on a find."""
+    """Run programs stock against replaced.
+
+    What differs is shrunk and saved as a regression test. Exit 1 on a find.
+    """
     from . import commands, settings
 
     chosen = {**locals(), "output_dir": output_dir or Path("fuzz_findings")}

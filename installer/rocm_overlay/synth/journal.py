@@ -1,92 +1,78 @@
-"""The record of a run, one JSON line per finished slot, appended and synced: the truth that a resumed run starts from.
+"""The journal of an output folder, one line per finished slot: the truth that a resumed run starts from.
 
 A slot's line holds the program itself. Files are written after the line and can be written again from it, so that a
-kill at any moment loses no finished slot and leaves none twice. A line that a kill or a full disk cut off is removed.
+kill at any moment loses no finished slot and leaves none twice. The folder is locked: a second run in it would write
+the same slots.
 """
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rocm_overlay import journal
+from rocm_overlay.files import write_atomic
 from rocm_overlay.install.transaction.errors import BusyError, UnrecoveredError, UsageError, WriteError
 
 NAME = ".synth-journal.jsonl"
 SCHEMA = "amd-overlay.synth.journal/1"
 
 
-class Journal:
+class Journal(journal.Journal):
     """The open journal of an output folder; one process at a time."""
 
     def __init__(self, folder: Path, fingerprint: dict[str, Any]) -> None:
         self.folder = folder
-        self.path = folder / NAME
-        self.records: list[dict[str, Any]] = []
+        path = folder / NAME
         try:
-            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            self._lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise self._failed(error) from error
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._fd)
-            raise BusyError(
-                "busy", f"Another run works in {folder}.", remedy="wait for it, or choose another output_dir"
-            ) from error
-        try:
-            self._read(fingerprint)
+            self._open(path, fingerprint)
         except BaseException:
-            os.close(self._fd)
+            self.close()
             raise
 
-    def _read(self, fingerprint: dict[str, Any]) -> None:
-        data = self.path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        if whole != len(data):
-            os.ftruncate(self._fd, whole)
+    def _open(self, path: Path, fingerprint: dict[str, Any]) -> None:
         try:
-            lines = [json.loads(line) for line in data[:whole].splitlines()]
-        except ValueError as error:
-            raise self._damaged(f"a line is not JSON: {error}") from error
-        if not lines:
-            self.append({"schema": SCHEMA, "settings": fingerprint})
-            return
-        if not isinstance(lines[0], dict) or lines[0].get("schema") != SCHEMA:
-            raise self._damaged("it does not start as a journal of ours")
-        if lines[0]["settings"] != fingerprint:
-            changed = [name for name in fingerprint if lines[0]["settings"].get(name) != fingerprint[name]]
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise BusyError(
+                "busy", f"Another run works in {self.folder}.", remedy="wait for it, or choose another output_dir"
+            ) from error
+        try:
+            super().__init__(path, SCHEMA, fingerprint)
+        except journal.NotAJournalError as error:
+            raise UnrecoveredError(
+                "damaged-journal",
+                f"{path}: {error}.",
+                remedy="choose another output_dir, or remove the file",
+                paths=[path],
+            ) from error
+        except journal.OtherRunError as error:
             raise UsageError(
                 "other-run",
-                f"{self.folder} holds a run with other settings ({', '.join(changed)}).",
+                f"{self.folder} holds a run with other settings ({error}).",
                 remedy="use the same settings to go on with it, or another output_dir",
-                paths=[self.path],
-            )
-        self.records = lines[1:]
+                paths=[path],
+            ) from error
+        except OSError as error:
+            raise self._failed(error) from error
 
-    def append(self, record: dict[str, Any]) -> None:
+    def keep(self, record: dict[str, Any]) -> None:
         """Write one line durably; after a failure the journal is as before.
 
         Raises:
             WriteError: the disk is full or fails.
         """
-        data = json.dumps(record, ensure_ascii=True).encode("ascii") + b"\n"
-        before = os.fstat(self._fd).st_size
         try:
-            written = os.write(self._fd, data)
-            if written != len(data):
-                raise OSError(28, "No space left on device")
-            os.fdatasync(self._fd)
+            self.append(record)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._fd, before)
             raise self._failed(error) from error
-        if "slot" in record:
-            self.records.append(record)
 
     def valid(self) -> Iterator[dict[str, Any]]:
         """Yield the records of accepted programs."""
@@ -103,23 +89,14 @@ class Journal:
         try:
             if target.is_file() and target.read_bytes() == data:
                 return False
-            part = self.folder / f".{record['slot']}.part"
-            try:
-                with part.open("wb") as stream:
-                    stream.write(data)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                os.replace(part, target)
-            except OSError:
-                part.unlink(missing_ok=True)
-                raise
+            write_atomic(target, data)
         except OSError as error:
             raise self._failed(error) from error
         return True
 
     def close(self) -> None:
         """Let other processes use the folder."""
-        os.close(self._fd)
+        os.close(self._lock)
 
     def _failed(self, error: OSError) -> WriteError:
         return WriteError(
@@ -127,12 +104,4 @@ class Journal:
             f"{self.folder}: {error.strerror or error}. What was finished is kept.",
             remedy="make room or correct the permissions, then run the same command again",
             paths=[self.folder],
-        )
-
-    def _damaged(self, why: str) -> UnrecoveredError:
-        return UnrecoveredError(
-            "damaged-journal",
-            f"{self.path}: {why}.",
-            remedy="choose another output_dir, or remove the file",
-            paths=[self.path],
         )

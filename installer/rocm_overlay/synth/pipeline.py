@@ -184,7 +184,7 @@ class Run:
                 outputs=answer.get("outputs", []),
             )
         with self._lock:
-            self.journal.append(record)
+            self.journal.keep(record)
             if record["status"] == "valid":
                 self.journal.write_program(record)
             self.stats.count(record)

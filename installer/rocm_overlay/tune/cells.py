@@ -17,7 +17,6 @@ DTYPES = frozenset(
         "torch.float8_e5m2fnuz",
     }
 )
-DTYPE_BYTES = {"torch.float32": 4, "torch.bfloat16": 2, "torch.float16": 2}
 _TRUTH = {"true": True, "false": False, "1": True, "0": False}
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..install.transaction import errors
+
 EXIT_OK = 0
-EXIT_DIFFERENCE = 1
-EXIT_USAGE = 2
-EXIT_CANNOT_WRITE = 5
-EXIT_TARGET_MISSING = 9
-EXIT_INTERRUPTED = 130
+EXIT_DIFFERENCE = errors.DIFFERENT
+EXIT_USAGE = errors.USAGE
+EXIT_CANNOT_WRITE = errors.CANNOT_WRITE
+EXIT_TARGET_MISSING = errors.TARGET
+EXIT_INTERRUPTED = errors.INTERRUPTED
 
 Severity = Literal["error", "warning", "info"]
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import stat
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import files
 from .errors import EXIT_CANNOT_WRITE, Finding, TuneError, from_finding
 
 # The largest table anyone has is 3 MB; a gigabyte is a log or a dump named by mistake, and would be held in memory.
@@ -112,24 +111,11 @@ def guard_output(target: Path, sources: Iterable[Path]) -> None:
 
 
 def write_atomic(target: Path, data: bytes, mode: int = 0o600) -> None:
-    """Write ``data`` beside the target, fsync, rename: a reader sees the old file or the new one, never a part."""
+    """As `rocm_overlay.files.write_atomic`. Raises TuneError."""
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+        files.write_atomic(target, data, mode)
     except OSError as error:
         raise _cannot_write(target, error) from error
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fchmod(stream.fileno(), mode)
-            os.fsync(stream.fileno())
-        os.replace(name, target)
-    except OSError as error:
-        Path(name).unlink(missing_ok=True)
-        raise _cannot_write(target, error) from error
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _cannot_write(target: Path, error: OSError) -> TuneError:

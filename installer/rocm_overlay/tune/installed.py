@@ -7,7 +7,6 @@ import importlib.machinery
 import importlib.metadata
 import importlib.util
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -173,9 +172,3 @@ class Kernels:
 
 def _lines(file: Path) -> list[str]:
     return file.read_text("utf-8", "replace").splitlines()
-
-
-def table_paths(tables: Iterable[Path], aiter_folder: Path | None) -> tuple[Path, ...]:
-    """Return the tables a command works on: those named, else those of the installed aiter."""
-    named = tuple(tables)
-    return named or need_aiter(aiter_folder).tables()

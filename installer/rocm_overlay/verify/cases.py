@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import others
+from . import other_kinds
 from .inputs import KINDS, Inputs
 
 Outputs = dict[str, torch.Tensor]
@@ -332,17 +332,17 @@ def _all_but(*kinds: str) -> tuple[str, ...]:
 CASES: dict[str, Case] = {
     case.name: case
     for case in (
-        Case("forward", others.forward, kinds=_all_but("causal")),
+        Case("forward", other_kinds.forward, kinds=_all_but("causal")),
         Case("prefill", prefill),
         Case("decode", decode),
         Case("chunked", chunked),
         Case("padded", padded),
-        Case("padded-encoder", others.padded, kinds=("encoder", "seq2seq")),
+        Case("padded-encoder", other_kinds.padded, kinds=("encoder", "seq2seq")),
         Case("packed", packed),
         Case("greedy", greedy),
         Case("greedy-left-padded", greedy_left_padded),
-        Case("generate", others.generate, kinds=("seq2seq", "vlm")),
-        Case("generate-beam", others.generate_beam, kinds=("seq2seq", "vlm")),
+        Case("generate", other_kinds.generate, kinds=("seq2seq", "vlm")),
+        Case("generate-beam", other_kinds.generate_beam, kinds=("seq2seq", "vlm")),
         Case("static-cache", static_cache),
         Case("sliding-cache", sliding_cache),
         Case("quantised-cache", quantised_cache),
@@ -353,11 +353,11 @@ CASES: dict[str, Case] = {
         Case("hooks", hooks),
         Case("adapter", adapter),
         Case("hidden-states", hidden_states),
-        Case("hidden-states-of", others.hidden_states, kinds=_all_but("causal")),
+        Case("hidden-states-of", other_kinds.hidden_states, kinds=_all_but("causal")),
         Case("attentions", attentions, eager_only=True),
-        Case("attentions-of", others.attentions, eager_only=True, kinds=_all_but("causal")),
+        Case("attentions-of", other_kinds.attentions, eager_only=True, kinds=_all_but("causal")),
         Case("training-step", training_step, training=True),
-        Case("training-step-of", others.training_step, training=True, kinds=_all_but("causal")),
+        Case("training-step-of", other_kinds.training_step, training=True, kinds=_all_but("causal")),
         Case("padded-training-step", padded_training_step, training=True),
         Case("gradient-checkpointing", gradient_checkpointing, training=True),
         Case("compiled", compiled),

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..executor import check, make_executor
 from ..install.transaction.errors import OverlayError, UsageError, WriteError
+from ..progress import Step, progress
 from . import plan, report, spread, target
-from .workers import Results, Setup, Step, groups, run_all
+from .workers import Results, Setup, groups, run_all
 
 SEED = 0
 
@@ -41,7 +41,6 @@ def run(
     0: every run that could be made is within tolerance. 1: a case deviates or a process crashed. 2: usage. 3: no
     overlay for this model or text. 4: the installed file was edited. 8: a damaged bundle. 9: no usable interpreter.
     """
-    notes = Console(stderr=True)
     codes = []
     try:
         check(executor, workers)
@@ -52,31 +51,25 @@ def run(
             )
             if executor == "process" and workers is None and work is None:
                 steps = len(setup.cases) * len(setup.implementations) * (1 + len(runs))
-                with _progress(notes, steps) as step:
+                with _progress(steps) as step:
                     results = run_all(setup, runs, step)
             else:
-                results = _spread(setup, runs, notes, executor, workers, work)
+                results = _spread(setup, runs, executor, workers, work)
             _write(setup, results, time.perf_counter() - start, json_file, json_output)
             codes.append(report.exit_code(results))
     except OverlayError as error:
-        if json_output:
-            report.write_error_json(error, sys.stdout)
-        notes.print(f"overlay verify: {error.message}", highlight=False, markup=False, soft_wrap=True)
-        notes.print(f"  {error.remedy}", highlight=False, markup=False, soft_wrap=True)
-        return error.code
+        return report.refuse("verify", error, report.SCHEMA, as_json=json_output)
     return max(codes)
 
 
-def _spread(
-    setup: Setup, runs: list[plan.Run], notes: Console, executor: str, workers: int | None, work: Path | None
-) -> Results:
+def _spread(setup: Setup, runs: list[plan.Run], executor: str, workers: int | None, work: Path | None) -> Results:
     if setup.save or setup.compare:
         remedy = "leave --executor, --workers and --work away"
         raise UsageError("usage", "--save and --compare go with one worker on this machine", remedy=remedy)
-    journal = spread.Journal(work / "verify.jsonl" if work else None)
+    journal = spread.open_journal(work / "verify.jsonl") if work else None
     pool = make_executor(executor, workers)
     try:
-        with _progress(notes, len(groups(runs))) as step:
+        with _progress(len(groups(runs))) as step:
             return spread.run_spread(setup, runs, step, pool, journal)
     finally:
         pool.close()
@@ -141,13 +134,5 @@ def _output() -> Console:
     return console if console.is_terminal else Console(width=160)
 
 
-@contextlib.contextmanager
-def _progress(console: Console, steps: int) -> Iterator[Step]:
-    """Yield a function that advances a bar on a terminal and does nothing elsewhere."""
-    if not console.is_terminal:
-        yield lambda text: None
-        return
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("loading stock", total=steps)
-        yield lambda text: bar.update(task, advance=1, description=text)
+def _progress(steps: int) -> AbstractContextManager[Step]:
+    return progress(sys.stderr, steps, "loading stock", elsewhere=lambda text: None)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,8 +80,3 @@ def fingerprint(model: Any) -> str:
         found.update(json.dumps([name, list(value.shape)]).encode())
         found.update(f"{float(value.detach().double().sum().cpu()):.6e}".encode())
     return found.hexdigest()[:16]
-
-
-def config_path(path: Path) -> Path:
-    """Return the configuration file of a model folder, or the file itself."""
-    return path if path.is_file() else path / "config.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
 
@@ -46,10 +47,12 @@ def write_json(setup: Setup, results: Results, seconds: float, stream: TextIO) -
     print(json.dumps(content, allow_nan=False), file=stream)
 
 
-def write_error_json(error: OverlayError, stream: TextIO) -> None:
-    """Write the report of a verification that could not be made."""
-    content = {"schema": SCHEMA, "ok": False, "exit_code": error.code, "error": error.to_json()}
-    print(json.dumps(content, allow_nan=False), file=stream)
+def refuse(command: str, error: OverlayError, schema: str, *, as_json: bool) -> int:
+    """Say why a command could not be carried out; return its exit code."""
+    if as_json:
+        print(json.dumps({"schema": schema, "ok": False, "exit_code": error.code, "error": error.to_json()}))
+    print(f"overlay {command}: {error.message}\n  next: {error.remedy}", file=sys.stderr)
+    return error.code
 
 
 def write_table(setup: Setup, results: Results, seconds: float, console: Console) -> None:

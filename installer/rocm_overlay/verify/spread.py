@@ -8,59 +8,56 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..executor import Answer, Executor, answers
-from ..install.transaction.errors import WriteError
+from ..install.transaction.errors import UsageError, WriteError
+from ..journal import Journal, NotAJournalError
+from ..progress import Step
 from .plan import Run
-from .workers import Results, RunResult, Setup, Step, groups, run_all
+from .workers import Results, RunResult, Setup, groups, run_all
+
+SCHEMA = "amd-overlay.verify.jobs/1"
 
 
-class Journal:
-    """One line per finished job, by the digest of all that went into it. A line that a kill cut short is not read."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self.done: dict[str, Answer] = {}
-        if path is not None and path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    entry = json.loads(line)
-                except ValueError:
-                    continue
-                self.done[entry["job"]] = entry["answer"]
-
-    def add(self, job: str, answer: Answer) -> None:
-        """Keep an answer."""
-        self.done[job] = answer
-        if self._path is None:
-            return
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding="utf-8") as stream:
-                # The first line break ends a line that a kill cut short; an empty line is none.
-                stream.write("\n" + json.dumps({"job": job, "answer": answer}) + "\n")
-        except OSError as error:
-            message = f"{self._path} cannot be written: {error.strerror}"
-            raise WriteError("no-journal", message, remedy="name another folder with --work") from None
+def open_journal(path: Path) -> Journal:
+    """Open the answers of finished jobs. Each names all that went into it, so any plan may go on with any of them."""
+    with _said(path):
+        return Journal(path, SCHEMA, {})
 
 
-def run_spread(setup: Setup, runs: list[Run], step: Step, executor: Executor, journal: Journal) -> Results:
+@contextmanager
+def _said(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except NotAJournalError as error:
+        message = f"{path} is not what a verification keeps: {error}"
+        raise UsageError("no-journal", message, remedy="name another folder with --work", paths=[path]) from None
+    except OSError as error:
+        message = f"{path} cannot be written: {error.strerror}"
+        raise WriteError("no-journal", message, remedy="name another folder with --work") from None
+
+
+def run_spread(setup: Setup, runs: list[Run], step: Step, executor: Executor, journal: Journal | None) -> Results:
     """Verify every tier somewhere and merge what came back, in the order of the plan."""
     jobs = {job_of(setup, group): group for group in groups(runs)}
-    waiting = [name for name in jobs if name not in journal.done]
+    done: dict[str, Answer] = {entry["job"]: entry["answer"] for entry in (journal.records if journal else ())}
+    waiting = [name for name in jobs if name not in done]
     for number, answer in answers(executor, [(verify, setup, jobs[name]) for name in waiting]):
         name = waiting[number]
         if not answer["ok"]:
             answer = _lost(jobs[name], answer["message"])
-        if any(run["status"] == "crashed" for run in answer["runs"]):
-            journal.done[name] = answer  # not kept: the next run tries it again
-        else:
-            journal.add(name, answer)
+        done[name] = answer
+        # What crashed is not kept: the next run tries it again.
+        if journal is not None and all(run["status"] != "crashed" for run in answer["runs"]):
+            with _said(journal.path):
+                journal.append({"job": name, "answer": answer})
         step(f"{jobs[name][-1].tier}: done")
-    return merged([journal.done[name] for name in jobs])
+    return merged([done[name] for name in jobs])
 
 
 def job_of(setup: Setup, runs: list[Run]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from ..install import catalog
 from ..install.target import resolve
 from ..install.transaction.errors import ForeignError, OverlayError, TargetError, UnsupportedError, UsageError
+from ..install.transaction.states import MARKER
 
 _PROBE = """
 import importlib.util, json, platform, sys
@@ -214,7 +215,7 @@ def _unknown_text(
 ) -> OverlayError:
     where = f"{installed} (transformers {interpreter.transformers}, sha256 {digest[:12]})"
     known = {release for entry in entries for release in entry.releases}
-    if interpreter.transformers in known or text.startswith(b"# amd-overlay/"):
+    if interpreter.transformers in known or text.startswith(MARKER):
         message = f"{where} is neither the text of that release nor one of this program's overlays"
         remedy = "overlay diff shows the edit; reinstall that transformers release, then run this again"
         return ForeignError("foreign-file", message, remedy=remedy, paths=[installed])

@@ -1,14 +1,11 @@
 """One process of the interpreter under test: loads the model with one build of its code and runs the cases.
 
-Started by `rocm_overlay.verify.workers` as ``python -m rocm_overlay.verify.worker JOB FD``. The job is a JSON file;
-events go to the file descriptor, one JSON object per line. Standard output and error belong to the libraries.
-
+Started by `rocm_overlay.verify.workers` as ``python -m rocm_overlay.verify.worker JOB FD``.
 With ``"record"`` in the job the outputs are saved there (stock); otherwise every run is compared with what was saved.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
@@ -18,24 +15,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-Emit = Callable[..., None]
+from rocm_overlay.worker import Emit, end, serving
 
 
-def main(arguments: list[str]) -> int:
-    """Run the job; 0 when every event was written, whatever the comparisons say."""
-    job = json.loads(Path(arguments[0]).read_bytes())
-    with os.fdopen(int(arguments[1]), "w", encoding="utf-8") as events:
-
-        def emit(event: str, **values: Any) -> None:
-            print(json.dumps({"event": event, **values}, allow_nan=False), file=events, flush=True)
-
-        if job["amd_ops_path"]:
-            sys.path.append(job["amd_ops_path"])
-        from rocm_overlay.install.hook import SourceFinder
-
-        with SourceFinder(job["sources"]):
-            _Session(job, emit).run()
-    return 0
+def main(arguments: list[str]) -> None:
+    """Run the job; every event is written, whatever the comparisons say."""
+    with serving(arguments) as (job, emit):
+        _Session(job, emit).run()
 
 
 class _Session:
@@ -230,5 +216,4 @@ def _first_line(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(BrokenPipeError):  # the parent has gone: there is no one to tell
-        sys.exit(main(sys.argv[1:]))
+    end(main)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..child import Child, beside
 from ..install.transaction.errors import UsageError
+from ..progress import Step
 from .plan import ANY, TIERS, Run
 from .switches import functions_of
 from .target import Interpreter, Source
@@ -19,9 +19,6 @@ OPTIONAL_TIERS = ("triton", "aiter")
 # Names in the report for sites that choose between a faster form and the stock modules, whatever the tier.
 SITES = ("fused", "routed")
 STOCK = "stock"
-_LOG_LINES = 15
-
-Step = Callable[[str], None]
 
 
 @dataclass
@@ -140,10 +137,21 @@ def groups(runs: list[Run]) -> list[list[Run]]:
 
 
 def stage(folder: Path, sources: list[Source], build: str) -> None:
+    """Lay out one build of the modeling files."""
     for source in sources:
         path = folder / source.path
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(source.stock if build == "stock" else source.overlay)
+
+
+def served(interpreter: Interpreter, scratch: Path, build: str | None, sources: list[Source]) -> dict[str, Any]:
+    """The part of a worker's job that says which code it runs: a staged build (None: what is installed), and where
+    `amd_ops` is where that interpreter has none.
+    """
+    return {
+        "sources": {source.module: str(scratch / build / source.path) for source in sources} if build else {},
+        "amd_ops_path": None if interpreter.amd_ops else str(beside("amd_ops", scratch / "fallback")),
+    }
 
 
 def _record(setup: Setup, scratch: Path, results: Results, step: Step) -> None:
@@ -199,7 +207,7 @@ def _compare(setup: Setup, scratch: Path, runs: list[Run], results: Results, ste
 def _worker(setup: Setup, scratch: Path, build: str, runs: list[Run]) -> Child:
     job = {
         "model": str(setup.model),
-        "sources": {source.module: str(scratch / build / source.path) for source in setup.sources},
+        **served(setup.interpreter, scratch, build, setup.sources),
         "record": build == "stock",
         "references": str(scratch / "references"),
         "runs": [run.as_json() for run in runs],
@@ -214,6 +222,5 @@ def _worker(setup: Setup, scratch: Path, build: str, runs: list[Run]) -> Child:
         "compare": str(setup.compare.resolve()) if setup.compare else None,
         "bisect": setup.bisect,
         "functions": functions_of(source.overlay for source in setup.sources),
-        "amd_ops_path": None if setup.interpreter.amd_ops else str(beside("amd_ops", scratch / "fallback")),
     }
     return Child(setup.interpreter.executable, "rocm_overlay.verify.worker", job, scratch)

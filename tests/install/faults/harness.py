@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from rocm_overlay.install.transaction.place import BLOBS, JOURNAL, STATE, Place
 from rocm_overlay.install.transaction.receipt import Receipt, ReceiptFile, ReceiptTarget
 from rocm_overlay.install.transaction.recovery import recover
 from rocm_overlay.install.transaction.signals import Signals
+
+from tests.forking import fork
 
 PACKAGE, VERSION = "pkg", "1.0"
 PATHS = ("a.py", "sub/b.py", "sub/c.py")
@@ -215,12 +217,6 @@ def next_command(world: World, fs: Fs | None = None) -> None:
         place.tree.sweep(folder)
 
 
-def bytecode_of(world: World) -> Iterator[bytes]:
-    for folder in (world.file("__pycache__"), world.file("sub/__pycache__")):
-        for file in folder.iterdir():
-            yield file.read_bytes()
-
-
 def judge(world: World, allowed: dict[str, dict[str, bytes]]) -> str:
     """Return the name of the end state reached, one of ``allowed`` (texts by path), or "BAD: ..."."""
     texts = {path: world.file(path).read_bytes() for path in PATHS}
@@ -351,21 +347,6 @@ REVERT = Scenario(
 RECOVER_INSTALL = Scenario("recover install", _stopped_install, next_command, {"stock": ALL_STOCK})
 RECOVER_REVERT = Scenario("recover revert", _stopped_revert, next_command, {"stock": ALL_STOCK})
 SCENARIOS = (INSTALL, UPGRADE, REVERT, RECOVER_INSTALL, RECOVER_REVERT)
-
-
-def fork(body: Callable[[], object]) -> int:
-    """Run ``body`` in a child process; return its exit status."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            body()
-            code = 0
-        except OverlayError as error:
-            code = error.code
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def count(scenario: Scenario, root: Path, counted: frozenset[str]) -> int:

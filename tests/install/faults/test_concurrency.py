@@ -7,8 +7,6 @@ import importlib
 import os
 import sys
 import time
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,29 +14,10 @@ from rocm_overlay.install import inspection, operations
 from rocm_overlay.install.session import Options
 from rocm_overlay.install.transaction.states import State
 
+from tests.forking import ended, start
 from tests.install.support import STOCK, make_bundle, make_site, modeling, overlay_text
 
 GENERATORS = {"A": 1, "B": 1234}
-
-
-def start(body: Callable[[], None]) -> int:
-    """Run ``body`` in a child; a failure is shown and gives exit status 1."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            body()
-            code = 0
-        except BaseException:  # noqa: BLE001 - shown, and counted by the parent
-            traceback.print_exc()
-            sys.stderr.flush()
-        finally:
-            os._exit(code)
-    return child
-
-
-def codes(children: list[int]) -> list[int]:
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
 def install_at_once(site: Path, bundles: dict[str, Path], processes: int) -> None:
@@ -50,7 +29,7 @@ def install_at_once(site: Path, bundles: dict[str, Path], processes: int) -> Non
         )  # type: ignore[misc]
         for number in range(processes)
     ]
-    assert codes(children) == [0] * processes
+    assert [ended(child) for child in children] == [0] * processes
     texts = {model: modeling(site, model).read_bytes() for model in STOCK}
     wholes = [{model: overlay_text(text, number) for model, text in STOCK.items()} for number in GENERATORS.values()]
     assert texts in wholes, "a mixed tree"

@@ -33,6 +33,7 @@ from rocm_overlay.install.transaction.place import BLOBS, HISTORY, JOURNAL, LOCK
 from rocm_overlay.install.transaction.recovery import BACK, COMPLETED, FORWARD, ORPHANED, recover
 from rocm_overlay.install.transaction.signals import HardStop, Signals
 
+from tests.forking import fork
 from tests.install.faults import harness
 from tests.install.faults.harness import ALL_OVERLAY, ALL_STOCK, INSTALL, PATHS, World
 
@@ -126,7 +127,7 @@ def test_a_lock_held_by_a_dead_process_is_free(world: World) -> None:
         with lock.locked(world.place(), 0.1):
             os._exit(harness.KILLED)
 
-    assert harness.fork(die_holding_it) == harness.KILLED
+    assert fork(die_holding_it) == harness.KILLED
     _take(world.place())
 
 
@@ -419,7 +420,7 @@ def test_recovery_without_a_journal_does_nothing(world: World) -> None:
 
 def test_recovery_of_a_finished_install_only_closes(world: World) -> None:
     plan = harness.install_plan(world)
-    assert harness.fork(lambda: harness.run(world, plan, harness.UnclosedFs())) == harness.KILLED
+    assert fork(lambda: harness.run(world, plan, harness.UnclosedFs())) == harness.KILLED
     done = recover(world.place(), harness.VERSION)
     assert done is not None
     assert (done.id, done.kind, done.outcome, done.paths) == (plan.id, "install", COMPLETED, PATHS)
@@ -498,7 +499,7 @@ def test_a_revert_that_creates_a_missing_file_goes_forward(disk: Path) -> None:
     )
     plan = Plan(journal.REVERT, harness.VERSION, "now", steps, current.to_json(), None)
     assert plan.journal("pkg").changes[0].before is None
-    code = harness.fork(lambda: harness.run(world, plan, harness._kill_at_replace(2)))
+    code = fork(lambda: harness.run(world, plan, harness._kill_at_replace(2)))
     assert code == harness.KILLED
     assert journal_round_trips(world)
     done = recover(world.place(), harness.VERSION)

@@ -12,6 +12,7 @@ import pytest
 from rocm_overlay.install.transaction.errors import CANNOT_WRITE, ROLLED_BACK, UNRECOVERED, OverlayError
 from rocm_overlay.install.transaction.fs import Fs
 
+from tests.forking import fork
 from tests.install.faults import harness
 from tests.install.faults.harness import READING, SCENARIOS, WRITING, FaultFs, Scenario
 
@@ -88,7 +89,7 @@ def test_kill_then_kill_the_recovery(scenario: Scenario, disk: Path) -> None:
             second += 1
             world = harness.copy(stopped, disk / f"{first}-{second}")
             fs = FaultFs(harness.kill(second, after=False), points)
-            code = harness.fork(lambda world=world, fs=fs: harness.next_command(world, fs))  # type: ignore[misc]
+            code = fork(lambda world=world, fs=fs: harness.next_command(world, fs))  # type: ignore[misc]
             results.append(harness.end_state(world, scenario))
             shutil.rmtree(world.root)
             if code != harness.KILLED:

@@ -16,6 +16,7 @@ from rocm_overlay.install.transaction.fs import TEMPORARY
 from rocm_overlay.install.transaction.place import BLOBS, JOURNAL, RECEIPT, STATE, temporary_name
 from rocm_overlay.install.transaction.recovery import COMPLETED, ORPHANED, recover
 
+from tests.forking import fork
 from tests.install.faults import harness
 from tests.install.faults.harness import ALL_STOCK, INSTALL, PACKAGE, PATHS, World
 
@@ -36,7 +37,7 @@ def reverting(disk: Path) -> World:
 def finished(disk: Path) -> World:
     """An install whose last step, to remove its journal, was not made."""
     world = harness.build(disk / "finished")
-    assert harness.fork(lambda: harness.run(world, harness.install_plan(world), harness.UnclosedFs())) == harness.KILLED
+    assert fork(lambda: harness.run(world, harness.install_plan(world), harness.UnclosedFs())) == harness.KILLED
     return world
 
 

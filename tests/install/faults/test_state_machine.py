@@ -224,6 +224,7 @@ class Environment(RuleBasedStateMachine):
 
 
 def _run(examples: int, steps: int, phases: Sequence[Phase] = tuple(Phase)) -> None:
+    # derandomize: the histories follow from the source text of Environment, and another text means other histories.
     run_state_machine_as_test(
         Environment,
         settings=settings(

@@ -6,9 +6,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from ..options import Json, Models, Python, SitePackages, examples, names, new_app, target_options
+from rocm_overlay.commandline import App, Json, examples
 
-app = new_app()
+from ..options import Models, Python, SitePackages, names, target_options
+
+app = App()
 
 
 @app.command(

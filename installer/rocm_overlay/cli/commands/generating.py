@@ -7,9 +7,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from ..options import DryRun, Json, examples, names, new_app
+from rocm_overlay.commandline import App, Json, examples
 
-app = new_app()
+from ..options import DryRun, names
+
+app = App()
 
 
 @app.command(
@@ -61,8 +63,9 @@ def gen(
     """
     _require_libcst("gen")
     from rocm_overlay.patchgen import command
+    from rocm_overlay.patchgen.options import Options
 
-    options = command.Options(
+    options = Options(
         target=target,
         all_files=all_files,
         source=source,

@@ -6,10 +6,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from .. import output
-from ..options import Json, Python, SitePackages, examples, new_app, target_options
+from rocm_overlay.commandline import App, Json, examples
 
-app = new_app()
+from .. import output
+from ..options import Python, SitePackages, target_options
+
+app = App()
 
 
 @app.command(

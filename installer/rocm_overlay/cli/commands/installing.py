@@ -7,10 +7,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from .. import output
-from ..options import DryRun, Json, Python, SitePackages, examples, names, new_app, target_options
+from rocm_overlay.commandline import App, Json, examples
 
-app = new_app()
+from .. import output
+from ..options import DryRun, Python, SitePackages, names, target_options
+
+app = App()
 
 
 @app.command(
@@ -45,7 +47,7 @@ def install(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> int:
-    """Replace the modeling files of an installed transformers, atomically."""
+    """Replace modeling files of an installed transformers, atomically."""
     from rocm_overlay.install import operations
 
     options = target_options(python, site_packages, dry_run)

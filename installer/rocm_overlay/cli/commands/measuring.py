@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from ..options import Json, examples, new_app
+from rocm_overlay.commandline import App, Json, examples
 
-app = new_app()
+app = App()
 
 
 @app.command(
@@ -17,7 +17,7 @@ app = new_app()
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False},
 )
 def bench(context: typer.Context) -> int:
-    """Measure stock against overlaid code in fresh interleaved processes."""
+    """Measure stock against overlaid code, in interleaved processes."""
     from rocm_overlay.bench.cli import app as bench_app
 
     code = typer.main.get_command(bench_app).main(

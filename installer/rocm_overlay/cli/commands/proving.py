@@ -7,16 +7,23 @@ from typing import Annotated
 
 import typer
 
-from ..options import Executor, Json, Workers, examples, new_app
+from rocm_overlay.commandline import App, Json, examples
 
-app = new_app()
+from ..options import Executor, Workers
+
+app = App()
 Python = Annotated[
     str | None, typer.Option("--python", metavar="PYTHON", help="Interpreter with torch and transformers.")
 ]
 
 
 @app.command(
-    epilog=examples("overlay verify --model ./Qwen3-0.6B", "overlay verify --model ./m --tiers torch,eager --json")
+    epilog=examples(
+        "overlay verify --model ./Qwen3-0.6B",
+        "overlay verify --model ./Qwen3-0.6B/config.json --tiers torch,eager --json",
+        "overlay verify --model ./Qwen3-0.6B --executor ray --work verify-qwen3",
+        "overlay verify --hf-tests transformers-4.57.6.tar.gz --models llama",
+    )
 )
 def verify(
     model: Annotated[
@@ -54,7 +61,7 @@ def verify(
     ] = None,
     json: Json = False,
 ) -> int:
-    """Prove on this machine that overlaid code computes what stock does."""
+    """Prove here that overlaid code computes what stock does."""
     from rocm_overlay.install.transaction.errors import UsageError
 
     if (model is None) == (hf_tests is None):
@@ -107,7 +114,7 @@ def warmup(
     python: Python = None,
     json: Json = False,
 ) -> int:
-    """Build and load every kernel that a profile uses, ahead of serving.
+    """Build and load every kernel of a profile, ahead of serving.
 
     Every first call is triggered and timed.
     """

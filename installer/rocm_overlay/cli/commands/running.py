@@ -7,9 +7,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from ..options import Json, Models, Python, examples, names, new_app
+from rocm_overlay.commandline import App, Json, examples
 
-app = new_app()
+from ..options import Models, Python, names
+
+app = App()
 
 
 @app.command(

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from ..options import Json, examples, new_app
+from rocm_overlay.commandline import App, Json, examples
 
-app = new_app()
+app = App()
 
 
 @app.command(
@@ -30,7 +30,7 @@ def scan(
     ] = "text",
     json: Json = False,
 ) -> int:
-    """Find NVIDIA-only libraries in sources and name what replaces them.
+    """Find NVIDIA-only libraries in sources, and what replaces them.
 
     Exit 1 when something needs manual work, 0 when hipify or nothing is enough.
     """

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import typer
 
-from ..options import new_app
+from rocm_overlay.commandline import App
 
-app = new_app()
+app = App()
 
 
 @app.command(
@@ -14,7 +14,7 @@ app = new_app()
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False},
 )
 def synth(context: typer.Context) -> int:
-    """Generate and validate synthetic torch modules, and fuzz with them."""
+    """Generate and validate synthetic modules, and fuzz with them."""
     from rocm_overlay.synth import cli
 
     return cli.run(context.args)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import typer
 
-from ..options import new_app
+from rocm_overlay.commandline import App
 
-app = new_app()
+app = App()
 
 
 @app.command(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from .. import output
@@ -31,7 +30,7 @@ def patch(made: Patch, *, as_json: bool) -> int:
 def attestation(made: Attestation, form: str) -> int:
     """Print the document in the form that was asked for."""
     if form == "cyclonedx":
-        print(json.dumps(made.to_cyclonedx(), ensure_ascii=True, sort_keys=True, indent=1))
+        output.print_document(made.to_cyclonedx())
     else:
         output.print_json("attest", made.to_json())
     return 0

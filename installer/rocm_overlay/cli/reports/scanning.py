@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,7 @@ def show(found: Scan, form: str) -> int:
     if form == "sarif":
         from rocm_overlay.install.scan.sarif import document
 
-        print(json.dumps(document(found), ensure_ascii=True, sort_keys=True, indent=1))
+        output.print_document(document(found))
     elif form == "json":
         output.print_json("scan", _body(found), ok=found.code == 0)
     else:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from .. import gpu, inspection, record
 from ..gpu import Gpu
-from ..session import Options, open_place
+from ..profiles import FAMILIES
+from ..session import Options, open_place, read_situation
 from ..situation import Situation
 from ..target import Target, resolve
 from ..transaction import journal
@@ -62,8 +63,6 @@ class Context:
 
     def asked(self) -> dict[str, str]:
         """Return our toggles that the environment sets to something other than off."""
-        from ..profiles import FAMILIES
-
         found = {name: self.machine.environ[name] for name in ("AMD_OPS", *FAMILIES) if name in self.machine.environ}
         return {name: value for name, value in found.items() if value not in ("", "0", "off")}
 
@@ -94,8 +93,6 @@ def look(options: Options, machine: Machine, launcher: str | None) -> Context:
 
 def situation(context: Context) -> Situation:
     """Return what planning would look at; only where there is a target."""
-    from ..session import read_situation
-
     assert context.place is not None
     assert context.target is not None
     return read_situation(context.place, context.target, context.options.bundle, keep_orphan=True)

@@ -8,9 +8,11 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..hook import installed
 from ..hook.running import VARIABLE, prefix_of, shebang_python
 from ..target import HOOK, resolve
 from ..transaction.errors import ForeignError, TargetError
+from ..transaction.place import JOURNAL
 from ..transaction.states import State
 from .context import Context
 from .registry import Finding, finding
@@ -30,7 +32,7 @@ def target(c: Context) -> Iterator[Finding]:
     if c.refusal is not None and not isinstance(c.refusal, ForeignError):
         yield finding("no-target", c.refusal.message, paths=c.refusal.paths, advice=c.refusal.remedy)
     if c.interrupted and c.place is not None:
-        yield finding("interrupted", f"{c.place.tree.root / '.amd-overlay/txn.json'} exists")
+        yield finding("interrupted", f"{c.place.tree.root / JOURNAL} exists")
     if (
         c.status is not None
         and c.status.state in _STATES
@@ -46,8 +48,6 @@ def target(c: Context) -> Iterator[Finding]:
 
 def hook(c: Context) -> Iterator[Finding]:
     """A hook file that cannot work."""
-    from ..hook import installed
-
     if c.place is None:
         return
     path = c.place.tree.root / HOOK

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,9 +42,7 @@ def locked(place: Place, seconds: float) -> Iterator[None]:
 
 def cannot_write(place: Place, path: Path, error: OSError) -> WriteError:
     """Explain a failed write: where, why, whose it is, and that nothing was changed."""
-    import errno
-    import os
-    import shutil
+    import shutil  # here: a start without trouble need not pay for it
 
     reason = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,8 +70,6 @@ class Place:
 
 def now_ns() -> int:
     """Return the current time cut to whole seconds, which every file system can store."""
-    import time
-
     return time.time_ns() // 1_000_000_000 * 1_000_000_000
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable
 from enum import Enum
 from typing import Protocol
@@ -10,6 +11,11 @@ from .entry import Observed
 from .receipt import Receipt
 
 MARKER = b"# amd-overlay/"
+"""How the first line of every overlay begins; `MARKER_LINE` is what this version reads and writes there."""
+MARKER_LINE = re.compile(
+    rb"# amd-overlay/1 base=sha256:(?P<base>[0-9a-f]{64}) "
+    rb"generator=(?P<generator>\d{1,6}) recipes=(?P<recipes>[0-9a-f]{12}) "
+)
 
 
 class Recorded(Protocol):

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
+from ...install import patches
 from ..errors import DriftError, PatchgenError, TargetError
 from ..header import GENERATOR
-from ..output import refuse_package, write_files
+from ..options import Options
+from ..output import holds, refuse_package, write_files
 from ..recipe import Status
-from ..report import unified_diff
+from ..report import write_json, write_source
 from .generator import Generated, PatchOutcome, build
 from .load import Loaded, discover, find_file, load
 from .patches import ConfigErrors
 from .stock import find_module
-
-if TYPE_CHECKING:
-    from ..command import Options
 
 SCHEMA = "amd-overlay.gen-config/1"
 
@@ -38,7 +36,7 @@ class Job:
         target = self.made.config.target_file
         files = {target: self.made.output}
         if diff:
-            files[_diff_name(target)] = diff_of(self.made).encode("utf-8")
+            files[_diff_name(target)] = diff_of(self.made)
         return files
 
 
@@ -101,12 +99,10 @@ def _diff_name(target: str) -> str:
     return f"{target.removesuffix('.py')}.diff"
 
 
-def diff_of(made: Generated) -> str:
+def diff_of(made: Generated) -> bytes:
     """The unified diff from stock to output; its labels hold no path of this machine."""
     stock = made.module.name.replace(".", "/") + ".py"
-    return unified_diff(made.module.data, made.output, stock).replace(
-        f"+++ b/{stock}", f"+++ b/{made.config.target_file}"
-    )
+    return patches.unified(made.module.data, made.output, f"a/{stock}", f"b/{made.config.target_file}")
 
 
 def _write(jobs: Sequence[Job], options: Options) -> list[Path]:
@@ -128,7 +124,7 @@ def _check(jobs: Sequence[Job], options: Options) -> list[Path]:
     for job in jobs:
         has_diff = (job.output / _diff_name(job.made.config.target_file)).exists()
         files = job.files(options.diff or has_diff)
-        wrong = {name: data for name, data in files.items() if not _is(job.output / name, data)}
+        wrong = {name: data for name, data in files.items() if not holds(job.output / name, data)}
         different += [job.output / name for name in sorted(wrong)]
         if wrong and options.fix:
             refuse_package(job.output)
@@ -141,13 +137,6 @@ def _check(jobs: Sequence[Job], options: Options) -> list[Path]:
             remedy="run again with --check --fix, and review the diff",
         )
     return written
-
-
-def _is(file: Path, data: bytes) -> bool:
-    try:
-        return file.read_bytes() == data
-    except OSError:
-        return False
 
 
 def _list(loaded: Sequence[Loaded], out: TextIO, options: Options) -> None:
@@ -165,7 +154,7 @@ def _list(loaded: Sequence[Loaded], out: TextIO, options: Options) -> None:
             for one in loaded
             for name, config in one.configs.items()
         ]
-        print(json.dumps({"schema": SCHEMA, "configs": configs}, indent=1, sort_keys=True), file=out)
+        write_json({"schema": SCHEMA, "configs": configs}, out)
         return
     for one in loaded:
         for name, config in one.configs.items():
@@ -179,11 +168,11 @@ def _list(loaded: Sequence[Loaded], out: TextIO, options: Options) -> None:
 
 def _report(jobs: Sequence[Job], written: Sequence[Path], options: Options, out: TextIO, err: TextIO) -> None:
     if options.as_json:
-        print(json.dumps(_as_json(jobs, written), indent=1, sort_keys=True), file=out)
+        write_json(_as_json(jobs, written), out)
         return
     for job in jobs:
         if options.dry_run and options.diff:
-            out.write(diff_of(job.made))
+            write_source(diff_of(job.made), out)
         counts = {status: sum(one.status is status for one in job.made.outcomes) for status in Status}
         account = ", ".join(f"{count} {status.value}" for status, count in counts.items() if count)
         print(f"{job.path}: {job.name} -> {job.made.config.target_file}: {account}", file=err)

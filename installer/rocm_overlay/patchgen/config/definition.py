@@ -20,11 +20,6 @@ DECORATORS = frozenset(("replace_class", "replace_function", "override_method", 
 DefinitionNode = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
-def is_definition(node: ast.AST) -> bool:
-    """Say whether a node is a class or function statement."""
-    return isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
-
-
 def is_patch_decorator(node: ast.expr) -> bool:
     """Say whether a decorator is ``<something>.replace_class(...)`` or another one of ours."""
     function = node.func if isinstance(node, ast.Call) else node

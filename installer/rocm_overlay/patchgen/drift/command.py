@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import TextIO
 
+from rocm_overlay.overlays.recipes import recipe_set
+
 from ..command import exit_code
 from ..errors import PatchgenError, TargetError
 from ..output import write_files
+from ..report import write_json
 from ..trees import BundleTree, Tree, named_tree
 from .compare import compare
 from .page import page
@@ -35,9 +37,6 @@ def run(
     out = out or sys.stdout
     err = err or sys.stderr
     try:
-        # Here and not above: the recipes import this package.
-        from rocm_overlay.overlays.recipes import recipe_set
-
         first, second = named_tree(str(old)), named_tree(str(new))
         models = models or _common(first, second, err)
         files = compare(first, second, recipe_set(), models, lambda text: print(text, file=err))
@@ -47,12 +46,12 @@ def run(
     except PatchgenError as error:
         if json_output:
             listed = [{"id": error.kind, "message": error.message, "text": str(error)}]
-            print(json.dumps({"schema": SCHEMA, "errors": listed}, indent=1, sort_keys=True), file=out)
+            write_json({"schema": SCHEMA, "errors": listed}, out)
         print(f"error: {error}", file=err)
         return exit_code(error)
     if json_output:
         document = as_json(files, _about(first), _about(second))
-        print(json.dumps(document, indent=1, sort_keys=True), file=out)
+        write_json(document, out)
     else:
         for line in lines(files):
             print(line, file=out)

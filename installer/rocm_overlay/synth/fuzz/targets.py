@@ -102,14 +102,6 @@ def compiled(job: dict[str, Any], builtins: dict[str, Any] | None) -> dict[str, 
     return {"touched": 1 + sites}
 
 
-FUNCTIONS: dict[str, Callable[..., dict[str, Any]]] = {
-    "ops": ops,
-    "kernelize": kernelize,
-    "recipes": recipes,
-    "compile": compiled,
-}
-
-
 def overlay(source: str) -> tuple[str, int]:
     """Return the overlay of a program's text, and at how many sites it differs."""
     from rocm_overlay.overlays.recipes import recipe_set

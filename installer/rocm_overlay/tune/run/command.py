@@ -38,13 +38,8 @@ VERIFY_SCHEMA = "amd-overlay.tune.verify/1"
 class Asked:
     """Which shapes: a model's, or those of an untuned CSV."""
 
-    config: str | None
-    shapes: Path | None
-    tp: int
-    fused: str
-    m_ladder: str
-    dtype: str
-    assume: str | None
+    model: ShapeOptions
+    untuned: Path | None
 
 
 @dataclass(frozen=True)
@@ -77,11 +72,11 @@ class Ends:
 
 
 def _shapes(asked: Asked) -> tuple[tuple[Shape, ...], dict[str, object]]:
-    if (asked.config is None) == (asked.shapes is None):
+    if (asked.model.config is None) == (asked.untuned is None):
         raise TuneError("usage", "name one origin of shapes", "--config F or --shapes UNTUNED.csv")
-    if asked.shapes is not None:
-        return read_untuned(asked.shapes)[0], {"untuned": str(asked.shapes)}
-    found = model_shapes(ShapeOptions(asked.config, asked.tp, asked.fused, asked.m_ladder, asked.dtype, asked.assume))
+    if asked.untuned is not None:
+        return read_untuned(asked.untuned)[0], {"untuned": str(asked.untuned)}
+    found = model_shapes(asked.model)
     return found.shapes, found.origin
 
 
@@ -145,7 +140,7 @@ def run(
     device = target_device(gpu)
     shapes, origin = _shapes(asked)
     programs = _programs(tools)
-    guard_output(output, [asked.shapes] if asked.shapes else [])
+    guard_output(output, [asked.untuned] if asked.untuned else [])
     folder = _work_folder(work or output.with_name(output.name + ".session"), limits.restart)
     session = Session(device, programs, folder, limits.margin / 100, limits.retries)
     outcomes = _outcomes(session, shapes, limits)

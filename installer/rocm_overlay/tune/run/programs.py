@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...child import kill
 from ..errors import EXIT_TARGET_MISSING, TuneError
 from ..installed import Aiter
 from ..schema import COLUMNS
@@ -66,15 +65,8 @@ def start(command: Sequence[str], log: Path, timeout: float, environment: Mappin
         except subprocess.TimeoutExpired:
             timed_out = True
         finally:
-            _end_group(child)
+            kill(child)  # the leader of a group that has no other process of ours
     return Ended(child.returncode, timed_out, _tail(log))
-
-
-def _end_group(child: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of the group; the leader has no other process of ours in it."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
 
 
 def _tail(log: Path) -> str:

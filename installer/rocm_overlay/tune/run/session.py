@@ -54,7 +54,6 @@ class Session:
         outcomes in order.
         """
         journal = Journal(self.work / "session.jsonl", self.settings())
-        journal.open()
         if executor is not None:
             self._spread(shapes, progress, journal, executor)
         for number, shape in enumerate(shapes, 1):

@@ -16,6 +16,7 @@ from ...child import beside, environment
 from ...install import catalog
 from ...install.transaction.errors import OverlayError, TargetError, UsageError
 from .. import plan, target
+from ..report import refuse
 from ..workers import stage
 from . import layout
 
@@ -58,10 +59,7 @@ def run(
     try:
         outcomes = compare(sdist, models, toggles or (), python, say)
     except OverlayError as error:
-        if json_output:
-            print(json.dumps({"schema": SCHEMA, "ok": False, "exit_code": error.code, "error": error.to_json()}))
-        say(f"overlay verify: {error.message}\n  {error.remedy}")
-        return error.code
+        return refuse("verify", error, SCHEMA, as_json=json_output)
     code = 1 if any(outcome.lost for outcome in outcomes) else 0
     if json_output:
         runs = [outcome.as_json() for outcome in outcomes]

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import select
-import subprocess
-import time
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import closing
 from typing import Any
 
-from ...child import beside, kill, spawn
-from ..workers import stage
+from ...child import Child
+from ..workers import served, stage
 from .session import Session
-
-_LOG_LINES = 12
 
 
 class WorkerError(RuntimeError):
@@ -49,47 +42,16 @@ def run(
         "seed": 0,
         "dtype": session.dtype,
         "captures": str(session.captures),
-        "sources": {source.module: str(scratch / build / source.path) for source in session.sources},
-        "amd_ops_path": None if session.interpreter.amd_ops else str(beside("amd_ops", scratch / "fallback")),
+        **served(session.interpreter, scratch, build, session.sources),
         **job,
     }
-    path, log = scratch / f"{do}.job.json", scratch / f"{do}.log"
-    path.write_text(json.dumps(content))
-    command = [session.interpreter.executable, "-m", "rocm_overlay.verify.qualify.worker", str(path)]
-    process, reading = spawn(command, scratch, log)
-    try:
-        _follow(process, reading, on_event, limit, log)
-    finally:
-        os.close(reading)
-        if process.poll() is None:
-            kill(process)
-
-
-def _follow(
-    process: subprocess.Popen[bytes],
-    reading: int,
-    on_event: Callable[[dict[str, Any]], float | None],
-    limit: float,
-    log: Path,
-) -> None:
-    pending = b""
-    deadline = time.monotonic() + limit
-    while True:
-        ready, _, _ = select.select([reading], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
-            raise WorkerError(f"no answer for {limit:.0f} s", None, _tail(log))
-        data = os.read(reading, 65536)
-        if not data:
-            break
-        *lines, pending = (pending + data).split(b"\n")
-        for line in lines:
-            limit = on_event(json.loads(line)) or limit
-            deadline = time.monotonic() + limit
-    status = process.wait()
-    if status:
-        raise WorkerError(f"the process ended with status {status}", status, _tail(log))
-
-
-def _tail(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return "\n".join(lines[-_LOG_LINES:])
+    started = Child(session.interpreter.executable, "rocm_overlay.verify.qualify.worker", content, scratch, do)
+    started.patience = limit
+    with closing(started.events()) as events:  # whatever on_event raises ends the worker
+        for event in events:
+            started.patience = on_event(event) or started.patience
+    if started.timed_out:
+        raise WorkerError(f"no answer for {started.patience:.0f} s", None, started.log_tail())
+    if started.status:
+        message = f"the process ended with status {started.status}"
+        raise WorkerError(message, started.status, started.log_tail())

@@ -14,12 +14,14 @@ from rich.console import Console
 
 from ...install.transaction.errors import OverlayError, UsageError
 from .. import plan, target
+from ..report import refuse
 from ..workers import OPTIONAL_TIERS, Setup
 from . import child, choose, document, steps
 from .choose import Choice
 from .session import Session
 
 SCHEMA = "amd-overlay.qualify/1"
+WARMUP_SCHEMA = "amd-overlay.warmup/1"
 GIB = 2**30
 
 
@@ -52,11 +54,7 @@ def run(options: Options) -> int:
     try:
         content = qualify(options, say)
     except OverlayError as error:
-        if options.json_output:
-            print(json.dumps({"schema": SCHEMA, "ok": False, "exit_code": error.code, "error": error.to_json()}))
-        say(f"overlay qualify: {error.message}")
-        say(f"  {error.remedy}")
-        return error.code
+        return refuse("qualify", error, SCHEMA, as_json=options.json_output)
     if options.json_output:
         print(json.dumps({"schema": SCHEMA, "ok": True, "exit_code": 0, **content}, allow_nan=False))
     return 0
@@ -195,12 +193,9 @@ def warmup(profile: Path, *, python: str | None = None, json_output: bool = Fals
     try:
         found = warm(profile, python)
     except OverlayError as error:
-        if json_output:
-            print(json.dumps({"schema": "amd-overlay.warmup/1", "ok": False, "error": error.to_json()}))
-        print(f"overlay warmup: {error.message}\n  {error.remedy}", file=sys.stderr)
-        return error.code
+        return refuse("warmup", error, WARMUP_SCHEMA, as_json=json_output)
     if json_output:
-        print(json.dumps({"schema": "amd-overlay.warmup/1", "ok": True, **found}))
+        print(json.dumps({"schema": WARMUP_SCHEMA, "ok": True, "exit_code": 0, **found}))
         return 0
     for item in found["ops"]:
         first = "-" if item["first_call_s"] is None else f"{item['first_call_s'] * 1e3:.1f} ms"

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ...files import write_atomic
 from ...install.transaction.errors import WriteError
 from .choose import Choice
 from .session import Session
@@ -77,13 +78,10 @@ def digest(content: dict[str, Any]) -> str:
 
 def write(path: Path, text: str) -> None:
     """Write a file whole or not at all. Raises WriteError."""
-    partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        write_atomic(path, text.encode())
     except OSError as error:
-        partial.unlink(missing_ok=True)
         message = f"{path} cannot be written: {error.strerror}"
         raise WriteError("profile-unwritable", message, remedy="name another place with -o", paths=[path]) from None
 

@@ -1,17 +1,20 @@
-"""The state of one qualification on disk: what it is about, what was captured, which candidates are done."""
+"""The state of one qualification on disk: what it is about, what was captured, which candidates are done.
+
+Results on another subject are no use to anybody, so they make way, where other runs refuse another's folder.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...journal import Journal, NotAJournalError, OtherRunError
 from ..switches import Point, points_of
 from ..target import Interpreter, Source
+
+SCHEMA = "amd-overlay.qualify.results/1"
 
 
 @dataclass
@@ -25,6 +28,7 @@ class Session:
     dtype: str
     work: Path
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _journal: Journal | None = None
 
     @property
     def captures(self) -> Path:
@@ -48,44 +52,41 @@ class Session:
 
     def open(self, machine: dict[str, Any]) -> bool:
         """Make the work folder; True when results of an interrupted run on the same subject are taken up."""
-        key = self._key(machine)
-        known = self.work / "key"
-        resumed = known.is_file() and known.read_text() == key
-        if not resumed and self.work.exists():
+        path = self.work / "results.jsonl"
+        subject = self._subject(machine)
+        try:
+            self._journal = Journal(path, SCHEMA, subject)
+        except (NotAJournalError, OtherRunError):
+            path.unlink()
+            self._journal = Journal(path, SCHEMA, subject)
+        if not self._journal.resumed:
             shutil.rmtree(self.captures, ignore_errors=True)
-            (self.work / "results.jsonl").unlink(missing_ok=True)
         self.captures.mkdir(parents=True, exist_ok=True)
         for partial in self.captures.rglob("*.partial"):  # of a run that was killed while it wrote
             partial.unlink()
-        known.write_text(key)
-        self.results = {item["id"]: item for item in self._read()} if resumed else {}
-        return resumed
+        self.results = {item["id"]: item for item in self._journal.records}
+        return self._journal.resumed
 
-    def _key(self, machine: dict[str, Any]) -> str:
+    def _subject(self, machine: dict[str, Any]) -> dict[str, Any]:
+        """Everything that a result depends on."""
         weights = sorted(
             (path.name, path.stat().st_size, path.stat().st_mtime_ns)
             for path in (self.model.parent if self.seeded else self.model).glob("*")
             if path.is_file() and (not self.seeded or path == self.model)
         )
-        sources = [source.as_json() for source in self.sources]
-        text = json.dumps([machine, str(self.model), weights, sources, self.dtype], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def _read(self) -> Iterator[dict[str, Any]]:
-        path = self.work / "results.jsonl"
-        if not path.is_file():
-            return
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                yield json.loads(line)
-            except ValueError:
-                return  # the line that was being written when the run was killed
+        return {
+            "machine": machine,
+            "model": str(self.model),
+            "weights": weights,
+            "sources": [source.as_json() for source in self.sources],
+            "dtype": self.dtype,
+        }
 
     def keep(self, result: dict[str, Any]) -> None:
         """Remember a candidate's result on disk."""
+        assert self._journal is not None, "the session is not open"
+        self._journal.append(result)
         self.results[result["id"]] = result
-        with (self.work / "results.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(result) + "\n")
 
     @property
     def captured(self) -> bool:

@@ -5,37 +5,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-Emit = Callable[..., None]
+from rocm_overlay.worker import Emit, end, serving
 
 
-def main(arguments: list[str]) -> int:
-    """Run the job; events go to the file descriptor, one JSON object a line."""
-    job = json.loads(Path(arguments[0]).read_bytes())
-    with os.fdopen(int(arguments[1]), "w", encoding="utf-8") as events:
-
-        def emit(event: str, **values: Any) -> None:
-            print(json.dumps({"event": event, **values}, allow_nan=False), file=events, flush=True)
-
-        if job["amd_ops_path"]:
-            sys.path.append(job["amd_ops_path"])
-        from rocm_overlay.install.hook import SourceFinder
-
-        with SourceFinder(job["sources"]):
-            try:
-                {"inspect": inspect, "capture": capture, "replay": replay, "warmup": warmup}[job["do"]](job, emit)
-            except (OSError, ValueError, RuntimeError, ImportError) as error:
-                emit("failed", message=f"{type(error).__name__}: {str(error).strip().splitlines()[0][:400]}")
-    return 0
+def main(arguments: list[str]) -> None:
+    """Run the job."""
+    tasks = {"inspect": inspect, "capture": capture, "replay": replay, "warmup": warmup}
+    with serving(arguments) as (job, emit):
+        try:
+            tasks[job["do"]](job, emit)
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
+            emit("failed", message=f"{type(error).__name__}: {str(error).strip().splitlines()[0][:400]}")
 
 
 def inspect(job: dict[str, Any], emit: Emit) -> None:
@@ -79,7 +65,7 @@ def capture(job: dict[str, Any], emit: Emit) -> None:
 
     from rocm_overlay.verify.inputs import Inputs, kind_of
     from rocm_overlay.verify.models import load, nan_weights
-    from rocm_overlay.verify.others import arguments
+    from rocm_overlay.verify.other_kinds import arguments
     from rocm_overlay.verify.qualify.capture import Recorder, watching
 
     model = load(job["model"], job["dtype"], seeded=job["seeded"], seed=job["seed"])
@@ -213,5 +199,4 @@ def warmup(job: dict[str, Any], emit: Emit) -> None:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(BrokenPipeError):  # the parent has gone: there is no one to tell
-        sys.exit(main(sys.argv[1:]))
+    end(main)
