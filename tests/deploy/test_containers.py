@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -201,9 +202,15 @@ class Replay:
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
 
     def copy_checkout(self, place: Path) -> None:
-        """What `COPY . .` takes, by .dockerignore."""
-        ignored = [name.removeprefix("**/") for name in (ROOT / ".dockerignore").read_text().split()]
-        shutil.copytree(ROOT, place, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*ignored, ".*"))
+        """What `COPY . .` takes, by .dockerignore: a name is left out at the root, `**/name` everywhere."""
+        names = (ROOT / ".dockerignore").read_text().split()
+        anywhere = [name.removeprefix("**/") for name in names if name.startswith("**/")]
+
+        def left_out(folder: str, found: list[str]) -> set[str]:
+            patterns = [*anywhere, ".*", *(names if Path(folder) == ROOT else ())]
+            return {name for name in found for pattern in patterns if fnmatch(name, pattern)}
+
+        shutil.copytree(ROOT, place, symlinks=True, dirs_exist_ok=True, ignore=left_out)
 
     def ask(self, *command: str, **options: Any) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
