@@ -97,7 +97,7 @@ def test_compose_passes_the_gpu() -> None:
     service = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["overlay"]
     assert service["devices"] == ["/dev/kfd", "/dev/dri"]
     assert len(service["group_add"]) == 2
-    # Relative to the file's folder: what `docker run -v "$PWD/models"` names in a checkout, and the build must not copy.
+    # Relative to the file: what `docker run -v "$PWD/models"` names in a checkout, and what the build must not copy.
     hosts = [re.fullmatch(r"\$\{[A-Z]+:-(\.\./.*)\}:/.*", one) for one in service["volumes"]]
     folders = {(DEPLOY / found[1]).resolve() for found in hosts if found}
     assert folders == {ROOT / "models", ROOT / "results"}
