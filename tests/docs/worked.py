@@ -66,7 +66,7 @@ class Page:
         if title is not None:
             self._write(title, text)
         elif language == "diff":
-            self._run(example, ["git", "apply", "-"], text)
+            self._run(example, ["git", "apply", "--recount", "-"], text)
         elif language in RUN:
             self._run(example, [*RUN[language], text])
         elif language == "text" and self.printed is not None:
