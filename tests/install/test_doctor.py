@@ -143,8 +143,10 @@ def test_an_interrupted_transaction_is_seen_and_finished(here: Place, monkeypatc
     assert here.ids() == ["no-gpu"]
 
 
-def test_stray_temporaries(here: Place) -> None:
-    stray = modeling(here.site).parent.parent / "one" / ".modeling_one.0123456789ab.ovtmp"
+@pytest.mark.parametrize("folder", ["transformers/models/one", ".amd-overlay", ".amd-overlay/rescued/ab"])
+def test_stray_temporaries(folder: str, here: Place) -> None:
+    stray = here.site / folder / ".modeling_one.0123456789ab.ovtmp"
+    stray.parent.mkdir(parents=True, exist_ok=True)
     stray.write_bytes(b"half")
     assert "stray-temporaries" in here.ids()
     here.examine(fix=True, dry_run=True)

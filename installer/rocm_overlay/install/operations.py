@@ -28,7 +28,7 @@ from .transaction.apply import Done, execute, preflight
 from .transaction.decode import Reader
 from .transaction.errors import ForeignError, UnrecoveredError, UnsupportedError, UsageError, WriteError
 from .transaction.lock import locked
-from .transaction.place import BLOBS, LOCK, RECEIPT, STATE, Place, new_id
+from .transaction.place import LOCK, RECEIPT, STATE, Place, new_id
 from .transaction.recovery import Recovered, recover, set_aside
 from .transaction.signals import Signals
 
@@ -156,7 +156,7 @@ def recover_only(options: Options) -> Outcome:
         return Outcome("nothing", target, Changes(None), notes=target.notes)
     with locked(place, lock_seconds()):
         recovered = recover(place, target.version, catalog.source(options.bundle))
-        removed = sum(place.tree.sweep(folder) for folder in sorted({*folders, STATE, BLOBS}))
+        removed = sum(place.tree.sweep(folder) for folder in sorted(folders | place.state_folders()))
     notes = (f"removed {removed} temporary file(s)",) if removed else ()
     return Outcome("recovered", target, Changes(None), recovered=recovered, notes=(*target.notes, *notes))
 

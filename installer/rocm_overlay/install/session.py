@@ -15,7 +15,7 @@ from .target import Target
 from .transaction import journal, receipt, states
 from .transaction.errors import UnrecoveredError, UsageError
 from .transaction.fs import TEMPORARY
-from .transaction.place import BLOBS, JOURNAL, STATE, Place
+from .transaction.place import JOURNAL, Place
 
 if TYPE_CHECKING:
     from .transaction.recovery import Recovered
@@ -87,13 +87,14 @@ def exclusive(place: Place, target: Target, options: Options, folders: set[str])
 
     with locked(place, lock_seconds()):
         recover(place, target.version, catalog.source(options.bundle))
-        for folder in sorted({*folders, STATE, BLOBS}):
+        for folder in sorted(folders | place.state_folders()):
             place.tree.sweep(folder)
         yield
 
 
 def has_strays(place: Place, folders: set[str]) -> bool:
-    return any(TEMPORARY.fullmatch(name) for folder in {*folders, STATE, BLOBS} for name in place.tree.names(folder))
+    looked_in = folders | place.state_folders()
+    return any(TEMPORARY.fullmatch(name) for folder in looked_in for name in place.tree.names(folder))
 
 
 def manifests_of(target: Target, bundle: Path) -> list[catalog.Manifest]:

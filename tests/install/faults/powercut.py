@@ -37,8 +37,8 @@ class Content:
 
     data: bytes = b""
     mode: int = 0o600
-    uid: int = 0
-    gid: int = 0
+    uid: int = field(default_factory=os.geteuid)
+    gid: int = field(default_factory=os.getegid)
     mtime_ns: int = 0
     xattrs: dict[str, bytes] = field(default_factory=dict)
 

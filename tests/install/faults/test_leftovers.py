@@ -13,7 +13,7 @@ import pytest
 from rocm_overlay.install import transaction
 from rocm_overlay.install.transaction import journal, states
 from rocm_overlay.install.transaction.fs import TEMPORARY
-from rocm_overlay.install.transaction.place import BLOBS, JOURNAL, RECEIPT, STATE, temporary_name
+from rocm_overlay.install.transaction.place import BLOBS, JOURNAL, RECEIPT, RESCUED, STATE, temporary_name
 from rocm_overlay.install.transaction.recovery import COMPLETED, ORPHANED, recover
 
 from tests.forking import fork
@@ -41,8 +41,9 @@ def finished(disk: Path) -> World:
     return world
 
 
-@pytest.mark.parametrize("folder", [STATE, BLOBS, PACKAGE, f"{PACKAGE}/sub"])
+@pytest.mark.parametrize("folder", [STATE, BLOBS, f"{RESCUED}/ab/models", PACKAGE, f"{PACKAGE}/sub"])
 def test_temporary_files_of_earlier_commands_go(finished: World, folder: str) -> None:
+    (finished.site / folder).mkdir(parents=True, exist_ok=True)
     (finished.site / folder / STRAY).write_bytes(b"left over")
     done = recover(finished.place(), harness.VERSION)
     assert done is not None

@@ -126,8 +126,12 @@ def test_the_kills_catch(kind: type[FaultFs], disk: Path) -> None:
 
 def neighbour_writes_in_place(world: World) -> None:
     """Do what `cp` into another environment does: the text of the shared inode changes."""
-    with (world.root / "neighbour" / "c.py").open("r+b") as file:
+    path = world.root / "neighbour" / "c.py"
+    mode = path.stat().st_mode
+    path.chmod(mode | 0o200)  # the file is read-only, and not everybody is root
+    with path.open("r+b") as file:
         file.write(b"# of another tool\n")
+    path.chmod(mode)
 
 
 @pytest.mark.parametrize("planted", [False, True])

@@ -342,8 +342,9 @@ class Tree:
             own = self.fs.fstat(fd)
             if (own.st_uid, own.st_gid) != (entry.uid, entry.gid):
                 self.fs.fchown(fd, entry.uid, entry.gid)
-            self.fs.fchmod(fd, entry.mode)
+            # In this order: a file that its owner may not write takes no attributes from him, be it open for writing.
             refused = self._set_xattrs(fd, dict(entry.xattrs))
+            self.fs.fchmod(fd, entry.mode)
             self.fs.futime(fd, entry.mtime_ns)
             self.fs.fsync(fd)
         finally:

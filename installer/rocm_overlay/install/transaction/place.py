@@ -46,6 +46,12 @@ class Place:
         """Return the directory of a package path, below the tree."""
         return split(self.target(path))[0]
 
+    def state_folders(self) -> set[str]:
+        """Return our own folders, in each of which a stopped process may have left a temporary file."""
+        top = self.tree.root / RESCUED
+        below = [] if top.is_symlink() else [Path(folder) for folder, _, _ in os.walk(top)]
+        return {STATE, BLOBS, *(folder.relative_to(self.tree.root).as_posix() for folder in below)}
+
     def prepare(self) -> None:
         """Create the state folder and the lock file in it, owned like the rest of the environment."""
         self.tree.make(BLOBS, self.owner)

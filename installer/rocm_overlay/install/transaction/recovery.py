@@ -14,7 +14,7 @@ from .decode import MalformedError, dump, parse
 from .entry import Entry, Observed
 from .errors import UnrecoveredError
 from .journal import INSTALL, Change, Journal
-from .place import BLOBS, JOURNAL, RECEIPT, RESCUED, STATE, Place
+from .place import JOURNAL, RECEIPT, RESCUED, STATE, Place
 
 COMPLETED = "completed"
 BACK = "rolled back"
@@ -204,8 +204,8 @@ class _Recovery:
 def tidy(place: Place, receipt: dict[str, object] | None) -> tuple[str, ...]:
     """Remove stray temporary files and the blobs that ``receipt`` does not need. Failing costs disk space only."""
     try:
-        place.tree.sweep(STATE)
-        place.tree.sweep(BLOBS)
+        for folder in sorted(place.state_folders()):
+            place.tree.sweep(folder)
         blobs.collect(place, _hashes(receipt, "stock_sha256"))
     except OSError as error:
         return (f"tidying up {place.tree.root / STATE} failed: {error}",)
