@@ -13,7 +13,7 @@ from rocm_overlay.install.session import Options
 from rocm_overlay.install.transaction.errors import BundleError, ForeignError, UnrecoveredError, UnsupportedError
 from rocm_overlay.install.transaction.states import FileState, State
 
-from tests.install.support import STOCK, make_bundle, make_site, modeling, overlay_text, snapshot
+from tests.install.support import LINE, STOCK, make_bundle, make_site, modeling, overlay_text, snapshot
 
 
 @pytest.fixture
@@ -293,6 +293,52 @@ def test_the_state_folder_is_gone(options: Options, small_site: Path) -> None:
     operations.revert(options)
     assert {model: modeling(small_site, model).read_bytes() for model in STOCK} == STOCK
     assert state(options) is State.STOCK
+
+
+def with_a_lost_state_folder_and_a_new_receipt(options: Options, site: Path, first: Options) -> None:
+    """Every file is overlaid, and the receipt knows of one alone."""
+    install(first)
+    shutil.rmtree(site / ".amd-overlay")
+    modeling(site, "one").write_bytes(STOCK["one"])
+    operations.install(options, LINE, ["one"])
+
+
+def test_one_revert_also_finds_what_a_lost_receipt_listed(options: Options, small_site: Path) -> None:
+    with_a_lost_state_folder_and_a_new_receipt(options, small_site, options)
+    operations.revert(options)
+    assert {model: modeling(small_site, model).read_bytes() for model in STOCK} == STOCK
+    assert state(options) is State.STOCK
+
+
+def test_overlays_of_another_version_that_no_receipt_lists_take_force(
+    options: Options, small_site: Path, tmp_path: Path
+) -> None:
+    other = dataclasses.replace(options, bundle=make_bundle(tmp_path / "other", generator=12345))
+    with_a_lost_state_folder_and_a_new_receipt(options, small_site, other)
+    before = snapshot(small_site)
+    with pytest.raises(ForeignError, match=r"modeling_three\.py"):
+        operations.revert(options)
+    assert snapshot(small_site) == before
+    operations.revert(options, force=True)
+    assert {model: modeling(small_site, model).read_bytes() for model in STOCK} == STOCK
+
+
+def test_a_stray_overlay_of_an_unknown_stock_text_is_left_and_named(options: Options, small_site: Path) -> None:
+    operations.install(options, LINE, ["one"])
+    modeling(small_site, "two").write_bytes(overlay_text(b"unknown\n"))
+    modeling(small_site, "three").write_bytes(b"mine\n")
+    outcome = operations.revert(options, force=True)
+    assert outcome.notes == ("neither stock nor ours, and left as they are: models/two/modeling_two.py",)
+    assert modeling(small_site, "one").read_bytes() == STOCK["one"]
+    assert modeling(small_site, "three").read_bytes() == b"mine\n"
+
+
+def test_a_damaged_bundle_does_not_stand_in_the_way_of_a_receipt(options: Options, small_site: Path) -> None:
+    before = snapshot(small_site)
+    install(options)
+    (options.bundle / LINE / "manifest.json").write_bytes(b"{")
+    operations.revert(options)
+    assert snapshot(small_site) == before
 
 
 def test_install_writes_a_lost_receipt_anew(options: Options, small_site: Path) -> None:

@@ -26,7 +26,7 @@ from .target import HOOK, Target, resolve
 from .transaction import journal, receipt, states
 from .transaction.apply import Done, execute, preflight
 from .transaction.decode import Reader
-from .transaction.errors import ForeignError, UnrecoveredError, UnsupportedError, UsageError, WriteError
+from .transaction.errors import BundleError, ForeignError, UnrecoveredError, UnsupportedError, UsageError, WriteError
 from .transaction.lock import locked
 from .transaction.place import LOCK, RECEIPT, STATE, Place, new_id
 from .transaction.recovery import Recovered, recover, set_aside
@@ -211,17 +211,30 @@ def _plan_revert(place: Place, target: Target, options: Options, force: bool) ->
             return Changes(None), []
         changes = planning.plan_revert_without_receipt(situation, manifests_of(target, options.bundle), force=force)
         notes = ["no receipt: files were recognised by their hashes; their original times are unknown"]
-        if changes.left:
-            notes.append(f"neither stock nor ours, and left as they are: {', '.join(changes.left)}")
-        return changes, notes if changes.plan else []
+        return changes, [*notes, *_of_the_left(changes)] if changes.plan else []
     if not states.is_orphaned(current, target.version, situation.record):
-        return planning.plan_revert(situation, force=force), []
+        changes = planning.plan_revert(situation, _manifests_at_hand(target, options.bundle), force=force)
+        return changes, _of_the_left(changes)
     _refuse_half_upgraded(situation, current)
     found = f"transformers {target.version}" if target.version else "no transformers"
     return planning.plan_forget(situation), [
         f"the receipt belongs to transformers {current.target.version}, found {found}: no file was touched, and "
         "the receipt was set aside"
     ]
+
+
+def _manifests_at_hand(target: Target, bundle: Path) -> list[catalog.Manifest]:
+    """Where there is a receipt, it is enough for what it lists: a bundle that is gone or damaged must not stand in the
+    way.
+    """
+    try:
+        return manifests_of(target, bundle)
+    except BundleError:
+        return []
+
+
+def _of_the_left(changes: Changes) -> list[str]:
+    return [f"neither stock nor ours, and left as they are: {', '.join(changes.left)}"] if changes.left else []
 
 
 def _refuse_half_upgraded(situation: Situation, current: receipt.Receipt) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -271,11 +271,14 @@ def restored_entry(found: Observed, entry: FileEntry) -> Entry:
     )
 
 
-def plan_revert(situation: Situation, *, force: bool) -> Changes:
-    """Plan to put back every stock text of the receipt. Raises ForeignError for edited files unless ``force``."""
+def plan_revert(situation: Situation, manifests: Iterable[Manifest], *, force: bool) -> Changes:
+    """Plan to put back every stock text of the receipt, and of files that show by themselves that we were there: an
+    earlier state folder was lost. Raises ForeignError for edited files unless ``force``.
+    """
     receipt = situation.receipt
     assert receipt is not None
-    steps, removed, unchanged, edited = [], [], [], []
+    others = _recognised(situation, manifests, without={file.path for file in receipt.files})
+    steps, removed, unchanged, edited = [*others.steps], [*others.removed], [], [*others.edited]
     for file in receipt.files:
         found = situation.observe(file.path)
         digest = found.entry.sha256 if found else None
@@ -290,7 +293,9 @@ def plan_revert(situation: Situation, *, force: bool) -> Changes:
         removed.append(file.path)
     if edited and not force:
         raise edited_since(situation.target, edited)
-    return _revert(situation, steps, removed, unchanged)
+    # What never carried our marker is somebody's own file, of which a receipt of other files says nothing.
+    left = tuple(path for path in others.strange if path in others.edited)
+    return dataclasses.replace(_revert(situation, steps, removed, unchanged), left=left)
 
 
 def plan_revert_without_receipt(situation: Situation, manifests: Iterable[Manifest], *, force: bool) -> Changes:
@@ -299,8 +304,33 @@ def plan_revert_without_receipt(situation: Situation, manifests: Iterable[Manife
     Raises ForeignError for texts that carry our marker but are not ours as shipped, unless ``force`` and the marker's
     stock hash is known to the bundle; and where the only texts that are not stock are none that we could put back.
     """
-    steps, removed, edited, strange = [], [], [], []
+    found = _recognised(situation, manifests)
+    if found.edited and not force:
+        raise edited_since(situation.target, found.edited)
+    if found.strange and not found.steps:
+        raise _not_ours(situation.target, found.strange)
+    if not found.steps:
+        return Changes(None)
+    return dataclasses.replace(_revert(situation, found.steps, found.removed, []), left=tuple(found.strange))
+
+
+@dataclass(frozen=True)
+class _Recognised:
+    """Files known by their text alone: what puts stock back, and the paths that are put back (``edited`` of them were
+    changed after us) or are ``strange``: neither stock nor ours, or ours of a stock text that the bundle has not.
+    """
+
+    steps: list[Step] = dataclasses.field(default_factory=list)
+    removed: list[str] = dataclasses.field(default_factory=list)
+    edited: list[str] = dataclasses.field(default_factory=list)
+    strange: list[str] = dataclasses.field(default_factory=list)
+
+
+def _recognised(situation: Situation, manifests: Iterable[Manifest], without: Collection[str] = ()) -> _Recognised:
+    seen = _Recognised()
     for path, entries in _all_paths(manifests).items():
+        if path in without:
+            continue
         found = situation.observe(path)
         recorded = situation.record.get(path)
         if found is None or found.entry.sha256 in ({recorded} if recorded else {e.stock_sha256 for e in entries}):
@@ -308,19 +338,15 @@ def plan_revert_without_receipt(situation: Situation, manifests: Iterable[Manife
         entry = next((entry for entry in entries if entry.overlay_sha256 == found.entry.sha256), None)
         foreign = entry is None
         if entry is None and found.data.startswith(MARKER):
-            edited.append(path)
+            seen.edited.append(path)
             entry = next((entry for entry in entries if f"base=sha256:{entry.stock_sha256}".encode() in
                           found.data.split(b"\n", 1)[0]), None)  # fmt: skip
         if entry is None or recorded not in (None, entry.stock_sha256):
-            strange.append(path)
+            seen.strange.append(path)
             continue
-        steps.append(Step(path, found, restored_entry(found, entry), entry.stock_bytes(), rescue=foreign))
-        removed.append(path)
-    if edited and not force:
-        raise edited_since(situation.target, edited)
-    if strange and not steps:
-        raise _not_ours(situation.target, strange)
-    return dataclasses.replace(_revert(situation, steps, removed, []), left=tuple(strange)) if steps else Changes(None)
+        seen.steps.append(Step(path, found, restored_entry(found, entry), entry.stock_bytes(), rescue=foreign))
+        seen.removed.append(path)
+    return seen
 
 
 def plan_forget(situation: Situation) -> Changes:
