@@ -74,7 +74,8 @@ def _lay_out(folder: Path) -> None:
 
 
 def _once(folder: Path, number: int) -> dict[str, Any]:
-    work = ["--isl", "32", "--osl", "24", "--runs", "4", "--rounds", "5", "--dtype", "float32"]
+    # A run takes 20 ms and its process five seconds: with few runs, what disturbs the machine for a moment is a round.
+    work = ["--isl", "32", "--osl", "24", "--runs", "60", "--rounds", "5", "--dtype", "float32"]
     command = [sys.executable, "-m", "rocm_overlay", "bench", "--model", "model", "--matrix", "cells.yaml", *work]
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
