@@ -88,6 +88,17 @@ def _bench(content: dict[str, Any]) -> Iterator[Row]:
             yield Row(f"{model}, {row['id']}: {measure}{said}", *sides, told)
 
 
+def _honesty(content: dict[str, Any]) -> Iterator[Row]:
+    """bench-honesty: what `overlay bench` tells of stock against itself, and of a layer that gives a fifth less."""
+    runs = content["runs"]
+    quiet = sum(set(run["again"].values()) == {"same"} for run in runs)
+    found = sum(run["planted"]["per_token"] == "slower" for run in runs)
+    yield Row("stock against stock: told no difference in any measure", "", f"{quiet} of {len(runs)} runs")
+    yield Row("planted slow-down: told as slower per token", "", f"{found} of {len(runs)} runs")
+    ratios = sorted(run["planted_ratio"]["value"] for run in runs)
+    yield Row("planted slow-down: ratio told, least to largest", "", f"{ratios[0]:.2f} to {ratios[-1]:.2f}")
+
+
 def _interval(latency: dict[str, Any]) -> str:
     return f"{latency['p50'] * 1e3:.3g} ms [{latency['low'] * 1e3:.3g}, {latency['high'] * 1e3:.3g}]"
 
@@ -95,6 +106,7 @@ def _interval(latency: dict[str, Any]) -> str:
 ROWS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
     "amd-overlay.bench/1": _bench,
     "amd-overlay.bench-cpu/1": _seconds,
+    "amd-overlay.bench-honesty/1": _honesty,
     "amd-overlay.bench-host/1": _host,
     "amd-overlay.bench-launches/1": _launches,
     "amd-overlay.bench-memory/1": _memory,

@@ -21,6 +21,7 @@ from tests.parity import twins
 ON = {"use_fused_projections": 1, "use_optimized_ops": 1, "use_aiter_attention": 1, "use_aiter_gemm": 1}
 QUICK = ("prefill", "decode", "static-cache", "padded", "hidden-states", "training-step", "gradient-checkpointing")
 experts_file = importlib.import_module("amd_ops.experts")
+stacked_file = importlib.import_module("amd_ops.stacked")
 rope_file = importlib.import_module("amd_ops.qk_rope")
 
 
@@ -249,7 +250,7 @@ FAULTS: list[tuple[str, Any, str, Callable[..., Any], str, str]] = [
     ("one expert instead of k", experts_file, "moe", one_expert_of_k, "deepseek_v3", "prefill"),
     ("router not normalised", experts_file, "softmax_top_k", router_not_normalised, "mixtral", "prefill"),
     ("router normalised against its config", experts_file, "softmax_top_k", router_normalised, "qwen2_moe", "prefill"),
-    ("expert biases dropped", experts_file, "clamped_moe", no_biases, "gpt_oss", "prefill"),
+    ("expert biases dropped", stacked_file, "clamped_moe", no_biases, "gpt_oss", "prefill"),
 ]
 
 
