@@ -21,8 +21,10 @@ def svg(report: Report, draw: Draw, height: float = 3.2) -> str | None:
     matplotlib.use("svg")
     from matplotlib import pyplot
 
+    colours = [matplotlib.colormaps["tab20"](index) for index in range(20)]  # a matrix of toggles has over ten lines
     with pyplot.rc_context({"svg.fonttype": "path", "svg.hashsalt": "amd-overlay", "font.size": 9}):
         figure, axes = pyplot.subplots(figsize=(8.5, height), layout="constrained")
+        axes.set_prop_cycle(color=colours)
         try:
             if not draw(axes, report):
                 return None
@@ -92,8 +94,9 @@ def percentiles(axes: Any, report: Report) -> bool:
 
 
 def waterfall(axes: Any, report: Report) -> bool:
-    """What each toggle gives: alone against stock, and what is lost when it is left out of all."""
-    rows = {row["name"]: row for row in _rows(report)}
+    """What each toggle gives alone against stock, and what all give beyond the sum, for the first size of work."""
+    measured = _rows(report)
+    rows = {row["name"]: row for row in measured if row["work"] == measured[0]["work"]}
     if "stock" not in rows or "all" not in rows:
         return False
     toggles = [name.removeprefix("only ") for name in rows if name.startswith("only ")]
@@ -107,15 +110,17 @@ def waterfall(axes: Any, report: Report) -> bool:
     steps = [(f"+ {toggle}", median(f"only {toggle}") - median("stock")) for toggle in toggles]
     steps.append(("together, beyond the sum", median("all") - median("stock") - sum(step for _, step in steps)))
     level = median("stock")
+    levels = [level]
     axes.bar(["stock"], [level * 1e3], color=STOCK_COLOUR)
     for name, change in steps:
         axes.bar([name], [change * 1e3], bottom=[level * 1e3], color=GOOD if change < 0 else BAD)
         level += change
+        levels.append(level)
     axes.bar(["all"], [level * 1e3], color=OURS)
+    axes.set_xlabel(rows["stock"]["id"].removeprefix("stock "))
     axes.set_ylabel(f"{headline(rows['stock'])}, ms")
     axes.tick_params(axis="x", rotation=20)
-    low = min(median("stock"), median("all"))
-    axes.set_ylim(bottom=low * 0.5)
+    axes.set_ylim(min(levels) * 0.5e3, max(levels) * 1.05e3)
     return True
 
 
