@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .experts import site
-from .modules import why_not_unwatched
+from .modules import form_of, why_not_unwatched
 from .moe import ACTIVATIONS, clamped_moe, moe
 from .projections import activation_kind
 
@@ -67,13 +67,13 @@ def _form(experts: nn.Module) -> str | None:
     A subclass or a patch with a forward of its own has no mark, or another wrapper around it.
     """
     forward = type(experts).forward
-    attributes = getattr(forward, "__dict__", {})
-    inner = attributes.get("__wrapped__")
+    inner = getattr(forward, "__wrapped__", None)
     if inner is None:
-        form: str | None = attributes.get(MARK)
+        form: str | None = form_of(experts, MARK)
         return form
     below = getattr(inner, "__dict__", {})
-    if forward.__globals__.get("__name__") != _CHOOSER or "__wrapped__" in below:
+    # A wrapper copies the names of what it wraps; whose it is, only its globals tell, which not every callable has.
+    if getattr(forward, "__globals__", {}).get("__name__") != _CHOOSER or "__wrapped__" in below:
         return None
     form = below.get(MARK)
     return form
@@ -111,7 +111,7 @@ def _why_not_gate(experts: Any, form: str) -> str:
 
 
 def _plain(experts: nn.Module, names: tuple[str, ...], hidden: Tensor) -> list[Any] | str:
-    """The parameters of that names, or why they cannot be handed to an op with these hidden states."""
+    """The parameters of these names, or why they cannot be handed to an op with these hidden states."""
     found: list[Any] = [experts.__dict__["_parameters"].get(name) for name in names]
     if any(type(parameter) is not nn.Parameter for parameter in found) or type(hidden) is not Tensor:
         return "the experts' parameters or the hidden states are not plain"

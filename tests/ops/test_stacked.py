@@ -166,6 +166,23 @@ def wrapped_below(experts: Any) -> Any:
     return chooser.use_experts_implementation(changed)(config("eager"))
 
 
+def wrapped_by_an_object(experts: Any) -> Any:
+    """A wrapper that is no function: it has no globals."""
+
+    class Call:
+        def __init__(self, stock: Callable[..., Tensor]) -> None:
+            functools.update_wrapper(self, stock)
+
+        def __get__(self, owner: Any, kind: type) -> Any:
+            return self if owner is None else lambda *given: self.__wrapped__(owner, *given) * 2  # type: ignore[attr-defined]
+
+    class Wrapped(type(experts)):  # type: ignore[misc]
+        pass
+
+    Wrapped.forward = Call(Wrapped.forward)
+    return Wrapped(config())
+
+
 def another_gate(experts: Any) -> Any:
     class Other(type(experts)):  # type: ignore[misc]
         def _apply_gate(self, both: Tensor) -> Tensor:
@@ -207,6 +224,7 @@ def sharded(experts: Any) -> Any:
         (patched, "the module's forward has been patched"),
         (another_forward, "the experts' forward is not one that the overlaid text marks"),
         (another_wrapper, "the experts' forward is not one that the overlaid text marks"),
+        (wrapped_by_an_object, "the experts' forward is not one that the overlaid text marks"),
         (wrapped_below, "the experts' forward is not one that the overlaid text marks"),
         (another_gate, OWN),
         (another_clamped_gate, "the experts' gate is not the one of their class"),
