@@ -323,11 +323,14 @@ def test_overlays_of_another_version_that_no_receipt_lists_take_force(
     assert {model: modeling(small_site, model).read_bytes() for model in STOCK} == STOCK
 
 
-def test_a_stray_overlay_of_an_unknown_stock_text_is_left_and_named(options: Options, small_site: Path) -> None:
+@pytest.mark.parametrize("force", [False, True])
+def test_a_stray_overlay_of_an_unknown_stock_text_is_left_and_named(
+    force: bool, options: Options, small_site: Path
+) -> None:
     operations.install(options, LINE, ["one"])
     modeling(small_site, "two").write_bytes(overlay_text(b"unknown\n"))
     modeling(small_site, "three").write_bytes(b"mine\n")
-    outcome = operations.revert(options, force=True)
+    outcome = operations.revert(options, force=force)
     assert outcome.notes == ("neither stock nor ours, and left as they are: models/two/modeling_two.py",)
     assert modeling(small_site, "one").read_bytes() == STOCK["one"]
     assert modeling(small_site, "three").read_bytes() == b"mine\n"

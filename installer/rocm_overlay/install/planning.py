@@ -278,7 +278,8 @@ def plan_revert(situation: Situation, manifests: Iterable[Manifest], *, force: b
     receipt = situation.receipt
     assert receipt is not None
     others = _recognised(situation, manifests, without={file.path for file in receipt.files})
-    steps, removed, unchanged, edited = [*others.steps], [*others.removed], [], [*others.edited]
+    edited = [path for path in others.edited if path not in others.strange]  # the strange ones no force restores
+    steps, removed, unchanged = [*others.steps], [*others.removed], []
     for file in receipt.files:
         found = situation.observe(file.path)
         digest = found.entry.sha256 if found else None
