@@ -10,6 +10,7 @@ from . import device
 from .activation import gelu_and_mul, gelu_tanh_and_mul, silu_and_mul
 from .attention import attention
 from .checks import ArgumentError
+from .cross_entropy import causal_lm_loss, linear_cross_entropy
 from .dispatch import DeclinedError, DeclinedWarning, Verdict, reset_counters
 from .experts import moe_experts, softmax_moe
 from .gemm_tables import extend_aiter_gemm_configs
@@ -17,12 +18,13 @@ from .linear import apply_linear, linear
 from .moe import clamped_moe, moe, softmax_top_k
 from .norm import add_rms_norm, rms_norm
 from .overlays import overlay_info
+from .plans import planned
 from .preparation import prepare, restore
 from .projections import gated_mlp, qkv_proj
 from .qk_rope import qk_norm_rope, qk_rope, rope_into_cache
 from .reporting import explain, report
 from .residual import add_norm, linear_add, mlp_add
-from .rope import apply_rope
+from .rope import apply_rope, takes_rope
 from .routing import route_attention
 from .stacked import clamped_experts, stacked_experts
 from .toggles import Settings, ToggleError, on, override, refresh, settings
@@ -54,6 +56,8 @@ _KERNELIZE = (
     "unkernelize_model",
     "use_kernels",
 )
+# One pair per curated model, e.g. apply_overlay_kernels_to_llama.
+_OF_A_MODEL = ("apply_overlay_kernels_to_", "revert_overlay_kernels_from_")
 
 __all__ = [
     "ArgumentError",
@@ -67,6 +71,7 @@ __all__ = [
     "apply_linear",
     "apply_rope",
     "attention",
+    "causal_lm_loss",
     "clamped_experts",
     "clamped_moe",
     "device",
@@ -77,12 +82,14 @@ __all__ = [
     "gelu_tanh_and_mul",
     "linear",
     "linear_add",
+    "linear_cross_entropy",
     "mlp_add",
     "moe",
     "moe_experts",
     "on",
     "overlay_info",
     "override",
+    "planned",
     "prepare",
     "qk_norm_rope",
     "qk_rope",
@@ -99,11 +106,12 @@ __all__ = [
     "softmax_moe",
     "softmax_top_k",
     "stacked_experts",
+    "takes_rope",
 ]
 
 
 def __getattr__(name: str) -> object:
-    if name in _KERNELIZE:
+    if name in _KERNELIZE or name.startswith(_OF_A_MODEL):
         from . import kernelize
 
         return getattr(kernelize, name)
@@ -112,6 +120,13 @@ def __getattr__(name: str) -> object:
 
         return getattr(handwritten, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    from .kernelize.curated_models import CURATED
+
+    of_models = [f"{verb}{model}" for model in CURATED for verb in _OF_A_MODEL]
+    return sorted([*globals(), *_KERNELIZE, *_HANDWRITTEN, *of_models])
 
 
 refresh()

@@ -1,13 +1,15 @@
 """Gated activations: [..., 2d] -> [..., d], the first half is activated and multiplies the second (gate | up order).
 
 Tiers: aiter (one kernel, fp32 inside, one rounding) -> torch (F.silu or F.gelu, then the product) -> eager (plain
-formulas).
+formulas). Where gradients are wanted the torch tier saves its input alone, half of what stock's statements save, and
+computes the activation again in the backward: the same numbers, bit for bit.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +19,7 @@ from .backends import aiter
 from .backends.triton import tier as triton
 from .checks import TORCH_ERRORS, complaint, describe
 from .dispatch import Op, Tier, always
-from .tracing import traced
+from .modes import transformed
 
 _compiling = torch.compiler.is_dynamo_compiling
 
@@ -44,6 +46,46 @@ def _gated(activate: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return compute
 
 
+Slope = Callable[[Tensor, Tensor], Tensor]
+"""(gradient of the activation, its input) -> gradient of the input: torch's own kernels."""
+
+
+class _Gated(torch.autograd.Function):
+    """activate(gate) * up that saves its input alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, activate: Callable[[Tensor], Tensor], slope: Slope) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.activate, ctx.slope = activate, slope
+        gate, up = x.chunk(2, -1)
+        return activate(gate) * up
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative is wanted: stock's statements have one
+            return *torch.autograd.grad(_gated(ctx.activate)(x), x, dy, create_graph=True), None, None
+        gate, up = x.chunk(2, -1)
+        out = torch.empty_like(x)
+        d_gate, d_up = out.chunk(2, -1)
+        torch.mul(dy, ctx.activate(gate), out=d_up)
+        d_gate.copy_(ctx.slope(dy * up, gate))
+        return out, None, None
+
+
+def _saving_input(activate: Callable[[Tensor], Tensor], slope: Slope) -> Callable[[Tensor], Tensor]:
+    """The torch tier: as _gated, through the node above where autograd records."""
+    plain = _gated(activate)
+
+    def compute(x: Tensor) -> Tensor:
+        if x.requires_grad and torch.is_grad_enabled() and not x.shape[-1] & 1 and not transformed():
+            made: Tensor = _Gated.apply(x, activate, slope)  # type: ignore[no-untyped-call]
+            return made
+        return plain(x)
+
+    return compute
+
+
 def _in_fp32(activate: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """The reference computes in fp32 and rounds the activation once, like torch's own kernels."""
 
@@ -59,9 +101,10 @@ def _torch_gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-torch_silu_and_mul = _gated(F.silu)
-torch_gelu_and_mul = _gated(F.gelu)
-torch_gelu_tanh_and_mul = _gated(_torch_gelu_tanh)
+_aten = torch.ops.aten
+torch_silu_and_mul = _saving_input(F.silu, _aten.silu_backward)
+torch_gelu_and_mul = _saving_input(F.gelu, _aten.gelu_backward)
+torch_gelu_tanh_and_mul = _saving_input(_torch_gelu_tanh, lambda dy, x: _aten.gelu_backward(dy, x, approximate="tanh"))
 eager_silu_and_mul = _in_fp32(_eager_silu)
 eager_gelu_and_mul = _in_fp32(_eager_gelu)
 eager_gelu_tanh_and_mul = _in_fp32(_eager_gelu_tanh)
@@ -84,24 +127,14 @@ _gelu = _op("gelu_and_mul", torch_gelu_and_mul, eager_gelu_and_mul)
 _gelu_tanh = _op("gelu_tanh_and_mul", torch_gelu_tanh_and_mul, eager_gelu_tanh_and_mul)
 
 
-def _like(x: Tensor) -> Tensor:
-    return x.new_empty((*x.shape[:-1], x.shape[-1] // 2))
-
-
-_silu_traced = traced(_silu, "(Tensor x) -> Tensor", torch_silu_and_mul, _like)
-_gelu_traced = traced(_gelu, "(Tensor x) -> Tensor", torch_gelu_and_mul, _like)
-_gelu_tanh_traced = traced(_gelu_tanh, "(Tensor x) -> Tensor", torch_gelu_tanh_and_mul, _like)
-
-
 @_silu.public
 def silu_and_mul(x: Tensor) -> Tensor:
     """silu(x[..., :d]) * x[..., d:]. x [..., 2d] of any float dtype and layout; returns [..., d] in x's dtype."""
     if _compiling():
-        result: Tensor = _silu_traced.call(x)
-        return result
+        return torch_silu_and_mul(x)
     _silu.calls += 1
     try:
-        result = _silu.call(x)
+        result: Tensor = _silu.call(x)
     except TORCH_ERRORS:
         _diagnose("silu_and_mul", x)
         raise
@@ -112,11 +145,10 @@ def silu_and_mul(x: Tensor) -> Tensor:
 def gelu_and_mul(x: Tensor) -> Tensor:
     """gelu(x[..., :d]) * x[..., d:] with the exact (erf) gelu. Shapes and dtypes as in silu_and_mul."""
     if _compiling():
-        result: Tensor = _gelu_traced.call(x)
-        return result
+        return torch_gelu_and_mul(x)
     _gelu.calls += 1
     try:
-        result = _gelu.call(x)
+        result: Tensor = _gelu.call(x)
     except TORCH_ERRORS:
         _diagnose("gelu_and_mul", x)
         raise
@@ -127,11 +159,10 @@ def gelu_and_mul(x: Tensor) -> Tensor:
 def gelu_tanh_and_mul(x: Tensor) -> Tensor:
     """gelu(x[..., :d]) * x[..., d:] with the tanh approximation. Shapes and dtypes as in silu_and_mul."""
     if _compiling():
-        result: Tensor = _gelu_tanh_traced.call(x)
-        return result
+        return torch_gelu_tanh_and_mul(x)
     _gelu_tanh.calls += 1
     try:
-        result = _gelu_tanh.call(x)
+        result: Tensor = _gelu_tanh.call(x)
     except TORCH_ERRORS:
         _diagnose("gelu_tanh_and_mul", x)
         raise

@@ -11,7 +11,7 @@ Dv]. Tiers: aiter (flash kernels) -> torch (SDPA) -> eager (plain formula, softm
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, overload
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +19,17 @@ from torch import Tensor
 
 from .backends import aiter
 from .checks import complaint, describe, same_place
-from .dispatch import Candidate, Op, Refusal, Tier, always
+from .dispatch import Candidate, Offered, Op, Refusal, Tier, always
 from .toggles import Settings
+from .torch_features import hides_whole_rows, torch_takes, tried
 from .tracing import traced
 
 _compiling = torch.compiler.is_dynamo_compiling
+
+
+_TAKES_GROUPS = torch_takes("scaled_dot_product_attention", "enable_gqa")
+_GROUPED_SIZE = 256
+"""Above this head size, or with another one for the values, SDPA computes grouped heads by its plain formula."""
 
 
 class Call:
@@ -113,23 +119,37 @@ def torch_attention(
     sinks: Tensor | None,
     call: Call,
 ) -> Tensor:
-    """SDPA, called as transformers' sdpa function calls it: grouped heads where there is no mask, repeated ones
-    otherwise.
+    """SDPA, called as transformers' sdpa function calls it: grouped heads where there is no mask, otherwise the
+    queries of a group as rows of one head where each is a single row, and repeated heads where not.
     """
-    rows, columns = q.shape[2], k.shape[2]
+    rows, columns, groups = q.shape[2], k.shape[2], q.shape[1] // k.shape[1]
     mask = _fitted(mask, columns)
     flag = causal and rows > 1
     if window is not None or (flag and (mask is not None or rows != columns)):
         mask, flag = _merged(mask, allowed(rows, columns, causal, window, q.device)), False
-    groups = q.shape[1] // k.shape[1]
-    grouped = groups != 1 and mask is None
-    if groups != 1 and not grouped:
-        k, v = repeat_heads(k, groups), repeat_heads(v, groups)
-    options: dict[str, Any] = {"enable_gqa": True} if grouped else {}
+    options: dict[str, Any] = {}
+    if groups != 1:
+        if mask is None and _TAKES_GROUPS and k.shape[3] == v.shape[3] <= _GROUPED_SIZE:
+            options["enable_gqa"] = True
+        elif rows == 1:
+            q, mask = _packed(q, groups), _packed(mask, groups)
+        else:
+            k, v = repeat_heads(k, groups), repeat_heads(v, groups)
     out = F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=flag, scale=scaling, **options
     )
+    if out.shape[2] != rows:
+        out = out.reshape(out.shape[0], -1, rows, out.shape[3])
     return out.transpose(1, 2).contiguous()
+
+
+@overload
+def _packed(x: Tensor, groups: int) -> Tensor: ...
+@overload
+def _packed(x: None, groups: int) -> None: ...
+def _packed(x: Tensor | None, groups: int) -> Tensor | None:
+    """[B, Hkv * groups, 1, D] -> [B, Hkv, groups, D]; what is one for all heads stays."""
+    return x if x is None or x.dim() != 4 or x.shape[1] == 1 else x.reshape(x.shape[0], -1, groups, x.shape[3])
 
 
 def _merged(mask: Tensor | None, seen: Tensor | None) -> Tensor | None:
@@ -158,10 +178,17 @@ def _torch_check(
     return ""
 
 
-def _torch_offer(settings: Settings) -> Candidate | Refusal:
+_sdpa_offer = tried(
+    Candidate(torch_attention, _torch_check),
+    hides_whole_rows,
+    "this torch's SDPA answers a query that sees no key with NaN",
+)
+
+
+def _torch_offer(settings: Settings) -> Offered | tuple[Offered, ...]:
     if settings.force_eager_attention:
         return Refusal("FORCE_EAGER_ATTENTION=1 skips it")
-    return Candidate(torch_attention, _torch_check)
+    return _sdpa_offer(settings)
 
 
 op = Op(

@@ -1,12 +1,23 @@
-"""Errors about arguments: they name the argument, what was got and what was expected."""
+"""Argument errors: the name, the value received, the value expected."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.utils.checkpoint
 
 TORCH_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)
 """What torch raises on unusable arguments. Ops diagnose such an error after the fact, so that good calls pay
 nothing.
+"""
+
+OutOfMemoryError: type[BaseException] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
+"""A probe that runs out of memory proves nothing about its kernel (torch 2.4 has the error under torch.cuda alone)."""
+_stop: Any = getattr(torch.utils.checkpoint, "_StopRecomputationError", OutOfMemoryError)
+PASSED_ON: tuple[type[BaseException], ...] = (OutOfMemoryError, _stop)
+"""Errors that say nothing about the kernel in which they come up: no memory, and activation checkpointing, which ends a
+recomputation in the middle of an op once it has what it needs.
 """
 
 

@@ -24,7 +24,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from . import toggles
+from . import modes, toggles
+from .checks import PASSED_ON
 from .toggles import Settings
 
 logger = logging.getLogger("amd_ops")
@@ -33,8 +34,15 @@ logger.addHandler(logging.NullHandler())
 _lock = threading.RLock()
 """Held while an op is bound: two threads that call it first must not mix their chains and counters."""
 
-EMPTY = "empty input"
-"""A reason that is never worth a warning or an error: there is nothing to compute."""
+
+class Choice(str):
+    """A reason that is no failure: the lower tier is the right answer here. Counted, never a warning or an error."""
+
+    __slots__ = ()
+
+
+EMPTY = Choice("empty input")
+"""There is nothing to compute."""
 MAX_REASONS = 100
 OTHER_REASONS = "other reasons (the list is full)"
 
@@ -67,6 +75,13 @@ class Candidate:
     run(*args) computes. check(*args) returns "" or the reason why these arguments do not fit. variant(*args) names
     the kernel variant these arguments would use; probe(*args) runs that variant on made-up data and returns "" when
     it agrees with eager. ``provider`` names whose kernels these are where they stand in for the tier's own.
+
+    bind(*args) serves plans: once check and variant have said yes, it returns what computes further calls whose
+    arguments have the dtypes, shapes and layouts of these, without looking at them again; None where that depends on
+    their values.
+
+    ``passes`` is a reason that breaks no request where a lower tier that was asked for as well is live: it is counted,
+    and that tier takes over without a warning.
     """
 
     run: Run
@@ -75,11 +90,13 @@ class Candidate:
     probe: Check | None = None
     verdicts: dict[Hashable, str] = field(default_factory=dict)
     provider: str = ""
+    bind: Callable[..., Run | None] | None = None
+    passes: str = ""
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A tier that cannot run in this process; ``unmet`` when the user asked for it, so that silence would be wrong."""
+    """Say why a tier cannot run in this process; ``unmet`` where the user requested it, which is then warned about."""
 
     reason: str
     unmet: bool = False
@@ -124,7 +141,19 @@ class Op:
     bound chain.
     """
 
-    __slots__ = ("_counted_from", "_live", "_sole", "arrange", "call", "calls", "name", "signature", "tallies", "tiers")
+    __slots__ = (
+        "_counted_from",
+        "_links",
+        "_live",
+        "_sole",
+        "arrange",
+        "call",
+        "calls",
+        "name",
+        "signature",
+        "tallies",
+        "tiers",
+    )
 
     def __init__(self, name: str, tiers: Sequence[Tier], arrange: Callable[..., tuple[Any, ...]] | None = None) -> None:
         self.name = name
@@ -136,6 +165,7 @@ class Op:
         self._counted_from = 0
         self._sole: Tally | None = None
         self._live: frozenset[str] | None = None
+        self._links: list[tuple[Tally, Candidate]] = []
         self.call: Run = self._bind_then_call
         ops[name] = self
 
@@ -194,8 +224,47 @@ class Op:
                 if settings.strict:
                     self._live, self.call = frozenset(), _raiser(self.name, tally.name, offer.reason)
                     return
-        self._live = frozenset(tally.tier for tally, _ in live)
+        self._live, self._links = frozenset(tally.tier for tally, _ in live), live
         self.call = self._chain(live, settings.strict)
+
+    def bound(self, *args: Any) -> Bound:
+        """Return how to compute calls like this one without asking again."""
+        if self._live is None:
+            self.bind()
+        declined: list[tuple[Tally, str]] = []
+        for tally, candidate in self._links:
+            reason = candidate.check(*args) if candidate.check is not None else ""
+            if not reason and candidate.variant is None:
+                return Bound(self, candidate.run, tally, declined)
+            if not reason and candidate.variant is not None:
+                key = candidate.variant(*args)
+                known = candidate.verdicts.get(key)
+                reason = _prove(tally, candidate, key, args) if known is None else known
+                if not reason:
+                    fast = candidate.bind(*args) if candidate.bind is not None else None
+                    run = None if fast is None else self._guarded(tally, candidate, key, fast)
+                    return Bound(self, self.call) if run is None else Bound(self, run, tally, declined)
+            declined.append((tally, reason))
+            if _breaks(tally, reason, _quiet(tally, candidate, self._links)):
+                complain(self.name, tally.name, reason)
+                if toggles.settings().strict:
+                    raise DeclinedError(_strict_sentence(self.name, tally.name, reason))
+        return Bound(self, self.call)
+
+    def _guarded(self, tally: Tally, candidate: Candidate, key: Hashable, fast: Run) -> Run:
+        """A kernel that raises is out, as in the chain, and the rest of the chain answers and counts."""
+
+        def run(*args: Any) -> Any:
+            try:
+                return fast(*args)
+            except PASSED_ON:
+                raise
+            except Exception as error:  # noqa: BLE001 - kept as the verdict, which the chain counts and tells
+                candidate.verdicts[key] = f"raised {_short(error)}"
+            tally.calls -= 1  # it is credited to this tier with the others
+            return self.call(*args)
+
+        return run
 
     def _tally(self, tier: str, provider: str) -> Tally:
         """The tally of a tier, or of a provider in it, which is kept in front of the tier's own."""
@@ -233,7 +302,7 @@ class Op:
             return run if self._sole.first_call_s is not None else self._first(self._sole, run)
         chain: Run = _exhausted(self.name)
         for tally, candidate in reversed(live):
-            chain = _link(self.name, tally, candidate, chain, strict)
+            chain = _link(self.name, tally, candidate, chain, strict, _quiet(tally, candidate, live))
         return chain
 
     def _first(self, tally: Tally, run: Run) -> Run:
@@ -253,6 +322,29 @@ class Op:
                 self._bind(toggles.settings())
             call = self.call
         return call(*args)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A call of an op that asks nothing any more: what computes it, whose call it is, and who declined it and why.
+
+    Without a tally, ``run`` is the whole chain, which counts for itself.
+    """
+
+    op: Op
+    run: Run
+    tally: Tally | None = None
+    declined: Sequence[tuple[Tally, str]] = ()
+
+    def credit(self, times: int) -> None:
+        """Count ``times`` calls."""
+        self.op.calls += times
+        if self.tally is None:
+            return
+        if self.tally is not self.op._sole:
+            self.tally.calls += times
+        for tally, reason in self.declined:
+            tally.declined[reason] = tally.declined.get(reason, 0) + times
 
 
 class Site:
@@ -296,7 +388,19 @@ ops: dict[str, Op | Site] = {}
 _complained: set[tuple[str, str, str]] = set()
 
 
-def _link(op: str, tally: Tally, candidate: Candidate, rest: Run, strict: bool) -> Run:
+def _quiet(tally: Tally, candidate: Candidate, live: list[tuple[Tally, Candidate]]) -> tuple[str, ...]:
+    """The reasons of a live tier that break no request, beside the choices."""
+    below = live[[other for other, _ in live].index(tally) + 1 :]
+    covered = any(other.unmet and other.tier != tally.tier for other, _ in below)
+    return (candidate.passes,) if covered else ()
+
+
+def _breaks(tally: Tally, reason: str, quiet: tuple[str, ...]) -> bool:
+    """Whether a decline with this reason breaks a request: it is told, and an error in strict mode."""
+    return tally.unmet and not isinstance(reason, Choice) and reason not in quiet
+
+
+def _link(op: str, tally: Tally, candidate: Candidate, rest: Run, strict: bool, quiet: tuple[str, ...] = ()) -> Run:
     """One step of a chain: run this tier if its check and its variant's verdict allow it, else the rest of the
     chain.
     """
@@ -305,7 +409,7 @@ def _link(op: str, tally: Tally, candidate: Candidate, rest: Run, strict: bool) 
     def simple(*args: Any) -> Any:
         reason = check(*args) if check is not None else ""
         if reason:
-            decline(op, tally, reason, strict)
+            decline(op, tally, reason, strict, quiet)
             return rest(*args)
         tally.calls += 1
         return run(*args) if tally.first_call_s is not None else _timed(tally, run, args)
@@ -320,14 +424,14 @@ def _link(op: str, tally: Tally, candidate: Candidate, rest: Run, strict: bool) 
             if not reason:
                 try:
                     result = run(*args)
-                except torch.OutOfMemoryError:
+                except PASSED_ON:
                     raise
                 except Exception as error:  # noqa: BLE001 - kept, counted and told; strict mode raises
                     reason = verdicts[key] = f"raised {_short(error)}"
                 else:
                     tally.calls += 1
                     return result
-        decline(op, tally, reason, strict)
+        decline(op, tally, reason, strict, quiet)
         return rest(*args)
 
     return simple if variant is None else proven
@@ -341,8 +445,9 @@ def _prove(tally: Tally, candidate: Candidate, key: Hashable, args: tuple[Any, .
         return "this variant has not been probed yet and a stream is being captured"
     start = time.perf_counter()
     try:
-        reason = candidate.probe(*args) if candidate.probe is not None else ""
-    except torch.OutOfMemoryError:
+        with modes.unseen():
+            reason = candidate.probe(*args) if candidate.probe is not None else ""
+    except PASSED_ON:
         raise
     except Exception as error:  # noqa: BLE001 - whatever a first call raises is this variant's verdict
         reason = f"its probe raised {_short(error)}"
@@ -384,16 +489,19 @@ def _strict_sentence(op: str, tier: str, reason: str) -> str:
     return f"{op}: tier {tier} was asked for and cannot run: {reason} (AMD_OPS_STRICT=1 makes this an error)."
 
 
-def decline(op: str, tally: Tally, reason: str, strict: bool) -> None:
-    """Count a decline; the first of its kind is told to the user if he asked for the tier; strict mode raises then."""
+def decline(op: str, tally: Tally, reason: str, strict: bool, quiet: tuple[str, ...] = ()) -> None:
+    """Count a decline; the first of its kind is told to the user if he asked for the tier; strict mode raises then.
+    Neither happens for a choice, nor for a reason in ``quiet``.
+    """
+    told = _breaks(tally, reason, quiet)
     declined = tally.declined
     if reason not in declined:
         if len(declined) >= MAX_REASONS:
             reason = OTHER_REASONS
-        if tally.unmet and reason != EMPTY:
+        if told:
             complain(op, tally.name, reason)
     declined[reason] = declined.get(reason, 0) + 1
-    if strict and tally.unmet and reason != EMPTY:
+    if strict and told:
         raise DeclinedError(_strict_sentence(op, tally.name, reason))
 
 
@@ -404,7 +512,23 @@ def complain(op: str, tier: str, reason: str) -> None:
     _complained.add((op, tier, reason))
     text = f"amd_ops: {op}: tier {tier} was asked for and cannot run: {reason}. A lower tier runs instead."
     logger.warning(text)
-    warnings.warn(text, DeclinedWarning, stacklevel=3)
+    warnings.warn(text, DeclinedWarning, stacklevel=_callers_level())
+
+
+_LIBRARIES = ("amd_ops", "torch", "transformers", "accelerate", "peft")
+
+
+def _callers_level() -> int:
+    """Return the ``stacklevel`` that makes a warning of `complain` name the line of the user's own code.
+
+    That is the nearest caller outside of this package, of torch and of the libraries whose models call it.
+    """
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None:
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in _LIBRARIES:
+            return level
+        frame, level = frame.f_back, level + 1
+    return 3
 
 
 def capturing() -> bool:
@@ -440,7 +564,8 @@ def new_lock_after_fork(module: str) -> None:
     def renew() -> None:
         sys.modules[module].__dict__["_lock"] = threading.RLock()
 
-    os.register_at_fork(after_in_child=renew)
+    if hasattr(os, "register_at_fork"):  # Windows has no fork
+        os.register_at_fork(after_in_child=renew)
 
 
 new_lock_after_fork(__name__)

@@ -15,66 +15,80 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import modules, packing
+from . import frozen, modes, modules, packing
 from .dispatch import Site
 from .modules import form_of, why_not_unwatched
 from .moe import ACTIVATIONS, moe, softmax_top_k
-from .packing import Packed, States
-from .projections import KEY, activation_kind
+from .packing import KEY, Packed
+from .projections import activation_kind
 from .residual import MLP_MARK
 
 _compiling = torch.compiler.is_dynamo_compiling
 site = Site("moe_block", "fused", lambda settings: settings.asked("USE_FUSED_PROJECTIONS"))
 """Blocks of experts of either kind: lists of modules here, 3-D parameters in stacked.py."""
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+WANTED = "gradients of the weights are wanted"
 GATE_UP, DOWN = ("*", "gate and up"), ("*", "down")
+
+_modules_of, _parameters_of = operator.itemgetter("_modules"), operator.itemgetter("_parameters")
+_state_of, _weight_of = operator.attrgetter("__dict__"), operator.itemgetter("weight")
+_where = operator.methodcaller("data_ptr")
+_form = operator.methodcaller("size"), operator.methodcaller("stride"), operator.attrgetter("dtype")
 
 
 class Experts:
-    """A packed list of experts, and everything whose change would make the packed matrices wrong."""
+    """What a packed list of experts looked like when its two matrices were made. It keeps nothing of it alive."""
 
     def __init__(self, experts: list[nn.Module], names: tuple[str, str, str], act: str, w1: Packed, w2: Packed) -> None:
-        assert w1.weight is not None
-        assert w2.weight is not None
-        self.experts = experts
-        count = len(experts)
-        gate_rows, size = w1.weight.shape[0] // count, w1.weight.shape[1]
-        self.w1 = w1.weight.view(count, gate_rows, size)
-        self.w2 = w2.weight.view(count, size, gate_rows // 2)
+        self.cls, self.count, self.names, self.act = type(experts[0]), len(experts), names, act
+        self.w1, self.w2 = w1, w2
         self.activation = activation_kind(getattr(experts[0], act))
-        self.children = [expert.__dict__["_modules"] for expert in experts]
-        self.names = (*names, act)
-        self.members = [child[name] for child in self.children for name in self.names if name in child]
-        self.linears = [child[name] for child in self.children for name in names]
-        self.parameters = [linear.__dict__["_parameters"] for linear in self.linears]
-        self.weights = [parameters["weight"] for parameters in self.parameters]
-        rows = {id(parameter): row for packed in (w1, w2) for own in packed.rows for _, parameter, row in own}
-        self.rows = [rows[id(weight)] for weight in self.weights]
-        self.states = [module.__dict__ for module in (*experts, *self.members)]
-        self.hooks = [state[name] for state in self.states for name in _HOOKS]
+        weights = [linear.__dict__["_parameters"]["weight"] for linear in self._linears(experts)]
+        self.rows = self._rows(weights)
+
+    def _linears(self, experts: list[nn.Module]) -> list[Any]:
+        children = list(map(_modules_of, map(_state_of, experts)))
+        return [child.get(name) for child in children for name in self.names]
+
+    def _rows(self, weights: list[Any]) -> list[list[Any]]:
+        """Address, sizes, strides and dtype of every weight."""
+        where = [frozen.address(one) for one in weights] if type(weights[0]) is frozen.Frozen else map(_where, weights)
+        return [list(where), *(list(map(ask, weights)) for ask in _form)]
 
     def changed(self, experts: nn.Module) -> str:
-        """Return "" while the packed matrices still are what the experts compute with, else what changed.
+        """Return "" while the packed matrices still are what the experts compute with now, else what changed.
 
-        Runs at every use over hundreds of modules, so every line is one pass in C.
+        Runs at every use over hundreds of modules, so most lines are one pass in C.
         """
         if modules.linears_patched() or modules.watched_globally():
             return "nn.Linear is patched or watched globally"
-        if list(experts.__dict__["_modules"].values()) != self.experts:
+        listed = list(experts.__dict__["_modules"].values())
+        if len(listed) != self.count or set(map(type, listed)) != {self.cls}:
             return "an expert was replaced"
-        if any(self.hooks):
-            return "a hook is registered on an expert"
-        if any("forward" in state for state in self.states):
-            return "an expert's forward has been patched"
-        members = [child.get(name) for child in self.children for name in self.names if name in child]
-        if members != self.members or set(map(type, self.linears)) != {nn.Linear}:
+        acts = [getattr(expert, self.act, None) for expert in listed]
+        if form_of(listed[0], MLP_MARK) is None or set(map(activation_kind, acts)) != {self.activation}:
+            return "the experts' forward or activation was replaced"
+        linears = self._linears(listed)
+        if set(map(type, linears)) != {nn.Linear}:
             return "a module of an expert was replaced"
-        weights = [parameters.get("weight") for parameters in self.parameters]
-        if not all(map(operator.is_, weights, self.weights)) or not all(map(Tensor.is_set_to, self.weights, self.rows)):
-            return "a parameter of an expert moved or was replaced"
-        if any(parameters.get("bias") is not None for parameters in self.parameters):
+        states = list(map(_state_of, linears))
+        if any(map(modules.altered, states)) or any(map(why_not_unwatched, listed)):
+            return "a hook is registered on an expert, or its forward has been patched"
+        parameters = list(map(_parameters_of, states))
+        if any(one.get("bias") is not None for one in parameters):
             return "an expert has a bias"
+        weights = [one.get("weight") for one in parameters]
+        if len(set(map(type, weights))) != 1 or not frozen.is_plain(weights[0]):
+            return "a parameter of an expert is not a plain nn.Parameter"
+        if self.w1.weight is None or self.w2.weight is None or self._rows(weights) != self.rows:
+            return "a parameter of an expert moved or was replaced"
         return ""
+
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """The two matrices as views, [E, 2I, H] and [E, H, I]."""
+        w1, w2 = self.w1.weight, self.w2.weight
+        assert w1 is not None
+        assert w2 is not None
+        return w1.view(self.count, -1, w1.shape[1]), w2.view(self.count, w1.shape[1], -1)
 
 
 def softmax_moe(
@@ -85,7 +99,7 @@ def softmax_moe(
     if packed is None:
         return None
     weights, ids = softmax_top_k(router_logits, top_k, renormalise=renormalise, dtype=hidden.dtype)
-    return moe(hidden, packed.w1, packed.w2, weights, ids, activation=packed.activation)
+    return moe(hidden, *packed.matrices(), weights, ids, activation=packed.activation)
 
 
 def moe_experts(experts: nn.Module, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor | None:
@@ -93,13 +107,13 @@ def moe_experts(experts: nn.Module, hidden: Tensor, ids: Tensor, weights: Tensor
     packed = _usable(experts, hidden)
     if packed is None:
         return None
-    return moe(hidden, packed.w1, packed.w2, weights.float(), ids.to(torch.int32), activation=packed.activation)
+    return moe(hidden, *packed.matrices(), weights, ids, activation=packed.activation)
 
 
 def _usable(experts: nn.Module, hidden: Tensor) -> Experts | None:
     if _compiling():
         return None
-    packed = packed_experts(experts)
+    packed = modes.hidden() or packed_experts(experts)
     reason = packed if isinstance(packed, str) else _unfit(packed, hidden)
     if reason or isinstance(packed, str):
         site.declined(reason)
@@ -109,25 +123,30 @@ def _usable(experts: nn.Module, hidden: Tensor) -> Experts | None:
 
 
 def _unfit(packed: Experts, hidden: Tensor) -> str:
-    if type(hidden) is not Tensor or hidden.dtype is not packed.w1.dtype or hidden.device != packed.w1.device:
+    w1 = packed.w1.weight
+    if w1 is None or type(hidden) is not Tensor or hidden.dtype is not w1.dtype or hidden.device != w1.device:
         return "the hidden states are a subclass, or of another dtype or device than the experts"
     if torch.is_autocast_enabled(hidden.device.type):
         return "autocast chooses the dtype of the experts"
-    if torch.is_grad_enabled() and any(weight.requires_grad for weight in packed.weights):
-        return "gradients of the weights are wanted"
+    if torch.is_grad_enabled() and (packed.w1.needs_grad() or packed.w2.needs_grad()):
+        return WANTED
     return ""
 
 
 def packed_experts(experts: nn.Module) -> Experts | str:
     """Return the packed form of a list of gated MLPs, packing them first where needed, or the reason why not."""
-    states = experts.__dict__.get(KEY)
-    known = states.get(GATE_UP) if type(states) is States else None
-    if known is not None and known.owner == id(experts) and known.whole is not None:
-        reason = known.whole.changed(experts)
-        if not reason:
-            found: Experts = known.whole
-            return found
-    return _pack(experts)
+    known = _known(experts)
+    if known is not None and not known.changed(experts):
+        return known
+    with packing.lock():
+        known = _known(experts)  # another thread may just have packed them
+        return known if known is not None and not known.changed(experts) else _pack(experts)
+
+
+def _known(experts: nn.Module) -> Experts | None:
+    gate_up = packing.group(experts, GATE_UP)
+    found: Experts | None = None if gate_up is None or gate_up.owner != id(experts) else gate_up.whole
+    return found
 
 
 def _pack(experts: nn.Module) -> Experts | str:
@@ -140,7 +159,7 @@ def _pack(experts: nn.Module) -> Experts | str:
     if any(getattr(linear, "bias", None) is not None for own in linears for linear in own):
         return "an expert has a bias"
     if torch.is_grad_enabled() and any(p.requires_grad for own in linears for m in own if m for p in m.parameters()):
-        return "gradients of the weights are wanted"
+        return WANTED
     first = packing.why_not((*chain(*linears),), alike=False)
     if first:
         return first
@@ -148,21 +167,16 @@ def _pack(experts: nn.Module) -> Experts | str:
     (gates, ups, downs), *others = shapes
     if others or gates != ups or downs != gates[::-1]:
         return "the experts differ in size"
-    states = experts.__dict__.get(KEY)
-    if type(states) is not States or any(state.owner not in (0, id(experts)) for state in states.values()):
-        states = experts.__dict__[KEY] = States()  # none yet, or that of the original of a shallow copy
     for expert in listed:
         _release(expert)
-    w1, w2 = states.setdefault(GATE_UP, Packed()), states.setdefault(DOWN, Packed())
-    reason = packing.pack_linears(w1, experts, tuple(chain(*(own[:2] for own in linears))))
-    reason = reason or packing.pack_linears(w2, experts, tuple(own[2] for own in linears))
-    if reason:
-        return reason
-    w1.whole = Experts(listed, (gate, up, down), act, w1, w2)
-    if w1.whole.activation not in ACTIVATIONS:
-        w1.whole = None
+    w1 = packing.pack_linears(experts, GATE_UP, tuple(chain(*(own[:2] for own in linears))))
+    w2 = packing.pack_linears(experts, DOWN, tuple(own[2] for own in linears))
+    if isinstance(w1, str) or isinstance(w2, str):
+        return w1 if isinstance(w1, str) else str(w2)
+    packed = Experts(listed, (gate, up, down), act, w1, w2)
+    if packed.activation not in ACTIVATIONS:
         return "the experts' activation has no fused form"
-    packed: Experts = w1.whole
+    w1.whole = packed
     return packed
 
 
@@ -189,6 +203,6 @@ def names_of(listed: list[nn.Module]) -> tuple[tuple[str, str, str], str] | str:
 def _release(expert: nn.Module) -> None:
     """Give a single expert's own packed gate and up storage of their own again: all experts share one now."""
     states: dict[Any, Packed] = expert.__dict__.pop(KEY, {})
-    for state in states.values():
-        if state.owner == id(expert):
-            packing.unpack(state)
+    for packed in states.values():
+        if packed.owner == id(expert):
+            packing.unpack(packed)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import device
+from .folders import readable_folders, user_folder
 
 VARIABLE = "AITER_CONFIG_GEMM_BF16"
 LOADER = "aiter.tuned_gemm"
@@ -144,7 +145,7 @@ def _merged_table(arch: str, cu_count: int, environ: Environment, extra: Sequenc
         if extra:
             raise GemmTableError("aiter is not installed, so there is nothing that would read the table.")
         return GemmTable(None, "none", 0, "aiter is not installed")
-    folder = _private_folder(_home(environ, "XDG_CACHE_HOME", ".cache"))
+    folder = _private_folder(_cache(environ))
     target = folder / inputs.name(arch, cu_count)
     how = "reused"
     if not _trusted(target):
@@ -170,7 +171,7 @@ def _inputs(arch: str, cu_count: int, environ: Mapping[str, str], extra: Sequenc
     tool = _package("rocm_overlay")
     if tool is not None:
         shipped += sorted((tool / "tuning_csv" / f"{arch}_{cu_count}").glob("*/bf16_tuned_gemm.csv"))
-    user = sorted(_home(environ, "XDG_CONFIG_HOME", ".config").glob("*.csv"))
+    user = [path for kept in readable_folders("config", environ) for path in sorted((kept / "gemm").glob("*.csv"))]
     return _Inputs(package, tuple(shipped), (*user, *extra))
 
 
@@ -184,10 +185,11 @@ def _package(name: str) -> Path | None:
     return Path(places[0]) if places else None
 
 
-def _home(environ: Mapping[str, str], variable: str, default: str) -> Path:
-    stated = environ.get(variable, "")
-    root = Path(stated) if os.path.isabs(stated) else Path(environ.get("HOME") or "~").expanduser() / default
-    return root / "transformers-rocm-overlay" / "gemm"
+def _cache(environ: Mapping[str, str]) -> Path:
+    folder = user_folder("cache", environ)
+    if folder is None:
+        raise GemmTableError("there is no home folder to keep the merged table in; set XDG_CACHE_HOME.")
+    return folder / "gemm"
 
 
 def _private_folder(path: Path) -> Path:

@@ -52,8 +52,8 @@ def _fuse(owner: nn.Module, names: tuple[str, ...]) -> str:
     missing = [name for name in names if not isinstance(getattr(owner, name, None), nn.Module)]
     if missing:
         return f"{type(owner).__name__} has no {', '.join(missing)}"
-    state = projections.packed_state(owner, names)
-    return packing.pack(state, owner, names) if state.fresh(owner, names) else ""
+    packed = packing.pack(owner, names)
+    return packed if isinstance(packed, str) else ""
 
 
 def preshuffle_linear_weights(

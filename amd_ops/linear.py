@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import preshuffle, toggles
+from . import preshuffle, shards, toggles
 from .backends import aiter
 from .checks import TORCH_ERRORS, complaint, describe, same_place
 from .dispatch import Op, Site, Tier, always
+from .frozen import is_plain
 from .modules import why_not_plain
+from .shuffled import plain_of
 from .tracing import traced
 
 _compiling = torch.compiler.is_dynamo_compiling
@@ -77,22 +79,33 @@ def apply_linear(module: nn.Module, x: Tensor) -> Tensor:
         return result
     reason = why_not_plain(module)
     if reason:
+        spread = shards.product(module, x, linear) if type(module) is nn.Linear else None
+        if spread is not None:
+            _site.fast.calls += 1
+            return spread
         _site.declined(reason)
         result = module(x)
         return result
     _site.fast.calls += 1
-    if toggles.on.preshuffle:
-        preshuffle.consider(module, x)
+    return _linear_of(module, x)
+
+
+def _linear_of(module: nn.Module, x: Tensor) -> Tensor:
     parameters: dict[str, Any] = module.__dict__["_parameters"]
-    return linear(x, parameters["weight"], parameters["bias"])
+    weight = parameters["weight"]
+    if type(weight) is not nn.Parameter:
+        weight = plain_of(weight)
+    if toggles.on.preshuffle:
+        preshuffle.count(weight, x)
+    return linear(x, weight, parameters["bias"])
 
 
 def plain_call(module: nn.Linear, x: Tensor) -> Tensor:
     """Run the arithmetic of an nn.Linear whose ``__call__`` is already on the stack, hooks included."""
     parameters: dict[str, Any] = module.__dict__["_parameters"]
-    if toggles.on.preshuffle and not _compiling() and type(parameters["weight"]) is nn.Parameter:
-        preshuffle.consider(module, x)
-    return linear(x, parameters["weight"], parameters["bias"])
+    if _compiling() or not is_plain(parameters["weight"]):
+        return linear(x, parameters["weight"], parameters["bias"])
+    return _linear_of(module, x)
 
 
 def _diagnose(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:

@@ -2,14 +2,16 @@
 
 transformers hands down a full [B, 1, Sq, Sk] mask whenever a batch is padded, a cache is static or attention is
 eager. Flash kernels take no such mask but do all of the above by sequence lengths and flags. The analysis reads the
-mask once (one host sync), compares it with what it believes it to be, element by element, and is cached on the mask
-object: all layers of a forward share it.
+mask in blocks, compares it with what it believes it to be, element by element, and costs one host sync. All layers of a
+forward are handed the same mask: a plan is served again while the mask still has the very content it was made from.
 """
 
 from __future__ import annotations
 
+import threading
 import weakref
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +19,10 @@ from torch import Tensor
 from . import dispatch
 
 _KEPT = 32
+_SMALL = 1 << 20
+"""Masks of up to so many bytes have a copy kept."""
+_BLOCK = 1 << 18
+"""Elements that are looked at at once: the work needs some 40 bytes for each."""
 
 
 @dataclass(frozen=True)
@@ -38,43 +44,59 @@ class Plan:
     longest_queries: int = 0
     longest_keys: int = 0
 
+    def tensors(self) -> list[Tensor]:
+        """Return the positions and offsets of the packed form."""
+        parts = (*(self.queries_at or ()), *(self.keys_at or ()), self.query_offsets, self.key_offsets)
+        return [part for part in parts if part is not None]
 
-@dataclass
-class _Entry:
+
+class _Entry(NamedTuple):
     mask: weakref.ref[Tensor]
-    version: int | None
-    layer: int | None
     shape: tuple[int, int, int]
     plan: Plan
+    content: Tensor
 
 
 _entries: dict[int, _Entry] = {}
+_lock = threading.RLock()
+dispatch.new_lock_after_fork(__name__)
 
 
 def plan_for(mask: Tensor, batch: int, rows: int, columns: int, layer: int | None) -> Plan:
-    """Return the plan of ``mask`` for ``batch`` x ``rows`` queries and ``columns`` keys, from the cache where that is
-    sure to be right.
+    """Return the plan of ``mask`` for ``batch`` x ``rows`` queries and ``columns`` keys.
 
-    A tensor made under inference_mode keeps no version counter, so a change in place would go unseen: there the cache
-    only serves the later layers of the same forward.
+    A mask may be written to between two layers in ways that leave no trace (``.data``, numpy, inference mode), so a
+    known plan is used only after the mask's content was compared with what it was: small masks (a decode's) have a
+    copy kept, large ones are analysed anew for each layer.
     """
-    version = None if mask.is_inference() else mask._version
+    if dispatch.capturing():
+        # Replays read the mask as it is then; what a plan says of it now would be baked into the graph.
+        return Plan("a stream is being captured: the mask is read at every replay")
     shape = (batch, rows, columns)
     entry = _entries.get(id(mask))
-    if entry is not None and entry.mask() is mask and entry.shape == shape and entry.version == version:
-        if version is not None:
-            return entry.plan
-        if layer is not None and entry.layer is not None and layer > entry.layer:
-            entry.layer = layer
-            return entry.plan
-    if dispatch.capturing():
-        return Plan("the mask has not been analysed yet and a stream is being captured")
+    if entry is not None and entry.mask() is mask and entry.shape == shape and _same(mask, entry.content):
+        return entry.plan
     plan = analyse(mask, batch, rows, columns)
-    if len(_entries) >= _KEPT:
-        _entries.clear()
-    key = id(mask)
-    _entries[key] = _Entry(weakref.ref(mask, lambda _: _entries.pop(key, None)), version, layer, shape, plan)
+    small = not plan.reason and mask.numel() * mask.element_size() <= _SMALL
+    if small:
+        key = id(mask)
+        with torch.inference_mode(False), torch.no_grad():
+            content = mask.detach().clone()
+        with _lock:
+            if len(_entries) >= _KEPT:
+                _entries.clear()
+            _entries[key] = _Entry(weakref.ref(mask, lambda _: _entries.pop(key, None)), shape, plan, content)
     return plan
+
+
+def nbytes() -> int:
+    """Return the bytes of the plans that are kept, and of the contents that masks are compared with."""
+    kept = [part for entry in tuple(_entries.values()) for part in (entry.content, *entry.plan.tensors())]
+    return sum(part.numel() * part.element_size() for part in kept)
+
+
+def _same(mask: Tensor, content: Tensor) -> bool:
+    return mask.shape == content.shape and mask.dtype is content.dtype and torch.equal(mask, content)
 
 
 def analyse(mask: Tensor, batch: int, rows: int, columns: int) -> Plan:
@@ -110,28 +132,55 @@ def _measure(mask: Tensor) -> list[int]:
     """[B, rows, columns] -> clean, full, causal, windowed, offset, window, starts..., stops...; the only host sync.
 
     A row's keys run from its first to its last visible one. ``offset`` puts query i at key i + offset: the furthest
-    any row reaches.
+    any row reaches. Both passes go over blocks of rows, so that nothing as large as the mask is ever made; results are
+    gathered in place, because small tensors that outlive a block would keep the heap from using its room again.
     """
-    seen, clean = (mask, mask.new_ones((), dtype=torch.bool)) if mask.dtype is torch.bool else _kept(mask)
-    rows, columns = seen.shape[1:]
-    key = torch.arange(columns, device=seen.device)
-    row = torch.arange(rows, device=seen.device)
-    first = torch.where(seen, key, columns).amin(-1)
-    last = torch.where(seen, key, -1).amax(-1)
-    offset = (last - row).max()
-    window = seen.sum(-1).max()
-    start, stop = first.amin(-1), last.amax(-1) + 1
-    full = (key >= start[:, None, None]) & (key < stop[:, None, None])
-    own = (row + offset)[:, None]
-    causal = full & (key <= own)
-    windowed = causal & (key > own - window)
-    equal = [(seen == guess).all().long() for guess in (full, causal, windowed)]
-    head = torch.stack([clean.long(), *equal, offset, window])
-    numbers: list[int] = torch.cat((head, start, stop)).tolist()
+    count, rows, columns = mask.shape
+    blocks = _blocks(rows, count * columns)
+    key = torch.arange(columns, device=mask.device)
+    start, stop = key.new_full((count,), columns), key.new_zeros((count,))
+    flags, extent = key.new_ones((4,), dtype=torch.bool), key.new_tensor([-rows, 0])
+    for begin, end in blocks:
+        _bounds(mask[:, begin:end], key, begin, start, stop, extent, flags[:1])
+    for begin, end in blocks:
+        _compare(mask[:, begin:end], key, begin, start, stop, extent, flags[1:])
+    numbers: list[int] = torch.cat((flags.long(), extent, start, stop)).tolist()
     return numbers
 
 
-def _kept(mask: Tensor) -> tuple[Tensor, Tensor]:
+def _blocks(rows: int, width: int) -> list[tuple[int, int]]:
+    """Spans of rows of at most _BLOCK elements each, at least one row."""
+    step = max(1, _BLOCK // max(1, width))
+    return [(begin, min(rows, begin + step)) for begin in range(0, rows, step)]
+
+
+def _bounds(mask: Tensor, key: Tensor, begin: int, start: Tensor, stop: Tensor, extent: Tensor, clean: Tensor) -> None:
+    """Extend by some rows: per batch entry the first key seen by any and the one behind the last [B]; how far beyond
+    its own place a row reaches and the most keys that a row sees [2]; whether all is nothing but a restriction [1].
+    """
+    seen, restricts = _seen(mask)
+    torch.minimum(start, torch.where(seen, key, mask.shape[2]).amin((1, 2)), out=start)
+    last = torch.where(seen, key, -1).amax(-1)
+    torch.maximum(stop, last.amax(-1) + 1, out=stop)
+    last -= torch.arange(begin, begin + mask.shape[1], device=mask.device)
+    torch.maximum(extent, torch.stack((last.max(), seen.sum(-1).max())), out=extent)
+    clean &= restricts
+
+
+def _compare(mask: Tensor, key: Tensor, begin: int, start: Tensor, stop: Tensor, extent: Tensor, same: Tensor) -> None:
+    """Keep in ``same`` [3] whether the rows are those of the full, the causal, the windowed mask of these bounds."""
+    seen, _ = _seen(mask)
+    own = (torch.arange(begin, begin + mask.shape[1], device=mask.device) + extent[0])[:, None]
+    full = (key >= start[:, None, None]) & (key < stop[:, None, None])
+    causal = full & (key <= own)
+    windowed = causal & (key > own - extent[1])
+    same &= torch.stack([(seen == guess).all() for guess in (full, causal, windowed)])
+
+
+def _seen(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Which keys are visible, and whether a mask of numbers says only that."""
+    if mask.dtype is torch.bool:
+        return mask, mask.new_ones((), dtype=torch.bool)
     kept = mask == 0
     return kept, (kept | (mask <= torch.finfo(mask.dtype).min)).all()
 

@@ -1,9 +1,10 @@
 """Mixture of experts: each token goes through its k chosen gated MLPs, and the results are added with its k weights.
 
-hidden [T, H], w1 [E, 2I, H] (gate rows, then up rows), w2 [E, H, I], topk_weight fp32 [T, k], topk_ids int32 [T, k].
-Tiers: aiter (fused_moe) -> torch (grouped GEMMs where the device proves them, else two GEMMs per expert that was hit)
--> eager (every expert on every token). The choice of experts is a step of its own and always stock's arithmetic, so
-that a near-tie falls as it does in stock.
+hidden [T, H], w1 [E, 2I, H] (gate rows, then up rows), w2 [E, H, I], topk_weight [T, k] (fp32 in the sum), topk_ids
+[T, k]. Tiers: aiter (fused_moe) -> triton (few tokens: two gathered products) -> torch (grouped GEMMs where the device
+proves them, else two GEMMs per expert that was hit) -> eager (every expert on every token). The choice of experts is a
+step of its own, from fp32 probabilities as in stock; tier torch takes stock's own operations, so that a near-tie falls
+as it does there.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import torch_features
 from .activation import (
     eager_gelu_and_mul,
     eager_gelu_tanh_and_mul,
@@ -23,6 +25,7 @@ from .activation import (
     silu_and_mul,
 )
 from .backends import aiter
+from .backends.triton import tier as triton
 from .checks import TORCH_ERRORS, complaint, describe
 from .dispatch import Op, Site, Tier, always, capturing
 
@@ -33,6 +36,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 _EAGER = {"silu": eager_silu_and_mul, "gelu": eager_gelu_and_mul, "gelu_tanh": eager_gelu_tanh_and_mul}
 
+_grouped_mm = torch_features.grouped_mm()
 _grouped_site = Site("moe_grouped_gemm", "grouped", lambda settings: False)
 _grouped_verdicts: dict[tuple[torch.device, torch.dtype], str] = {}
 
@@ -41,6 +45,7 @@ def eager_moe(hidden: Tensor, w1: Tensor, w2: Tensor, topk_weight: Tensor, topk_
     """Every expert on every token, added with the weight that the token gives it: the reference."""
     _fit(hidden, w1, w2, topk_weight, topk_ids)
     total = torch.zeros_like(hidden, dtype=torch.float32)
+    topk_weight = topk_weight.float()
     for expert in range(w1.shape[0]):
         share = (topk_weight * (topk_ids == expert)).sum(1, keepdim=True)
         total = total + share * F.linear(_EAGER[activation](F.linear(hidden, w1[expert])), w2[expert])
@@ -50,7 +55,7 @@ def eager_moe(hidden: Tensor, w1: Tensor, w2: Tensor, topk_weight: Tensor, topk_
 def torch_moe(hidden: Tensor, w1: Tensor, w2: Tensor, topk_weight: Tensor, topk_ids: Tensor, activation: str) -> Tensor:
     """Tokens sorted by expert; products in hidden's dtype, the weighted sum in fp32 and rounded once."""
     _fit(hidden, w1, w2, topk_weight, topk_ids)
-    gated = ACTIVATIONS[activation]
+    gated, topk_weight = ACTIVATIONS[activation], topk_weight.float()
     if hidden.is_cuda and hidden.shape[0]:
         reason = _grouped_reason(hidden, w1, w2)
         if not reason:
@@ -102,13 +107,14 @@ def _grouped(
     order = flat.argsort(stable=True)
     counts = (flat.unsqueeze(0) == torch.arange(w1.shape[0], device=flat.device).unsqueeze(1)).sum(1)
     ends = counts.cumsum(0).to(torch.int32)
-    both = torch._grouped_mm(hidden[order // ids.shape[1]], w1.transpose(1, 2), offs=ends)
-    rows = torch._grouped_mm(gated(both), w2.transpose(1, 2), offs=ends)
+    assert _grouped_mm is not None  # _grouped_reason
+    both = _grouped_mm(hidden[order // ids.shape[1]], w1.transpose(1, 2), offs=ends)
+    rows = _grouped_mm(gated(both), w2.transpose(1, 2), offs=ends)
     return _weighted(rows, order, weights, hidden)
 
 
 def _grouped_reason(hidden: Tensor, w1: Tensor, w2: Tensor) -> str:
-    if not hasattr(torch, "_grouped_mm"):
+    if _grouped_mm is None:
         return "this torch has no grouped GEMM"
     if hidden.dtype is not torch.bfloat16:
         return f"torch's grouped GEMM is not used for {hidden.dtype}"
@@ -126,12 +132,13 @@ def _grouped_reason(hidden: Tensor, w1: Tensor, w2: Tensor) -> str:
 
 def _prove_grouped(device: torch.device, dtype: torch.dtype) -> str:
     """Compare it once with single products on this device; one of the groups is empty."""
+    assert _grouped_mm is not None
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(24, 64, generator=generator).to(device, dtype)
     weight = torch.randn(4, 32, 64, generator=generator).to(device, dtype)
     ends = torch.tensor([5, 5, 6, 24], dtype=torch.int32, device=device)
     try:
-        found = torch._grouped_mm(rows, weight.transpose(1, 2), offs=ends)
+        found = _grouped_mm(rows, weight.transpose(1, 2), offs=ends)
     except (RuntimeError, NotImplementedError) as error:
         return f"torch's grouped GEMM raised {type(error).__name__} on this device"
     parts = rows.split_with_sizes([5, 0, 1, 18])
@@ -155,6 +162,7 @@ _moe = Op(
     "moe",
     [
         Tier("aiter", aiter.offer("fused_moe", "USE_OPTIMIZED_OPS", eager_moe), aiter.wanted("USE_OPTIMIZED_OPS")),
+        Tier("triton", triton.offer("moe", "USE_OPTIMIZED_OPS", eager_moe), triton.wanted("USE_OPTIMIZED_OPS")),
         Tier("torch", always(torch_moe)),
         Tier("eager", always(eager_moe)),
     ],
@@ -224,7 +232,18 @@ def stock_route(logits: Tensor, top_k: int, renormalise: bool, dtype: torch.dtyp
     return weights.to(dtype).float(), ids.to(torch.int32)
 
 
-_route = Op("softmax_top_k", [Tier("torch", always(stock_route)), Tier("eager", always(stock_route))])
+_route = Op(
+    "softmax_top_k",
+    [
+        Tier(
+            "triton",
+            triton.offer("softmax_top_k", "USE_OPTIMIZED_OPS", stock_route),
+            triton.wanted("USE_OPTIMIZED_OPS"),
+        ),
+        Tier("torch", always(stock_route)),
+        Tier("eager", always(stock_route)),
+    ],
+)
 
 
 @_route.public
@@ -295,7 +314,18 @@ def _clamped(both: Tensor, alpha: float, limit: float) -> Tensor:
     return (up + 1) * (gate * torch.sigmoid(gate * alpha))
 
 
-_clamped_moe = Op("clamped_moe", [Tier("torch", always(torch_clamped_moe)), Tier("eager", always(eager_clamped_moe))])
+_clamped_moe = Op(
+    "clamped_moe",
+    [
+        Tier(
+            "triton",
+            triton.offer("clamped_moe", "USE_OPTIMIZED_OPS", eager_clamped_moe),
+            triton.wanted("USE_OPTIMIZED_OPS"),
+        ),
+        Tier("torch", always(torch_clamped_moe)),
+        Tier("eager", always(eager_clamped_moe)),
+    ],
+)
 
 
 @_clamped_moe.public

@@ -18,11 +18,12 @@ from torch import Tensor
 from .backends import aiter
 from .backends.triton import tier as triton
 from .checks import TORCH_ERRORS, complaint, describe
-from .dispatch import Op, Tier, always
-from .tracing import traced
+from .dispatch import Candidate, Op, Tier, always
+from .torch_features import rounds_norms_once, tried
 
 FORMS = ("llama", "gemma", "fp32_weight", "t5")
 _HALF = (torch.float16, torch.bfloat16)
+ROUNDS_OTHERWISE = "this torch has no rms_norm that rounds once, at its end"
 _compiling = torch.compiler.is_dynamo_compiling
 
 
@@ -85,7 +86,7 @@ _rms_norm = Op(
         Tier(
             "triton", triton.offer("rms_norm", "USE_OPTIMIZED_OPS", eager_rms_norm), triton.wanted("USE_OPTIMIZED_OPS")
         ),
-        Tier("torch", always(torch_rms_norm)),
+        Tier("torch", tried(Candidate(torch_rms_norm), rounds_norms_once, ROUNDS_OTHERWISE)),
         Tier("eager", always(eager_rms_norm)),
     ],
 )
@@ -102,23 +103,9 @@ _add_rms_norm = Op(
             triton.offer("add_rms_norm", "USE_OPTIMIZED_OPS", eager_add_rms_norm),
             triton.wanted("USE_OPTIMIZED_OPS"),
         ),
-        Tier("torch", always(torch_add_rms_norm)),
+        Tier("torch", tried(Candidate(torch_add_rms_norm), rounds_norms_once, ROUNDS_OTHERWISE)),
         Tier("eager", always(eager_add_rms_norm)),
     ],
-)
-
-
-def _like(x: Tensor, weight: Tensor, eps: float, form: str) -> Tensor:
-    dtype = torch.promote_types(x.dtype, weight.dtype) if form in ("llama", "t5") else x.dtype
-    return x.new_empty(x.shape, dtype=dtype)
-
-
-_traced = traced(_rms_norm, "(Tensor x, Tensor weight, float eps, str form) -> Tensor", torch_rms_norm, _like)
-_traced_add = traced(
-    _add_rms_norm,
-    "(Tensor x, Tensor residual, Tensor weight, float eps, str form) -> (Tensor, Tensor)",
-    torch_add_rms_norm,
-    lambda x, residual, weight, eps, form: (_like(x, weight, eps, form), x.new_empty(x.shape)),
 )
 
 
@@ -131,13 +118,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, form: str = "llama") -> T
     unusable arguments.
     """
     if _compiling():
-        result: Tensor = _traced.call(x, weight, eps, form)
-        return result
+        return torch_rms_norm(x, weight, eps, form)
     if not eps >= 0.0:
         _diagnose("rms_norm", x, weight, eps, form)
     _rms_norm.calls += 1
     try:
-        result = _rms_norm.call(x, weight, eps, form)
+        result: Tensor = _rms_norm.call(x, weight, eps, form)
     except TORCH_ERRORS:
         _diagnose("rms_norm", x, weight, eps, form)
         raise
@@ -153,13 +139,12 @@ def add_rms_norm(
     x and residual [..., D] of one shape, dtype and device; the rest as in rms_norm. Neither input is written to.
     """
     if _compiling():
-        result: tuple[Tensor, Tensor] = _traced_add.call(x, residual, weight, eps, form)
-        return result
+        return torch_add_rms_norm(x, residual, weight, eps, form)
     if not eps >= 0.0:
         _diagnose("add_rms_norm", x, weight, eps, form, residual)
     _add_rms_norm.calls += 1
     try:
-        result = _add_rms_norm.call(x, residual, weight, eps, form)
+        result: tuple[Tensor, Tensor] = _add_rms_norm.call(x, residual, weight, eps, form)
     except TORCH_ERRORS:
         _diagnose("add_rms_norm", x, weight, eps, form, residual)
         raise

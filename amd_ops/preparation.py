@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from . import experts, packing, preshuffle, toggles
-from .projections import GATE_UP, KEY, QKV, packed_state
+from .packing import KEY
+from .projections import GATE_UP, QKV
 
 
 @dataclass(frozen=True)
@@ -74,22 +75,21 @@ def prepare(model: nn.Module, progress: Callable[[str], None] | None = None) -> 
     """
     report = Report()
     before = unique_bytes(model)
-    packed: set[int] = set()
+    together: set[int] = set()
     for path, module in model.named_modules():
         if path.rpartition(".")[2] == "experts" and _prepare_experts(path, module, report, progress):
-            packed.update(id(expert) for expert in module.children())
+            together.update(id(expert) for expert in module.children())
         for names in (QKV, *GATE_UP):
             children = module._modules
-            if id(module) in packed or not all(children.get(name) is not None for name in names):
+            if id(module) in together or not all(children.get(name) is not None for name in names):
                 continue
             if progress is not None:
                 progress(path)
-            state = packed_state(module, names)
-            reason = packing.pack(state, module, names) if state.fresh(module, names) else ""
-            if reason:
-                report.declined.append((path, reason))
+            packed = packing.pack(module, names)
+            if isinstance(packed, str):
+                report.declined.append((path, packed))
             else:
-                report.fused.append(Packing(path, names, state.nbytes()))
+                report.fused.append(Packing(path, names, packed.nbytes()))
     report.bytes_added = unique_bytes(model) - before
     if toggles.settings().use_preshuffle:
         report.shuffling = preshuffle.preshuffle_weights(model)

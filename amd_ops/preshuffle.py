@@ -1,26 +1,30 @@
-"""Shuffled weights for the tuned GEMM: which Linears may have a copy, when it is made, and how it is taken back.
+"""Shuffled weights for the tuned GEMM: which weights may have a copy, when it is made, and how it is taken back.
 
-A copy costs the weight's bytes once more, so it exists only where USE_PRESHUFFLE=1 or :func:`preshuffle_weights` asks
-for it. Calls of fewer rows than PRESHUFFLE_M_THRESH keep the plain weight (decode can be slower on the shuffled one);
-a negative threshold means never. What a copy is and how it goes stale: ``shuffled.py``.
+A copy costs the weight's bytes once more and cannot see who writes to the weight. So it exists only where its owner
+says so: ``prepare(model)`` under USE_PRESHUFFLE=1 (or :func:`preshuffle_weights`) freezes the weights and makes their
+copies, ``restore(model)`` gives both back, and whoever takes hold of a frozen weight's memory ends its copy
+(frozen.py). Calls of fewer rows than PRESHUFFLE_M_THRESH keep the plain weight (decode can be slower on the shuffled
+one); a negative threshold means never.
 """
 
 from __future__ import annotations
 
-import sys
-import weakref
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from . import shuffled, toggles
 from .backends import aiter
 from .dispatch import Site, capturing
+from .frozen import thaw
 from .modules import why_not_plain
-from .packing import Packed, States
+from .packing import KEY, States
 
 _site = Site("preshuffle", "shuffled", lambda settings: settings.asked("USE_PRESHUFFLE"))
-_refused: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[object, ...], str]] = weakref.WeakKeyDictionary()
+STACKED = ("gate_up_proj", "down_proj")
+"""Experts that are 3-D parameters: what their module calls them."""
+UNFROZEN = "anybody may write to the weight: prepare(model) freezes it and makes its shuffled copy"
 _was_on = False
 
 
@@ -39,6 +43,7 @@ class Shuffling:
         return sum(size for _, size in self.copies)
 
 
+@torch.no_grad()  # where gradients are wanted, to look for a copy takes hold of the weight and thaws it
 def preshuffle_weights(model: nn.Module, require_multiple: int = 1) -> Shuffling:
     """Make the shuffled copy of every Linear of ``model`` that may have one; projections that are packed share one.
 
@@ -46,59 +51,44 @@ def preshuffle_weights(model: nn.Module, require_multiple: int = 1) -> Shuffling
     nn.Linear, hooked and quantised ones keep the plain weight, each with its reason.
     """
     done, packed = Shuffling(), _packed_groups(model)
-    members = {id(weight) for _, group in packed for weight in _row_weights(group)}
+    members = {id(owner) for _, _, owners in packed for owner in owners}
     shared = _shared_parameters(model)
-    for path, group in packed:
-        assert group.weight is not None
-        _add(done, path, group.weight, _row_weights(group), "", require_multiple)
+    for path, weight, owners in packed:
+        _add(done, path, weight, owners, "", require_multiple)
     for path, module in model.named_modules():
-        if not isinstance(module, nn.Linear):
-            continue
-        weight = module.weight
-        if id(weight) in members:
-            continue
-        reason = why_not_plain(module) or ("the weight is tied to another module's" if id(weight) in shared else "")
-        _add(done, path, weight, (), reason, require_multiple)
+        for name, weight in _single(module):
+            if id(weight) in members:
+                continue
+            reason = why_not_plain(module) if isinstance(module, nn.Linear) else ""
+            reason = reason or ("the weight is tied to another module's" if id(weight) in shared else "")
+            _add(done, f"{path}.{name}".strip("."), weight, (weight,), reason, require_multiple)
     return done
 
 
+def _single(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The weights of one module that a kernel could read shuffled, with their names where they are not ``weight``."""
+    if isinstance(module, nn.Linear):
+        weight = module.__dict__["_parameters"].get("weight")
+        return [] if weight is None else [("", weight)]
+    parameters = module.__dict__["_parameters"]
+    found = [(name, parameters.get(name)) for name in STACKED]
+    return [(name, one) for name, one in found if one is not None] if all(one is not None for _, one in found) else []
+
+
 def restore_weights(model: nn.Module) -> None:
-    """Free the copies of ``model``'s weights."""
-    for _, group in _packed_groups(model):
-        assert group.weight is not None
-        shuffled.drop(group.weight)
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            shuffled.drop(parameter)
+    """Free the copies of ``model``'s weights, which anybody may write to again."""
+    for parameter in model.parameters():
+        thaw(parameter, "restored")
 
 
-def consider(module: nn.Module, x: Tensor) -> None:
-    """Make the copy of an untouched Linear's weight when a call of enough rows first needs it (USE_PRESHUFFLE=1).
-
-    Nothing says here which model the module belongs to, so a weight that anything else holds too counts as tied.
-    """
-    if below_threshold(x) or shuffled.find(module.__dict__["_parameters"]["weight"]) is not None:
+def count(weight: Tensor, x: Tensor) -> None:
+    """Count whether a call of enough rows finds the copy of ``weight`` (USE_PRESHUFFLE=1)."""
+    if below_threshold(x):
         return
-    state = _stamp(module)
-    known = _refused.get(module)
-    reason = known[1] if known is not None and known[0] == state else _consider(module)
-    if reason:
-        _refused[module] = (state, reason)
-        _site.declined(reason)
-        return
-    _site.fast.calls += 1
-
-
-def consider_packed(packed: Packed, x: Tensor) -> None:
-    """Make the copy of a packed matrix when a call of enough rows first needs it (USE_PRESHUFFLE=1)."""
-    weight = packed.weight
-    if weight is None or below_threshold(x) or shuffled.find(weight) is not None:
-        return
-    reason = _keep(weight, _row_weights(packed))
-    if reason:
-        _site.declined(reason)
-        return
-    _site.fast.calls += 1
+    if shuffled.find(weight) is not None:
+        _site.fast.calls += 1
+    else:
+        _site.declined(UNFROZEN)
 
 
 def below_threshold(x: Tensor) -> bool:
@@ -107,49 +97,40 @@ def below_threshold(x: Tensor) -> bool:
     return least < 0 or x.numel() < least * x.shape[-1]
 
 
-def _consider(module: nn.Module) -> str:
-    # One reference is the module's own, one is this call's argument.
-    if sys.getrefcount(module.__dict__["_parameters"]["weight"]) > 2:
-        return "the weight is held elsewhere too (tied, or in use by the program): prepare(model) tells them apart"
-    return _keep(module.__dict__["_parameters"]["weight"], ())
-
-
-def _keep(weight: Tensor, parts: tuple[Tensor, ...]) -> str:
-    reason = shuffled.why_not(weight) or aiter.why_not_shuffled(weight)
+def _add(
+    done: Shuffling, path: str, weight: Tensor, owners: tuple[nn.Parameter, ...], reason: str, require_multiple: int
+) -> None:
+    if not reason and (weight.shape[-2] % require_multiple or weight.shape[-1] % require_multiple):
+        reason = f"N or K is no multiple of {require_multiple}"
+    reason = reason or shuffled.why_not(weight) or aiter.why_not_shuffled(weight)
     if not reason and capturing():
         reason = "a stream is being captured"
-    if not reason:
-        shuffled.keep(weight, aiter.shuffler(), parts)
-    return reason
-
-
-def _add(
-    done: Shuffling, path: str, weight: Tensor, parts: tuple[Tensor, ...], reason: str, require_multiple: int
-) -> None:
-    if not reason and (weight.shape[0] % require_multiple or weight.shape[1] % require_multiple):
-        reason = f"N or K is no multiple of {require_multiple}"
-    reason = reason or _keep(weight, parts)
+    plain = weight if reason else shuffled.plain_of(weight)
+    reason = reason or shuffled.keep(plain, aiter.shuffler(), owners)
     if reason:
         done.declined.append((path, reason))
         return
-    held = shuffled.find(weight)
+    held = shuffled.find(plain if type(plain) is Tensor else shuffled.plain_of(weight))
     assert held is not None
     done.copies.append((path, held.nbytes))
 
 
-def _packed_groups(model: nn.Module) -> list[tuple[str, Packed]]:
+def _packed_groups(model: nn.Module) -> list[tuple[str, Tensor, tuple[nn.Parameter, ...]]]:
+    """Paths, matrices and parameters of what is packed now; experts' matrices as [E, N, K]."""
     found = []
     for path, module in model.named_modules():
-        states = module.__dict__.get("_amd_packed")
-        if type(states) is States:
-            for names, group in states.items():
-                if not group.fresh(module, names):
-                    found.append((f"{path}.{'+'.join(names)}".lstrip("."), group))
+        states = module.__dict__.get(KEY)
+        for names, group in states.items() if type(states) is States else ():
+            rows = tuple(one for one in group.parameters() if one.dim() > 1)
+            weight = group.weight
+            if weight is None or group.owner != id(module):
+                continue
+            if names[0] == "*":
+                weight = weight.view(len(list(module.children())), -1, weight.shape[1])
+            elif group.fresh(module):
+                continue
+            found.append((f"{path}.{'+'.join(names)}".lstrip("."), weight, rows))
     return found
-
-
-def _row_weights(group: Packed) -> tuple[Tensor, ...]:
-    return tuple(parameter for own in group.rows for key, parameter, _ in own if key == "weight")
 
 
 def _shared_parameters(model: nn.Module) -> set[int]:
@@ -159,11 +140,6 @@ def _shared_parameters(model: nn.Module) -> set[int]:
         for parameter in module.parameters(recurse=False):
             (shared if id(parameter) in seen else seen).add(id(parameter))
     return shared
-
-
-def _stamp(module: nn.Module) -> tuple[object, ...]:
-    weight = module.__dict__["_parameters"]["weight"]
-    return (id(weight), weight.data_ptr(), weight.dtype, toggles.settings())
 
 
 def _follow() -> None:

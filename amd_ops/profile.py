@@ -9,7 +9,6 @@ device policy of :mod:`amd_ops.toggles`.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -20,18 +19,27 @@ from typing import Any
 import torch
 
 from . import device
+from .folders import readable_folders
+from .toggle_rules import PROFILE_SCHEMA as SCHEMA
+from .toggle_rules import REDO, ProfileError, as_text, digest, read_profile
+
+__all__ = [
+    "LIMITS",
+    "SCHEMA",
+    "Chosen",
+    "ProfileError",
+    "as_text",
+    "choose",
+    "default_path",
+    "digest",
+    "machine",
+    "read",
+]
 
 _environment: Callable[[], Mapping[str, str]] = dict
 
-SCHEMA = "amd-ops.profile/1"
 FOLDER_VARIABLE = "AMD_OPS_PROFILES"
 LIMITS = ("AMD_OPS_STOCK", "AMD_OPS_OP_TIERS")
-_FIX = "set AMD_OPS to off, auto or the path of a profile file"
-_REDO = "run `overlay qualify` on this machine, or set AMD_OPS to auto or off"
-
-
-class ProfileError(ValueError):
-    """A profile cannot be used. The text says why and what to do; it reads on after "AMD_OPS is <path>, "."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +51,8 @@ class Chosen:
     found: bool = False
 
 
-def choose(policy: str, accepted: Collection[str], by_hand: Collection[str]) -> Chosen:
-    """Resolve ``AMD_OPS``. ``accepted`` are the names a profile may set, ``by_hand`` those that are set already.
+def choose(policy: str, by_hand: Collection[str]) -> Chosen:
+    """Resolve ``AMD_OPS``. ``by_hand`` are the names of the toggles that are set already.
 
     Raises ProfileError for a file that cannot be read, was edited, or was measured on another machine. Under ``auto``
     such a file is left aside, and the note says so.
@@ -52,59 +60,48 @@ def choose(policy: str, accepted: Collection[str], by_hand: Collection[str]) -> 
     if policy == "off":
         return Chosen()
     if policy != "auto":
-        content = read(Path(policy), accepted)
-        return Chosen(_values(content, by_hand), f"profile {policy}", True)
+        content = read(Path(policy))
+        return Chosen(_values(content, by_hand), f"profile {policy}{_of_ranks(content)}", True)
     path = default_path()
     if not path.is_file():
         return Chosen()
     try:
-        content = read(path, accepted)
+        content = read(path)
     except ProfileError as error:
         return Chosen(note=f"profile {path} is not used: it is a file {_as_sentence(error)}")
-    return Chosen(_values(content, by_hand), f"profile {path}", True)
+    return Chosen(_values(content, by_hand), f"profile {path}{_of_ranks(content)}", True)
+
+
+def _of_ranks(content: Mapping[str, Any]) -> str:
+    """Return what a reader must know where a profile was qualified with another number of ranks than this run has.
+
+    It is no reason to refuse it: ranks that share no Linear (data parallelism) compute what one process does.
+    """
+    here, there = _environment().get("WORLD_SIZE", "1"), content.get("ranks")
+    if there is None or here == str(there):
+        return ""
+    return (
+        f" (qualified with {there} rank{'s' if there != 1 else ''}, and this process is one of {here}: where a "
+        "tensor-parallel plan spreads the Linears, the shapes of their shards were not tried)"
+    )
 
 
 def _as_sentence(error: ProfileError) -> str:
     return str(error).removeprefix("a file ").rstrip(".")
 
 
-def read(path: Path, accepted: Collection[str]) -> dict[str, Any]:
-    """Return a profile's content, checked: names, digest and machine. Raises ProfileError."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ProfileError(f"which is neither off, auto nor a readable profile ({error}): {_FIX}.") from None
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA or not isinstance(content.get("toggles"), dict):
-        raise ProfileError(f'a file that is not a {SCHEMA!r} object with "toggles": {_FIX}.')
-    unknown = [name for name in content["toggles"] if name not in accepted]
-    if unknown:
-        names = ", ".join(accepted)
-        raise ProfileError(f"which sets {unknown[0]!r}; accepted are {names}: correct the profile.")
-    if "qualified" in content or "digest" in content:
-        _check_qualified(content)
-    return content
-
-
-def _check_qualified(content: dict[str, Any]) -> None:
-    if content.get("digest") != digest(content):
-        raise ProfileError(
-            f"a file that was changed after `overlay qualify` wrote it: {_REDO}. A profile of your own has only "
-            '"schema" and "toggles".'
-        )
+def read(path: Path) -> dict[str, Any]:
+    """Return a profile's content, checked: form, names, values, digest and machine. Raises ProfileError."""
+    content = read_profile(path)
     measured = content.get("qualified")
-    if not isinstance(measured, dict):
-        raise ProfileError(f'a file whose "qualified" is not an object: {_REDO}.')
-    for name, here in machine().items():
-        if measured.get(name) != here:
-            raise ProfileError(
-                f"a file that was qualified with {name} {measured.get(name)!r}, and this process has {here!r}: {_REDO}."
-            )
-
-
-def digest(content: Mapping[str, Any]) -> str:
-    """Return the sha256 of a profile without its digest: a change by hand shows."""
-    rest = {key: value for key, value in content.items() if key != "digest"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, allow_nan=False).encode()).hexdigest()
+    if measured is not None:
+        for name, here in machine().items():
+            if measured.get(name) != here:
+                raise ProfileError(
+                    f"a file that was qualified with {name} {measured.get(name)!r}, and this process has {here!r}: "
+                    f"{REDO}."
+                )
+    return content
 
 
 def machine() -> dict[str, str | None]:
@@ -134,15 +131,18 @@ def use_environment(read: Callable[[], Mapping[str, str]]) -> None:
 
 
 def default_path() -> Path:
-    """Return where ``auto`` looks for the profile of this device: $AMD_OPS_PROFILES, else the user's data folder."""
+    """Return where ``auto`` looks for the profile of this device: $AMD_OPS_PROFILES, else the user's data folder.
+
+    A profile that an earlier version left in its own folder is found where today's folder has none.
+    """
     environ = _environment()
-    folder = environ.get(FOLDER_VARIABLE)
-    if not folder:
-        data = environ.get("XDG_DATA_HOME") or os.path.join(os.path.expanduser("~"), ".local", "share")
-        folder = os.path.join(data, "amd-ops", "profiles")
     found = device.current()
     name = f"{found.arch}-{found.cu_count}" if found else ("cuda" if torch.cuda.is_available() else "cpu")
-    return Path(folder) / f"{name}.json"
+    if environ.get(FOLDER_VARIABLE):
+        return Path(environ[FOLDER_VARIABLE]) / f"{name}.json"
+    homes = readable_folders("data", {"HOME": os.path.expanduser("~"), **environ})
+    places = [folder / "profiles" / f"{name}.json" for folder in homes] or [Path(os.devnull) / f"{name}.json"]
+    return next((path for path in places if path.is_file()), places[0])
 
 
 def _version(*names: str) -> str | None:
@@ -180,12 +180,3 @@ def _values(content: Mapping[str, Any], by_hand: Collection[str]) -> dict[str, s
         else:
             values.pop(name, None)
     return values
-
-
-def as_text(value: object) -> str:
-    """Return a toggle's value as the environment would have it."""
-    if isinstance(value, bool):
-        return str(int(value))
-    if isinstance(value, (tuple, list)):
-        return ",".join(str(item) for item in value)
-    return str(value)

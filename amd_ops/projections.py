@@ -1,8 +1,9 @@
 """What overlaid forwards call for their projections: q/k/v in one GEMM, gate and up in one GEMM with the activation
 behind it.
 
-Nothing is packed under torch.compile or stream capture, and nothing packed is used where autograd wants the weights'
-gradients: the stock modules run then, with a counted reason. preparation.py packs a whole model ahead of time.
+Nothing is packed under torch.compile or stream capture: the stock modules run then, with a counted reason.
+preparation.py packs a whole model ahead of time. Where gradients are wanted, packed_linear.py's node computes; a trace
+holds its op.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import packing, preshuffle, toggles
+from . import modes, modules, packing, preshuffle, shards, toggles
 from .activation import gelu_and_mul, gelu_tanh_and_mul, silu_and_mul
 from .dispatch import Site
 from .linear import apply_linear, linear
-from .modules import is_patched, watched_globally
-from .packing import Packed, States
+from .modules import has_own_forward, original, why_not_unwatched
+from .packed_linear import joint, product
+from .packing import Packed
+from .shards import Shards
 
 QKV = ("q_proj", "k_proj", "v_proj")
 GATE_UP = (("gate_proj", "up_proj"), ("w1", "w3"))
@@ -29,7 +32,9 @@ GATED: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": gelu_tanh_and_mul,
 }
 
-KEY = "_amd_packed"
+ATTENTION_MARK = "_amd_attention"
+"""forward._amd_attention = (rotation, "plain" or "head norms", the words of the cache's update, forward): that forward
+is this attention and nothing else."""
 _compiling = torch.compiler.is_dynamo_compiling
 _qkv = Site("qkv_proj", "fused", lambda settings: settings.asked("USE_FUSED_PROJECTIONS"))
 _mlp = Site("gated_mlp", "fused", lambda settings: settings.asked("USE_FUSED_PROJECTIONS"))
@@ -42,11 +47,30 @@ def qkv_proj(attn: nn.Module, hidden_states: Tensor, names: tuple[str, ...] = QK
     Returns one tensor [..., out_features] per name (any sizes: grouped kv heads, a q of double width), views of one
     result when fused. Biases are honoured. The choice and its reason are counted under ``qkv_proj``.
     """
-    packed = _packed(attn, names, _qkv)
+    both = joint(attn, names, hidden_states) if _compiling() else None
+    if both is not None:
+        linears: list[Any] = [attn.get_submodule(name) for name in names]
+        return _parts(attn, both, [one.weight.shape[0] for one in linears])
+    packed = _packed(attn, names, _qkv, hidden_states)
     if packed is None:
         return tuple(_single(attn, name, hidden_states) for name in names)
-    assert packed.weight is not None
-    return tuple(_product(hidden_states, packed).split_with_sizes(packed.sizes, dim=-1))
+    return _parts(attn, _product(hidden_states, packed), packed.sizes)
+
+
+def _parts(attn: nn.Module, both: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
+    """The results beside one another as one tensor each.
+
+    While autograd records, no result may keep the memory of another one alive that stock would have freed. A rotation
+    lets go of q and k at once and only v is saved, so it gets memory of its own; where that is not known, all do.
+    """
+    if not both.requires_grad:
+        return tuple(both.split_with_sizes(sizes, dim=-1))
+    form = None if _compiling() else modules.form_of(attn, ATTENTION_MARK)
+    if form is None or form[1] != "plain":
+        copies: list[Tensor] = torch.ops.aten.split_with_sizes_copy(both, sizes, -1)
+        return tuple(copies)
+    parts = both.unsafe_split_with_sizes(sizes, dim=-1)  # stock's results may be written to, views of one node may not
+    return (*parts[:-1], parts[-1].contiguous())
 
 
 def gated_mlp(
@@ -82,8 +106,10 @@ def gated_hidden(
     activation: Any = _child(mlp, act) if act else F.silu
     if gate_up is not None:
         both = _single(mlp, gate_up, x)
+    elif _compiling() and (traced := joint(mlp, (gate, up), x)) is not None:
+        both = traced
     else:
-        packed = _packed(mlp, (gate, up), _mlp)
+        packed = _packed(mlp, (gate, up), _mlp, x)
         if packed is None:
             result: Tensor = activation(_single(mlp, gate, x)) * _single(mlp, up, x)
             return result
@@ -92,40 +118,53 @@ def gated_hidden(
 
 
 def _activated(activation: Callable[[Tensor], Tensor], both: Tensor) -> Tensor:
-    fuse = not _compiling() and toggles.settings().use_optimized_ops
+    fuse = not _compiling() and toggles.settings().use_optimized_ops and not modes.unlike(both)
     kind = activation_kind(activation) if fuse else ""
     if kind:
         return GATED[kind](both)
-    gate, up = both.chunk(2, dim=-1)
+    # An activation may write to its input, which a view of one node may not be.
+    gate, up = both.unsafe_chunk(2, dim=-1) if both.requires_grad else both.chunk(2, dim=-1)
     return activation(gate) * up
 
 
 def activation_kind(activation: Any) -> str:
-    """Recognise an activation module by its type: ``silu``, ``gelu``, ``gelu_tanh``, or "" for anything else or a
-    watched one.
+    """Recognise an activation module: ``silu``, ``gelu``, ``gelu_tanh``, or "" for anything else or a watched one.
 
-    transformers' classes are known by name, without importing them; those that choose a formula at construction are
-    asked for it.
+    transformers' classes are known without importing them, while their forward is the one of their file and the
+    function of torch that it calls is torch's; those that choose a formula at construction are asked for it.
     """
     if activation is F.silu:
-        return "silu"
-    if not isinstance(activation, nn.Module) or activation._forward_hooks or activation._forward_pre_hooks:
-        return ""
-    if is_patched(activation) or watched_globally():
+        return "silu" if modules.silu_is_torchs() else ""
+    if not isinstance(activation, nn.Module) or why_not_unwatched(activation):
         return ""
     found = type(activation)
-    if found is nn.SiLU or (found.__name__ == "SiLUActivation" and found.__module__ == "transformers.activations"):
-        return "silu"
-    if found is nn.GELU:
-        return "gelu_tanh" if activation.approximate == "tanh" else "gelu"
-    if not found.__module__.startswith("transformers."):
+    kind = _torchs(activation) if found.__module__.startswith("torch.") else _transformers(activation, found)
+    torchs = modules.silu_is_torchs if kind == "silu" else modules.gelu_is_torchs
+    return kind if kind and torchs() else ""
+
+
+def _torchs(activation: Any) -> str:
+    """The kind of one of torch's own modules."""
+    if not has_own_forward(activation):
         return ""
-    inner = getattr(activation, "act", None)
-    if found.__name__ == "GELUActivation" and inner is F.gelu:
-        return "gelu"
-    if found.__name__ in ("GELUTanh", "PytorchGELUTanh"):
+    if type(activation) is nn.SiLU:
+        return "silu"
+    return ("gelu_tanh" if activation.approximate == "tanh" else "gelu") if type(activation) is nn.GELU else ""
+
+
+def _transformers(activation: Any, found: Any) -> str:
+    """The kind of one of transformers' classes, whose forward must be the one of its file."""
+    forward = found.forward
+    if not modules.lives_in(forward, "transformers.activations") or not original(forward, "forward"):
+        return ""
+    name, inner = found.__name__, activation.__dict__.get("act")
+    if name == "SiLUActivation":
+        return "silu"
+    if name == "GELUActivation":
+        return "gelu" if inner is F.gelu else ""
+    if name in ("GELUTanh", "PytorchGELUTanh"):
         plain = getattr(inner, "func", None) is F.gelu and getattr(inner, "keywords", None) == {"approximate": "tanh"}
-        return "gelu_tanh" if plain or found.__name__ == "PytorchGELUTanh" else ""
+        return "gelu_tanh" if plain or name == "PytorchGELUTanh" else ""
     return ""
 
 
@@ -144,14 +183,16 @@ def _single(owner: nn.Module, name: str, x: Tensor) -> Tensor:
     return result
 
 
-def _product(x: Tensor, packed: Packed) -> Tensor:
-    assert packed.weight is not None
+def _product(x: Tensor, packed: Packed | Shards) -> Tensor:
+    weight: Any = packed.weight
     if toggles.on.preshuffle:
-        preshuffle.consider_packed(packed, x)
-    return linear(x, packed.weight, packed.bias) if toggles.on.linear else F.linear(x, packed.weight, packed.bias)
+        preshuffle.count(weight, x)
+    if torch.is_grad_enabled() and (parameters := packed.differentiable(x)):
+        return product(x, parameters, packed.sizes)
+    return linear(x, weight, packed.bias) if toggles.on.linear else F.linear(x, weight, packed.bias)
 
 
-def _packed(owner: nn.Module, names: tuple[str, ...], site: Site) -> Packed | None:
+def _packed(owner: nn.Module, names: tuple[str, ...], site: Site, x: Tensor) -> Packed | Shards | None:
     """Return the packed weights to use now, packing or packing again where possible, or None with the reason
     counted.
     """
@@ -160,34 +201,26 @@ def _packed(owner: nn.Module, names: tuple[str, ...], site: Site) -> Packed | No
     if not toggles.settings().use_fused_projections:
         site.slow.calls += 1
         return None
-    state = packed_state(owner, names)
-    reason = state.fresh(owner, names)
-    if reason:
-        if torch.is_grad_enabled() and _wants_grad(owner, names):
-            reason = "gradients of the weights are wanted"
-        else:
-            reason = packing.pack(state, owner, names)
-    elif torch.is_grad_enabled() and state.needs_grad():
-        reason = "gradients of the weights are wanted"
+    reason = modes.hidden() or modes.unlike(x)
     if reason:
         site.declined(reason)
         return None
+    spread = shards.group(owner, names, x)
+    if spread is not None:
+        if isinstance(spread, str):
+            site.declined(spread)
+            return None
+        site.fast.calls += 1
+        return spread
+    packed = packing.group(owner, names)
+    if packed is None or packed.fresh(owner):
+        made = packing.pack(owner, names)
+        if isinstance(made, str):
+            site.declined(made)
+            return None
+        packed = made
+    if torch.is_grad_enabled() and packed.untrainable():
+        site.declined("gradients of weights that prepare() froze are wanted: restore(model) thaws them")
+        return None
     site.fast.calls += 1
-    return state
-
-
-def _wants_grad(owner: nn.Module, names: tuple[str, ...]) -> bool:
-    modules = owner.__dict__["_modules"]
-    return any(p.requires_grad for name in names if modules.get(name) is not None for p in modules[name].parameters())
-
-
-def packed_state(owner: nn.Module, names: tuple[str, ...]) -> Packed:
-    """Return the packed group of a module's Linears ``names``, a new one where there is none of its own."""
-    states = owner.__dict__.get(KEY)
-    state = states.get(names) if type(states) is States else None
-    if state is None or (state.owner and state.owner != id(owner)):
-        # New, unpickled, or a shallow copy that carries the original's dict, which must be left alone.
-        kept = states if type(states) is States and state is None else States()
-        owner.__dict__[KEY] = kept
-        state = kept[names] = Packed()
-    return state
+    return packed

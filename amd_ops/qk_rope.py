@@ -9,21 +9,26 @@ returns None and everything is stock's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from . import modes
 from .backends.triton import tier as triton
 from .checks import TORCH_ERRORS, complaint, describe
-from .dispatch import DeclinedError, Op, Site, Tier, always
-from .norm import FORMS, eager_rms_norm, torch_rms_norm
-from .residual import nobody, norm_form
-from .rope import apply_rope, diagnose_rope, eager_rope, torch_rope
+from .dispatch import Candidate, DeclinedError, Op, Site, Tier, always
+from .modules import lives_in, original
+from .norm import FORMS, ROUNDS_OTHERWISE, eager_rms_norm, torch_rms_norm
+from .residual import norm_form
+from .rope import apply_rope, diagnose_rope, eager_rope, nobody, torch_rope, unusual
+from .torch_features import rounds_norms_once, tried
 
 _compiling = torch.compiler.is_dynamo_compiling
 _site = Site("qk_rope", "fused", nobody)
 _CACHES = "transformers.cache_utils"
+ROTATE = "apply_rotary_pos_emb"
 
 # -- the ops
 
@@ -54,7 +59,7 @@ _qk_norm_rope = Op(
             triton.offer("qk_norm_rope", "USE_OPTIMIZED_OPS", eager_qk_norm_rope),
             triton.wanted("USE_OPTIMIZED_OPS"),
         ),
-        Tier("torch", always(torch_qk_norm_rope)),
+        Tier("torch", tried(Candidate(torch_qk_norm_rope), rounds_norms_once, ROUNDS_OTHERWISE)),
         Tier("eager", always(eager_qk_norm_rope)),
     ],
 )
@@ -147,7 +152,7 @@ _into_cache = Op(
             triton.offer("rope_into_cache", "USE_OPTIMIZED_OPS", eager_rope_into_cache),
             triton.wanted("USE_OPTIMIZED_OPS"),
         ),
-        Tier("torch", always(torch_rope_into_cache)),
+        Tier("torch", tried(Candidate(torch_rope_into_cache), rounds_norms_once, ROUNDS_OTHERWISE)),
         Tier("eager", always(eager_rope_into_cache)),
     ],
 )
@@ -221,9 +226,18 @@ def _diagnose(
 class Rotation:
     """One attention call's plan: which head norms the op does, and which cache layer it writes into."""
 
-    __slots__ = ("_cache", "_layer", "_position", "_weights", "_written", "k_norm", "q_norm")
+    __slots__ = ("_attn", "_cache", "_layer", "_position", "_rotate", "_weights", "_written", "k_norm", "q_norm")
 
-    def __init__(self, cache: Any, layer: Any, position: Tensor | None, weights: tuple[Any, ...] | None) -> None:
+    def __init__(
+        self,
+        cache: Any,
+        layer: Any,
+        position: Tensor | None,
+        weights: tuple[Any, ...] | None,
+        attn: Any = None,
+        rotate: Any = None,
+    ) -> None:
+        self._attn, self._rotate = attn, rotate
         self._cache, self._layer, self._position, self._weights = cache, layer, position, weights
         self._written = False
         self.q_norm: Any = as_it_is
@@ -232,6 +246,13 @@ class Rotation:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor | None, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Rotate (and norm) q and k, and write k and v into the cache where that is planned and they fit it."""
         layer, weights = self._layer, self._weights
+        unlike = modes.unlike(q) or modes.unlike(k) or unusual(q, k, cos, sin, 1)
+        if unlike and self._rotate is not None:
+            _site.declined(unlike)
+            if weights is not None:
+                q, k = self._attn.q_norm(q), self._attn.k_norm(k)
+            turned: tuple[Tensor, Tensor] = self._rotate(q, k, cos, sin)
+            return turned
         if layer is not None and v is not None and _fits(layer, k, v, self._position):
             keys, position = layer.keys, _position(layer, self._position, k.shape[2])
             if weights is None:
@@ -261,14 +282,26 @@ def as_it_is(x: Tensor) -> Tensor:
 
 
 def qk_rope(
-    attn: nn.Module, cache: Any = None, position: Tensor | None = None, *, norms: bool = False
+    attn: nn.Module,
+    cache: Any = None,
+    position: Tensor | None = None,
+    *,
+    norms: bool = False,
+    rotate: Callable[..., tuple[Tensor, Tensor]] | None = None,
 ) -> Rotation | None:
     """Plan the rotation of one attention call, or return None where stock's own statements must run.
 
     ``cache`` and ``position`` (int64 [S], None where the release has none) are what the forward was given; ``norms``
-    says that attn's q_norm and k_norm act on whole heads directly before the rotation.
+    says that attn's q_norm and k_norm act on whole heads directly before the rotation; ``rotate`` is the function that
+    the file calls for it now.
     """
     if _compiling():
+        return None
+    reason = modes.hidden()
+    if not reason and rotate is not None and not original(rotate, ROTATE):
+        reason = f"{ROTATE} is no longer that of the file"
+    if reason:
+        _site.declined(reason)
         return None
     weights = _head_norms(attn) if norms else "there are no head norms"
     layer = _static_layer(cache, getattr(attn, "layer_idx", None), position)
@@ -277,7 +310,7 @@ def qk_rope(
         return None
     _site.fast.calls += 1
     fused = None if isinstance(weights, str) else weights
-    plan = Rotation(cache, None if isinstance(layer, str) else layer, position, fused)
+    plan = Rotation(cache, None if isinstance(layer, str) else layer, position, fused, attn, rotate)
     if fused is None and norms:
         plan.q_norm, plan.k_norm = attn.q_norm, attn.k_norm
     return plan
@@ -308,11 +341,9 @@ def _static_layer(cache: Any, index: int | None, position: Tensor | None) -> Any
     if layers is None or index is None or not 0 <= index < len(layers):
         return "there is no static cache"
     layer = layers[index]
-    function = type(layer).update
-    if (function.__qualname__, function.__module__) != ("StaticLayer.update", _CACHES):
+    if not _is_update(type(layer), "StaticLayer.update"):
         return "there is no static cache"
-    function = type(cache).update
-    if (function.__qualname__, function.__module__) != ("Cache.update", _CACHES) or getattr(cache, "offloading", False):
+    if not _is_update(type(cache), "Cache.update") or getattr(cache, "offloading", False):
         return "the cache has an update of its own"
     if "update" in cache.__dict__ or "update" in layer.__dict__:
         return "the cache's update has been patched"
@@ -321,6 +352,12 @@ def _static_layer(cache: Any, index: int | None, position: Tensor | None) -> Any
     if position is None and not hasattr(layer, "cumulative_length"):
         return "no cache_position was given"
     return layer
+
+
+def _is_update(cls: Any, name: str) -> bool:
+    """Whether the update of a class is transformers' own function, and that of the class which ``name`` names."""
+    function = cls.update
+    return lives_in(function, _CACHES) and function.__qualname__ == name and original(function, "update")
 
 
 def _fits(layer: Any, k: Tensor, v: Tensor, position: Tensor | None) -> bool:

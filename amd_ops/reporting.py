@@ -7,12 +7,17 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from . import device, dispatch, toggles
+from . import device, dispatch, masks, packing, shuffled, toggles
 from .backends import aiter
 from .backends.triton import tier as triton
 from .dispatch import Candidate, Op, Verdict
 
 REPORT_SCHEMA = "amd-ops.report/1"
+_MEMORY = {
+    "packed": "packed matrices, in place of their weights",
+    "shuffled": "shuffled copies, beside their weights",
+    "masks": "plans of masks, and the contents they were made from",
+}
 
 
 @dataclass(frozen=True)
@@ -42,15 +47,17 @@ class RunReport:
 
     def __str__(self) -> str:
         lines = [
-            f"amd_ops on {_device_text(self.content['device'])}",
-            f"{'op':<20} {'tier':<8} {'calls':>9} {'first call':>11}  declined",
+            f"amd_ops: {_device_text(self.content['device'])}",
+            f"{'op':<20} {'tier':<12} {'ran':<4} {'calls':>9} {'first call':>11}  why not",
         ]
+        # Every row says its op, so that a search finds the tier that ran beside those that did not.
         for row in self.content["ops"]:
-            for index, tier in enumerate(row["tiers"]):
+            for tier in row["tiers"]:
+                ran = "ran" if tier["calls"] else "-"
                 first = "" if tier["first_call_s"] is None else f"{tier['first_call_s'] * 1e3:.2f} ms"
                 reasons = "; ".join(f"{entry['calls']}x {entry['reason']}" for entry in tier["declined"])
-                name = row["op"] if index == 0 else ""
-                lines.append(f"{name:<20} {tier['tier']:<8} {tier['calls']:>9} {first:>11}  {reasons}".rstrip())
+                counted = f"{tier['tier']:<12} {ran:<4} {tier['calls']:>9} {first:>11}"
+                lines.append(f"{row['op']:<20} {counted}  {reasons}".rstrip())
         if not self.content["ops"]:
             lines.append("(no op has been called)")
         settings = self.content["settings"]
@@ -61,6 +68,7 @@ class RunReport:
         if self.content["gemm_table"]:
             lines.append(f"GEMM table: {self.content['gemm_table']['reason']}")
         lines += [f"{count}x {note}" for note, count in self.content["notes"].items()]
+        lines += [f"{_MEMORY[kind]}: {size} bytes" for kind, size in self.content["memory"].items() if size]
         return "\n".join(lines)
 
 
@@ -95,10 +103,16 @@ def report() -> RunReport:
         "device": None if found is None else {"type": found.type, "arch": found.arch, "cu_count": found.cu_count},
         "settings": toggles.settings().as_dict(),
         "gemm_table": None if table is None else asdict(table),
-        "notes": triton.notes(),
+        "notes": {**triton.notes(), **aiter.rounding_notes(found, rows)},
+        "memory": memory(),
         "ops": rows,
     }
     return RunReport(content)
+
+
+def memory() -> dict[str, int]:
+    """Return the bytes that are alive now: ``packed`` ones take the place of weights, the others are added."""
+    return {"packed": packing.nbytes(), "shuffled": shuffled.nbytes(), "masks": masks.nbytes()}
 
 
 def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
@@ -150,7 +164,7 @@ def _tier_row(tally: dispatch.Tally) -> dict[str, Any]:
 
 def _device_text(found: dict[str, Any] | None) -> str:
     return (
-        device.why_none()
+        f"no AMD GPU ({device.why_none().partition(': ')[2]})"
         if found is None
         else f"{found['arch']} with {found['cu_count']} compute units ({found['type']})"
     )

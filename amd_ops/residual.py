@@ -12,13 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import toggles
+from . import modes, toggles
 from .checks import TORCH_ERRORS, complaint, describe, same_place
 from .dispatch import Op, Site, Tier, always
 from .linear import op as linear_op
-from .modules import form_of, why_not_plain, why_not_unwatched
+from .modules import form_of, has_own_forward, why_not_plain, why_not_unwatched
 from .norm import add_rms_norm
 from .projections import gated_hidden
+from .rope import nobody
+from .shards import settled
 
 NORM_MARK = "_amd_rms_norm"
 """forward._amd_rms_norm = (weight attribute, eps attribute, form): that forward is this RMS norm and nothing else."""
@@ -26,13 +28,6 @@ MLP_MARK = "_amd_gated_mlp"
 """forward._amd_gated_mlp = keywords of gated_mlp(): that forward is a gated MLP and nothing else."""
 
 _compiling = torch.compiler.is_dynamo_compiling
-
-
-def nobody(settings: toggles.Settings) -> bool:
-    """No toggle asks for one of these by name: what a layer cannot have is counted, and neither warned of nor an
-    error.
-    """
-    return False
 
 
 _norm_site = Site("add_norm", "fused", nobody)
@@ -68,7 +63,8 @@ def add_norm(
         _norm_site.declined(found)
         return None
     weight, eps, form = found
-    reason = _unlike(x, residual) or _drops(dropout)
+    x, residual = settled(x), settled(residual)
+    reason = modes.hidden() or _unlike(x, residual) or _drops(dropout)
     if reason:
         _norm_site.declined(reason)
         return None
@@ -91,7 +87,7 @@ def mlp_add(
     reason = (
         "the module's forward is not one that the overlaid text marks as a gated MLP"
         if names is None
-        else why_not_unwatched(mlp) or _unlike(x, residual, owned) or _drops(dropout)
+        else modes.hidden() or why_not_unwatched(mlp) or _unlike(x, residual, owned) or _drops(dropout)
     )
     down = None if reason else mlp.__dict__["_modules"].get(names.get("down", "down_proj"))
     reason = reason or _why_not_down(down)
@@ -123,6 +119,8 @@ def _drops(dropout: nn.Module | None) -> str:
         return "what stands for the dropout is not exactly nn.Dropout"
     if dropout.training and dropout.p:
         return "dropout is on"
+    if not has_own_forward(dropout):
+        return "the dropout's forward has been patched"
     return why_not_unwatched(dropout)
 
 

@@ -1,22 +1,36 @@
 """Rotary position embedding in the rotate-half layout: dimension i pairs with i + R/2, R the rotated width.
 
 q [B, H, S, D] and k [B, Hkv, S, D] with unsqueeze_dim=1, or [B, S, H, D] with unsqueeze_dim=2; cos and sin [B or 1,
-S, R], R <= D (partial rotary: the last D - R dimensions pass through). Tiers: aiter -> triton -> torch (stock's order
-of operations) -> eager (on halves).
+S, R], R <= D (partial rotary: the last D - R dimensions pass through). Tables of halves are [B or 1, S, D / 2], a
+column for each pair. Tiers: aiter -> triton -> torch (stock's order of operations) -> eager (on halves).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from . import modes, toggles
 from .backends import aiter
 from .backends.triton import tier as triton
 from .checks import TORCH_ERRORS, complaint, describe
-from .dispatch import Op, Tier, always
-from .tracing import traced
+from .dispatch import Op, Site, Tier, always
+from .modules import original
 
 _compiling = torch.compiler.is_dynamo_compiling
+
+
+def nobody(settings: toggles.Settings) -> bool:
+    """No toggle asks for one of these by name: what a layer cannot have is counted, and neither warned of nor an
+    error.
+    """
+    return False
+
+
+_site = Site("rope", "taken", nobody)
 
 
 def _fit(q: Tensor, k: Tensor, cos: Tensor, unsqueeze_dim: int) -> None:
@@ -53,6 +67,19 @@ def torch_rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: in
     )
 
 
+def signed(sin: Tensor) -> Tensor:
+    """The table by which :func:`torch_rope_signed` multiplies: its first half is negated."""
+    first, second = sin.chunk(2, -1)
+    return torch.cat((-first, second), dim=-1)
+
+
+def torch_rope_signed(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """As stock, bit for bit, for heads x [B, H, S, D] and tables [B or 1, 1, S, D] of which sin is :func:`signed`: the
+    sign is in the table, so that the halves are only exchanged.
+    """
+    return x * cos + torch.roll(x, x.shape[-1] // 2, -1) * sin
+
+
 def eager_rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int) -> tuple[Tensor, Tensor]:
     """The textbook rotation of (first half, second half) pairs: the reference."""
     _fit(q, k, cos, unsqueeze_dim)
@@ -79,30 +106,84 @@ _rope = Op(
 )
 
 
-def _like(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int) -> tuple[Tensor, Tensor]:
-    """[B, S, H, D] in memory in either order of dimensions: how the projections left it and what attention reads."""
-    if unsqueeze_dim != 1:
-        return q.new_empty(q.shape), k.new_empty(k.shape)
-    kept = (x.new_empty((x.shape[0], x.shape[2], x.shape[1], x.shape[3])).transpose(1, 2) for x in (q, k))
-    return next(kept), next(kept)
+def takes_rope(
+    rotate: Callable[..., Tensor], q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, dim: int, *, halves: bool = False
+) -> bool:
+    """Say whether :func:`apply_rope` is what a stock function computes for this call; else its own statements run.
+
+    ``rotate`` is the rotate_half of the function's file, or what turns the halves there with tables of ``halves``. The
+    stock function broadcasts whatever fits (tables [S, R], packed tokens [T, H, D], negative dimensions, one position
+    for many queries), the op takes the forms in the module text.
+    """
+    if halves and _compiling():
+        return False  # a compiler fuses the stock statements, which need no whole tables
+    if not is_rotate_half(rotate):
+        reason = "rotate_half is no longer that of the file"
+    elif halves and 2 * cos.shape[-1] != q.shape[-1]:
+        reason = "the tables have not one column for each pair"
+    else:
+        reason = unusual(q, k, cos, sin, dim)
+        if not _compiling():
+            reason = reason or modes.hidden()
+    if reason and not _compiling():
+        _site.declined(reason)
+    return not reason
 
 
-_traced = traced(
-    _rope, "(Tensor q, Tensor k, Tensor cos, Tensor sin, int unsqueeze_dim) -> (Tensor, Tensor)", torch_rope, _like
-)
+def is_rotate_half(rotate: Any) -> bool:
+    """Run outside a trace: which function it is, is a constant of the graph (guarded by dynamo itself)."""
+    name = getattr(rotate, "__name__", "")
+    # Any function is that of its own file: this one's has the rotation in it.
+    return original(rotate, name) and "apply_rotary_pos_emb" in rotate.__globals__
+
+
+is_rotate_half._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def unusual(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, dim: int) -> str:
+    """Return "" for a call of the forms in the module text, else what it has that they have not."""
+    if type(dim) is not int or dim not in (1, 2):
+        return "the tables are unsqueezed in another dimension than 1 and 2"
+    if q.dim() != 4 or k.dim() != 4 or cos.dim() != 3 or cos.shape != sin.shape:
+        return "q and k are not of four dimensions, or the tables not of three"
+    rows, batch = 3 - dim, q.shape[0]
+    if q.shape[rows] != cos.shape[1] or k.shape[rows] != cos.shape[1]:
+        return "q, k and the tables differ in length"
+    if k.shape[0] != batch or cos.shape[0] not in (1, batch):
+        return "q, k and the tables differ in batch"
+    if k.shape[3] != q.shape[3] or cos.shape[2] > q.shape[3] or cos.shape[2] % 2:
+        return "the tables are wider than the heads, of odd width, or q and k differ in head size"
+    return ""
+
+
+def _whole(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Tables of halves as whole ones, in one launch for both."""
+    first, second = torch.cat((cos, cos, sin, sin), dim=-1).chunk(2, dim=-1)
+    return first, second
+
+
+def _arranged(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, dim: int, halves: bool) -> tuple[Any, ...]:
+    """What the tiers are given of a call of :func:`apply_rope`."""
+    return (q, k, *(_whole(cos, sin) if halves else (cos, sin)), dim)
+
+
+_rope.arrange = _arranged
 
 
 @_rope.public
-def apply_rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
+def apply_rope(
+    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1, *, halves: bool = False
+) -> tuple[Tensor, Tensor]:
     """Rotate q and k by the angles whose cosines and sines are given; shapes are in the module text. Returns new (q,
-    k).
+    k). ``halves`` says that the tables are of halves.
     """
+    if halves:
+        cos, sin = _whole(cos, sin)
     if _compiling():
-        result: tuple[Tensor, Tensor] = _traced.call(q, k, cos, sin, unsqueeze_dim)
-        return result
+        return torch_rope(q, k, cos, sin, unsqueeze_dim)
     _rope.calls += 1
     try:
-        result = _rope.call(q, k, cos, sin, unsqueeze_dim)
+        result: tuple[Tensor, Tensor] = _rope.call(q, k, cos, sin, unsqueeze_dim)
     except TORCH_ERRORS:
         diagnose_rope("apply_rope", q, k, cos, sin, unsqueeze_dim)
         raise

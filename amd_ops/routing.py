@@ -3,12 +3,14 @@
 Only transformers' own sdpa function and eager functions of known forms are replaced; whatever else a model uses is
 called as it is, with a counted reason. The stock names stay, so transformers builds the masks it would build anyway.
 
-Where stock semantics are odd they are kept: sdpa ignores a soft cap, ignores the window argument (the mask has it)
-and counts causality from the first key when there is no mask; eager adds its mask and knows no causality of its own.
+Where stock semantics are odd they are kept: sdpa does not honour a soft cap (transformers 4 ignores it, 5 raises),
+ignores the window argument (the mask has it) and counts causality from the first key when there is no mask; eager adds
+its mask and knows no causality of its own.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -16,15 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import modes
 from .attention import Call, op, traced_op
 from .dispatch import Site
-from .modules import is_patched, watched_globally
+from .modules import attention_is_torchs, is_patched, lives_in, original, watched_globally
 
 Interface = Callable[..., tuple[Tensor, Tensor | None]]
 
 _compiling = torch.compiler.is_dynamo_compiling
 _site = Site("route_attention", "routed", lambda settings: settings.asked("USE_AITER_ATTENTION"))
-_routes: dict[Any, Interface] = {}
+_routes: dict[int, tuple[Interface, str, Interface]] = {}
+"""By the stock function's id, which is kept alive: (function, name, route). Wrappers are equal to what they wrap."""
 
 # Every name that the known eager functions use; one that uses another (a bias, sinks, another softmax) is not known.
 _EAGER_NAMES = frozenset(
@@ -67,6 +71,7 @@ _KNOWN = frozenset(
         "s_aux",
     ]
 )
+_SDPA_HOME = "transformers.integrations.sdpa_attention"
 # Those of transformers' sdpa function, for a trace, which cannot look at a signature.
 _UNKNOWN_TO_SDPA = ("position_bias", "cache")
 
@@ -79,34 +84,48 @@ def route_attention(module: nn.Module, stock_interface: Interface) -> Interface:
     """
     if _compiling():
         return _traced_route(stock_interface)
-    route = _routes.get(stock_interface)
-    if route is not None:
-        return route
-    kind = _kind(module, stock_interface)
-    if not kind:
-        name = getattr(getattr(module, "config", None), "_attn_implementation", None)
-        _site.declined(f"attention implementation {name!r} is not transformers' own sdpa or a known eager function")
+    reason = modes.hidden()
+    if reason:
+        _site.declined(reason)
         return stock_interface
-    route = (
-        _sdpa_route(stock_interface) if kind == "sdpa" else _eager_route(stock_interface, kind == "eager with soft cap")
-    )
-    _routes[stock_interface] = route
-    return route
+    known = _routes.get(id(stock_interface))
+    if known is not None and known[0] is stock_interface:
+        if original(stock_interface, known[1]) and attention_is_torchs():
+            return known[2]
+    else:
+        kind = _kind(module, stock_interface)
+        if kind and attention_is_torchs():
+            made = _sdpa_route if kind == "sdpa" else functools.partial(_eager_route, capped=kind.endswith("soft cap"))
+            route = made(stock_interface)
+            _routes[id(stock_interface)] = stock_interface, stock_interface.__name__, route
+            return route
+    name = getattr(getattr(module, "config", None), "_attn_implementation", None)
+    _site.declined(f"attention implementation {name!r} is not transformers' own sdpa or a known eager function")
+    return stock_interface
 
 
 def _kind(module: nn.Module, interface: Interface) -> str:
     """Recognise a stock function: ``sdpa``, ``eager``, ``eager with soft cap``, or "" for anything else."""
-    name, home = getattr(interface, "__name__", ""), str(getattr(interface, "__module__", ""))
-    if name == "sdpa_attention_forward" and home == "transformers.integrations.sdpa_attention":
+    if _is_sdpa(interface):
         return "sdpa"
-    code = getattr(interface, "__code__", None)
-    ours = home.startswith("transformers.models.") or home == type(module).__module__
-    if name != "eager_attention_forward" or code is None or not ours:
+    function: Any = interface
+    if not original(function, "eager_attention_forward"):
         return ""
-    names = set(code.co_names)
+    home = str(function.__globals__["__name__"])
+    if not home.startswith("transformers.models.") and home != type(module).__module__:
+        return ""
+    names = set(function.__code__.co_names)
     if not names <= _EAGER_NAMES or not {"softmax", "float32", "matmul"} <= names:
         return ""
     return "eager with soft cap" if "tanh" in names else "eager"
+
+
+def _is_sdpa(interface: Any) -> bool:
+    """Run outside a trace: which function it is, is a constant of the graph (guarded by dynamo itself)."""
+    return lives_in(interface, _SDPA_HOME) and original(interface, "sdpa_attention_forward") and attention_is_torchs()
+
+
+_is_sdpa._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _unknown_parameters(stock: Interface) -> tuple[str, ...]:
@@ -129,7 +148,7 @@ def _sdpa_route(stock: Interface) -> Interface:
         causal = kwargs.get("is_causal")
         reason = _unroutable(module, query, key, attention_mask, args, kwargs, unknown)
         if not reason and kwargs.get("softcap") is not None:
-            reason = "the model asks sdpa for a soft cap, which stock sdpa ignores: honouring it would change the model"
+            reason = "the model asks sdpa for a soft cap, which stock sdpa does not honour: it would be another model"
         if not reason and attention_mask is not None and causal:
             reason = "sdpa was given a mask and is_causal together"
         if reason:
@@ -154,8 +173,7 @@ def _sdpa_route(stock: Interface) -> Interface:
 
 def _traced_route(stock: Interface) -> Interface:
     """The sdpa route inside a trace, without counters, where a foreign kernel may run; else torch's own function."""
-    home = "transformers.integrations.sdpa_attention"
-    if stock.__name__ != "sdpa_attention_forward" or stock.__module__ != home or not traced_op.opaque():
+    if not _is_sdpa(stock) or not traced_op.opaque():
         return stock
 
     def route(
@@ -222,6 +240,9 @@ def _run(
 ) -> Tensor:
     _site.fast.calls += 1
     op.calls += 1
+    if torch.is_autocast_enabled(query.device.type) and query.dtype is not torch.float64:
+        dtype = torch.get_autocast_dtype(query.device.type)  # SDPA's own choice; no other route gets here
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     call = Call(getattr(module, "layer_idx", None))
     result: Tensor = op.call(query, key, value, kwargs.get("scaling"), causal, mask, 0.0, None, softcap, None, call)
     return result
@@ -248,6 +269,9 @@ def _unroutable(
         return "attention weights or a head mask were asked for"
     if kwargs.get("s_aux") is not None:
         return "the model has attention sinks"
+    reason = modes.unlike(query)
+    if reason:
+        return reason
     if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 4):
         return "the mask is not a tensor [B, 1, Sq, Sk]"
     if query.shape[1] != key.shape[1] * getattr(module, "num_key_value_groups", 1):

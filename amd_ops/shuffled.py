@@ -4,17 +4,21 @@ aiter marks a shuffled weight with a bare attribute of the tensor object. That m
 loading, and a shuffled weight without it multiplies to garbage. So the copy lives in a :class:`Shuffled` that knows
 its layout, it is marked anew for each call, and it is never a parameter, a buffer or an attribute of a module:
 state_dict, saving, ``.to()`` and deepcopy see the plain weight alone.
+
+A copy cannot alias its weight, so it exists only while nobody has taken hold of the weight's memory (frozen.py): the
+parameters are frozen before it is made, and it is gone before the first of them can be written to.
 """
 
 from __future__ import annotations
 
 import threading
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from . import frozen
 from .dispatch import new_lock_after_fork
 
 LAYOUT = (16, 16)
@@ -23,36 +27,40 @@ ROWS, COLUMNS = 16, 32
 
 Shuffle = Callable[[Tensor], Tensor]
 
-_held: dict[int, Shuffled] = {}
+_held: dict[tuple[int, torch.Size], Shuffled] = {}
+_by_owner: dict[int, Shuffled] = {}
 _lock = threading.RLock()
 new_lock_after_fork(__name__)
 
 
 class Shuffled:
-    """The shuffled copy of one weight [N, K] or [E, N, K]: its layout, and what the weight was when it was made.
+    """The shuffled copy of one weight [N, K] or [E, N, K], and the frozen parameters whose memory it was made from."""
 
-    ``parts`` are tensors that hold the same memory under version counters of their own (the parameters whose rows a
-    packed matrix consists of): a write through any of them makes the copy stale.
-    """
+    __slots__ = ("_aliases", "_data", "key", "layout", "plain")
 
-    __slots__ = ("_data", "_source", "_stamps", "layout")
-
-    def __init__(self, weight: Tensor, data: Tensor, parts: tuple[Tensor, ...] = ()) -> None:
+    def __init__(self, plain: Tensor, shuffle: Shuffle, owners: Sequence[nn.Parameter]) -> None:
         self.layout = LAYOUT
-        self._data = data
-        self._source = weakref.ref(weight)
-        watched = (weight, *parts)
-        self._stamps = tuple((weakref.ref(part), stamp(part)) for part in watched)
+        self.plain = plain
+        self.key = plain.data_ptr(), plain.shape
+        # Tensors of the owners' memory, with their version counters: what counts writes is looked at as well.
+        aliases = {id(owner): owner.detach() for owner in owners}
+        self._aliases = {owner: (alias, alias._version) for owner, alias in aliases.items()}
+        self._data = shuffle(plain)
 
-    def stale(self, weight: Tensor) -> str:
-        """Return "" while the copy is that of ``weight`` as it is now, else what changed."""
-        if self._source() is not weight:
-            return "the weight was replaced"
-        for part, made in self._stamps:
-            found = part()
-            if found is None or stamp(found) != made:
-                return "the weight moved or was written to"
-        return ""
+    def current(self, weight: Tensor) -> bool:
+        """Return True while the copy is that of ``weight``."""
+        if weight.dtype is not self.plain.dtype:
+            return False
+        return all(alias._version == version for alias, version in self._aliases.values())
+
+    def alias_of(self, owner: int) -> Tensor:
+        """Return a plain tensor over the memory of one of the frozen parameters, by its id."""
+        return self._aliases[owner][0]
+
+    @property
+    def owners(self) -> Iterator[int]:
+        """Ids of the frozen parameters."""
+        return iter(tuple(self._aliases))
 
     def tagged(self) -> Tensor:
         """Return the copy, marked as aiter wants it at this very call."""
@@ -64,11 +72,6 @@ class Shuffled:
     def nbytes(self) -> int:
         """Bytes that the copy adds to those of the weight."""
         return self._data.numel() * self._data.element_size()
-
-
-def stamp(tensor: Tensor) -> tuple[int, int, torch.Size, torch.dtype]:
-    """Return what changes when a tensor is written to in place, moved, cast or given other memory."""
-    return tensor._version, tensor.data_ptr(), tensor.shape, tensor.dtype
 
 
 def why_not(weight: Tensor) -> str:
@@ -86,43 +89,62 @@ def why_not(weight: Tensor) -> str:
     return ""
 
 
-def keep(weight: Tensor, shuffle: Shuffle, parts: tuple[Tensor, ...] = ()) -> Shuffled:
-    """Return the shuffled copy of ``weight``, made by ``shuffle`` where there is none or it has gone stale."""
-    with _lock:
-        held = _held.get(id(weight))
-        if held is not None and not held.stale(weight):
-            return held
-        with torch.inference_mode(False), torch.no_grad():
-            made = Shuffled(weight, shuffle(weight.detach()), parts)
-        key = id(weight)
-        _held[key] = made
-        weakref.finalize(weight, _forget_if, key, weakref.ref(weight)).atexit = False
-        return made
+def keep(plain: Tensor, shuffle: Shuffle, owners: Sequence[nn.Parameter] = ()) -> str:
+    """Freeze ``owners`` and make the shuffled copy of ``plain``, which is their memory; return "" or why not."""
+    with _lock, torch.inference_mode(False), torch.no_grad():
+        if find(plain) is not None:
+            return ""
+        for owner in owners:
+            reason = frozen.why_not(owner)
+            if reason:
+                return reason
+        made = Shuffled(plain.detach(), shuffle, owners)
+        for owner in owners:
+            _by_owner[id(owner)] = made
+            frozen.watch(owner, lambda reason: drop(made))
+        _held[made.key] = made
+        return ""
 
 
 def find(weight: Tensor) -> Shuffled | None:
-    """Return the copy of ``weight`` while it is fresh; a stale one is dropped, so that it never answers for the
-    weight.
+    """Return the copy of the plain tensor ``weight``; one that is not current any more is dropped, so that it never
+    answers for the weight.
     """
-    held = _held.get(id(weight))
-    if held is None:
+    if not _held:
         return None
-    if held.stale(weight):
-        drop(weight)
+    held = _held.get((weight.data_ptr(), weight.shape))
+    if held is not None and not held.current(weight):
+        drop(held)
         return None
     return held
 
 
-def drop(weight: Tensor) -> None:
-    """Free the copy of ``weight``."""
+def plain_of(parameter: Any) -> Any:
+    """Return a plain tensor over a frozen parameter's memory, which tiers may look at; any other tensor as it is.
+
+    Where a gradient is wanted it is the parameter itself.
+    """
+    if type(parameter) is not frozen.Frozen or (torch.is_grad_enabled() and parameter.requires_grad):
+        return parameter
+    held = _by_owner.get(id(parameter))
+    return parameter if held is None else held.alias_of(id(parameter))
+
+
+def drop(held: Shuffled) -> None:
+    """Free a copy; its parameters are watched no more."""
     with _lock:
-        _held.pop(id(weight), None)
+        if _held.get(held.key) is held:
+            del _held[held.key]
+        for owner in held.owners:
+            if _by_owner.get(owner) is held:
+                del _by_owner[owner]
+            frozen.forget(owner)
 
 
 def drop_all() -> None:
     """Free every copy."""
-    with _lock:
-        _held.clear()
+    for held in kept():
+        drop(held)
 
 
 def any_kept() -> bool:
@@ -135,8 +157,6 @@ def kept() -> Iterator[Shuffled]:
     return iter(tuple(_held.values()))
 
 
-def _forget_if(key: int, source: weakref.ref[Tensor]) -> None:
-    """The weight is gone; its id may already name another tensor whose copy must stay."""
-    held = _held.get(key)
-    if held is not None and held._source() is None:
-        _held.pop(key, None)
+def nbytes() -> int:
+    """Return the bytes of all copies."""
+    return sum(held.nbytes for held in kept())

@@ -12,10 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import modes
 from .experts import site
-from .modules import form_of, why_not_unwatched
+from .frozen import is_plain
+from .modules import form_of, lives_in, original, why_not_unwatched
 from .moe import ACTIVATIONS, clamped_moe, moe
 from .projections import activation_kind
+from .shuffled import plain_of
 
 MARK = "_amd_experts"
 """forward._amd_experts = "gated" or "clamped": that loop over 3-D parameters computes what moe or clamped_moe does."""
@@ -43,7 +46,9 @@ def _through_the_op(experts: Any, hidden: Tensor, ids: Tensor, weights: Tensor) 
     if form is None:
         reason = "the experts' forward is not one that the overlaid text marks"
     else:
-        reason = why_not_unwatched(experts) or _why_not_chosen(experts) or _why_not_gate(experts, form)
+        reason = (
+            modes.hidden() or why_not_unwatched(experts) or _why_not_chosen(experts) or _why_not_gate(experts, form)
+        )
         if not reason and (hidden.dim() != 2 or ids.dim() != 2 or weights.shape != ids.shape):
             reason = "the hidden states, ids and weights are not [T, H], [T, k] and [T, k]"
     names = _CLAMPED if form == "clamped" else _GATED
@@ -54,11 +59,12 @@ def _through_the_op(experts: Any, hidden: Tensor, ids: Tensor, weights: Tensor) 
         site.declined(found)
         return None
     site.fast.calls += 1
+    found = list(map(plain_of, found))
     if form == "clamped":
         return _clamped(experts, hidden, found, weights, ids)
     gate_up, down = found
     kind = activation_kind(experts.act_fn)
-    return moe(hidden, gate_up, down, weights.float(), ids.to(torch.int32), activation=kind)
+    return moe(hidden, gate_up, down, weights, ids, activation=kind)
 
 
 def _form(experts: nn.Module) -> str | None:
@@ -71,11 +77,10 @@ def _form(experts: nn.Module) -> str | None:
     if inner is None:
         form: str | None = form_of(experts, MARK)
         return form
-    below = getattr(inner, "__dict__", {})
-    # A wrapper copies the names of what it wraps; whose it is, only its globals tell, which not every callable has.
-    if getattr(forward, "__globals__", {}).get("__name__") != _CHOOSER or "__wrapped__" in below:
+    # A wrapper copies the names of what it wraps; whose it is, only its code and its globals tell.
+    if not lives_in(forward, _CHOOSER) or not original(inner, "forward"):
         return None
-    form = below.get(MARK)
+    form = inner.__dict__.get(MARK)
     return form
 
 
@@ -97,14 +102,16 @@ def _why_not_gate(experts: Any, form: str) -> str:
     """Return "" where the gate is the one that the form names: the class's own when clamped, else transformers' default
     one in a formula for which we have an op.
     """
-    gate, forward = getattr(type(experts), "_apply_gate", None), type(experts).forward
+    gate: Any = getattr(type(experts), "_apply_gate", None)
+    forward = type(experts).forward
     if "_apply_gate" in experts.__dict__:
         return "the experts' gate has been patched"
     if form == "clamped":
-        home = forward.__qualname__.rpartition(".")[0], forward.__module__
-        own = gate is not None and (gate.__qualname__.rpartition(".")[0], gate.__module__) == home
+        inner = getattr(forward, "__wrapped__", forward)
+        own = original(gate, "_apply_gate") and gate.__globals__ is inner.__globals__
+        own = own and gate.__qualname__.rpartition(".")[0] == inner.__qualname__.rpartition(".")[0]
         return "" if own else "the experts' gate is not the one of their class"
-    if gate is not None and (gate.__name__, gate.__module__) != ("_default_apply_gate", _CHOOSER):
+    if gate is not None and not (lives_in(gate, _CHOOSER) and original(gate, "_default_apply_gate")):
         return "the experts' gate is one of their own"
     known = activation_kind(getattr(experts, "act_fn", None)) in ACTIVATIONS
     return "" if known else "the experts' activation has no fused form"
@@ -113,7 +120,7 @@ def _why_not_gate(experts: Any, form: str) -> str:
 def _plain(experts: nn.Module, names: tuple[str, ...], hidden: Tensor) -> list[Any] | str:
     """The parameters of these names, or why they cannot be handed to an op with these hidden states."""
     found: list[Any] = [experts.__dict__["_parameters"].get(name) for name in names]
-    if any(type(parameter) is not nn.Parameter for parameter in found) or type(hidden) is not Tensor:
+    if not all(map(is_plain, found)) or type(hidden) is not Tensor:
         return "the experts' parameters or the hidden states are not plain"
     if any(parameter.dtype is not hidden.dtype or parameter.device != hidden.device for parameter in found):
         return "the experts and the hidden states differ in dtype or device"
@@ -137,7 +144,7 @@ def clamped_experts(experts: nn.Module, hidden: Tensor, ids: Tensor, scores: Ten
     if _compiling():
         return None
     owner: Any = experts
-    found = _plain(experts, _CLAMPED, hidden)
+    found = modes.hidden() or _plain(experts, _CLAMPED, hidden)
     if isinstance(found, str):
         site.declined(found)
         return None

@@ -8,47 +8,23 @@ A toggle that is set decides for itself. ``AMD_OPS`` decides for those that are 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from typing import Any
 
 from . import device, gemm_tables, profile
 from .backends.triton import target as triton_target
+from .toggle_rules import FAMILIES, KEYWORDS, PLANNED, PROVIDERS, RULES, SWITCHES, TIERS, ToggleError, as_text, misspelt
 
-TIERS = ("aiter", "triton", "torch", "eager")
-PROVIDERS = ("ours", "aiter", "liger")
-"""Whose kernels can serve tier triton: those of this package, of aiter.ops.triton, of liger_kernel."""
-FAMILIES = ("USE_AITER_ATTENTION", "USE_AITER_GEMM", "USE_OPTIMIZED_OPS", "USE_FUSED_PROJECTIONS", "USE_PRESHUFFLE")
+__all__ = ["FAMILIES", "KEYWORDS", "PROVIDERS", "RULES", "TIERS", "Settings", "Switches", "ToggleError"]
 
-_THREE = ("0", "1", "auto")
-_TWO = ("0", "1")
-_DEFAULTS = {
-    "PRESHUFFLE_M_THRESH": "128",
-    "FORCE_EAGER_ATTENTION": "0",
-    "AMD_OPS_STRICT": "0",
-    "AMD_OPS_TIERS": ",".join(TIERS),
-    "AMD_OPS_STOCK": "",
-    "AMD_OPS_OP_TIERS": "",
-    "AMD_OPS_TRITON_PROVIDERS": "ours",
-}
-_KEYWORDS = {
-    **{name.lower(): name for name in FAMILIES},
-    "preshuffle_m_thresh": "PRESHUFFLE_M_THRESH",
-    "force_eager_attention": "FORCE_EAGER_ATTENTION",
-    "strict": "AMD_OPS_STRICT",
-    "tiers": "AMD_OPS_TIERS",
-    "stock": "AMD_OPS_STOCK",
-    "op_tiers": "AMD_OPS_OP_TIERS",
-    "triton_providers": "AMD_OPS_TRITON_PROVIDERS",
-    "profile": "AMD_OPS",
-}
 _ALL_BUT_GEMM = {"USE_AITER_ATTENTION": True, "USE_OPTIMIZED_OPS": True, "USE_FUSED_PROJECTIONS": True}
 
 
-class ToggleError(ValueError):
-    """A toggle has a value that is not accepted. The text names the toggle, what was found, what is accepted and what
-    to do.
-    """
+class ToggleWarning(UserWarning):
+    """A variable is set that looks like a toggle and is none."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +39,7 @@ class Settings:
     use_fused_projections: bool
     use_preshuffle: bool
     preshuffle_m_thresh: int
+    use_fused_cross_entropy: bool
     force_eager_attention: bool
     strict: bool
     tiers: tuple[str, ...]
@@ -95,20 +72,7 @@ class Settings:
 class Switches:
     """Plain booleans that the guards in overlaid files read; all False when every toggle is off."""
 
-    __slots__ = (
-        "add_norm",
-        "attention",
-        "experts",
-        "gated_mlp",
-        "linear",
-        "mlp_add",
-        "moe",
-        "preshuffle",
-        "qk_rope",
-        "qkv",
-        "rms_norm",
-        "rope",
-    )
+    __slots__ = SWITCHES
 
     def __init__(self) -> None:
         for name in self.__slots__:
@@ -121,12 +85,20 @@ class Switches:
         self.rms_norm = self.rope = self.add_norm = self.qk_rope = settings.use_optimized_ops
         self.attention = settings.use_aiter_attention or settings.force_eager_attention
         self.linear = settings.use_aiter_gemm
+        self.loss = settings.use_fused_cross_entropy
         self.preshuffle = settings.use_preshuffle and settings.preshuffle_m_thresh >= 0
-        self.mlp_add = self.moe = self.experts = settings.use_fused_projections
+        self.mlp_add = self.moe = self.experts = self.packed = settings.use_fused_projections
         self.qkv = settings.use_fused_projections or settings.use_aiter_gemm
         self.gated_mlp = self.qkv or settings.use_optimized_ops
         for name in settings.stock:
             setattr(self, name, False)
+        # A plan runs whole layers, with these computes in it: none of them may be left to stock.
+        self.plan = (
+            settings.use_optimized_ops
+            and settings.use_fused_projections
+            and all(getattr(self, name) for name in PLANNED)
+            and "plan" not in settings.stock
+        )
 
     def __repr__(self) -> str:
         return "Switches(" + ", ".join(f"{name}={getattr(self, name)}" for name in self.__slots__) + ")"
@@ -172,11 +144,11 @@ def override(**toggles: object) -> Iterator[Settings]:
     before_raw = _raw
     raw = {**_raw}
     for keyword, value in toggles.items():
-        if keyword not in _KEYWORDS:
+        if keyword not in KEYWORDS:
             raise ToggleError(
-                f"override() has no toggle {keyword!r}; accepted are {', '.join(_KEYWORDS)}: use one of them."
+                f"override() has no toggle {keyword!r}; accepted are {', '.join(KEYWORDS)}: use one of them."
             )
-        raw[_KEYWORDS[keyword]] = (profile.as_text(value), "override")
+        raw[KEYWORDS[keyword]] = (as_text(value), "override")
     resolved = _resolve(raw)
     _raw = raw
     try:
@@ -206,7 +178,12 @@ def when_refreshed(forget: Callable[[], None]) -> None:
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    return {name: (environ[name], "environment") for name in _KEYWORDS.values() if name in environ}
+    """Return the toggles that are set. A misspelt one is an error, or a warning where the name may be another's."""
+    for one in misspelt(environ):
+        if one.refused or environ.get("AMD_OPS_STRICT") == "1":
+            raise ToggleError(one.text)
+        warnings.warn(f"amd_ops: {one.text}", ToggleWarning, stacklevel=3)
+    return {name: (environ[name], "environment") for name in KEYWORDS.values() if name in environ}
 
 
 def _resolve(raw: Mapping[str, tuple[str, str]]) -> Settings:
@@ -216,30 +193,20 @@ def _resolve(raw: Mapping[str, tuple[str, str]]) -> Settings:
     # What was qualified is no request by hand: under auto a call that it declines is neither told nor an error.
     source = "auto" if policy == "auto" else "profile"
     merged: dict[str, tuple[str, str]] = {**{name: (text, source) for name, text in chosen.toggles.items()}, **raw}
-    values: dict[str, bool] = {}
+    unset = ("auto", "auto") if policy == "auto" and not chosen.found else ("0", "default")
+    values: dict[str, Any] = {}
     sources: dict[str, str] = {}
+    for name, rule in RULES.items():
+        text, sources[name] = merged.get(name, unset if name in FAMILIES else (rule.default, "default"))
+        values[rule.keyword] = rule.read(text)
     for name in FAMILIES:
-        text, source = merged.get(name, ("auto", "auto") if policy == "auto" and not chosen.found else ("0", "default"))
-        _accept(name, text, _THREE)
+        text = values[name.lower()]
         values[name.lower()] = _auto(name) if text == "auto" else text == "1"
-        sources[name] = "auto" if text == "auto" else source
-    rest = {name: merged.get(name, (default, "default")) for name, default in _DEFAULTS.items()}
-    sources.update({name: source for name, (_, source) in rest.items()})
-    for name in ("FORCE_EAGER_ATTENTION", "AMD_OPS_STRICT"):
-        _accept(name, rest[name][0], _TWO)
-    return Settings(
-        **values,
-        preshuffle_m_thresh=_integer("PRESHUFFLE_M_THRESH", rest["PRESHUFFLE_M_THRESH"][0]),
-        force_eager_attention=rest["FORCE_EAGER_ATTENTION"][0] == "1",
-        strict=rest["AMD_OPS_STRICT"][0] == "1",
-        tiers=_tier_list(rest["AMD_OPS_TIERS"][0]),
-        profile=policy,
-        sources=tuple(sources.items()),
-        stock=_switch_list(rest["AMD_OPS_STOCK"][0]),
-        op_tiers=_op_tier_list(rest["AMD_OPS_OP_TIERS"][0]),
-        profile_note=chosen.note,
-        triton_providers=_provider_list(rest["AMD_OPS_TRITON_PROVIDERS"][0]),
-    )
+        if text == "auto":
+            sources[name] = "auto"
+    for keyword in ("use_fused_cross_entropy", "force_eager_attention", "strict"):
+        values[keyword] = values[keyword] == "1"
+    return Settings(**values, profile=policy, sources=tuple(sources.items()), profile_note=chosen.note)
 
 
 def _auto(name: str) -> bool:
@@ -255,72 +222,9 @@ def _auto(name: str) -> bool:
     return name == "USE_FUSED_PROJECTIONS"
 
 
-def _accept(name: str, text: str, accepted: tuple[str, ...]) -> None:
-    if text not in accepted:
-        choices = f"{', '.join(accepted[:-1])} or {accepted[-1]}"
-        raise ToggleError(f"{name} is {text!r}, but only {choices} are accepted: set one of these or unset it.")
-
-
-def _integer(name: str, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ToggleError(
-            f"{name} is {text!r}, but only a whole number of rows is accepted (negative = never): set one or unset it."
-        ) from None
-
-
-def _tier_list(text: str) -> tuple[str, ...]:
-    chosen = tuple(part.strip() for part in text.split(","))
-    if not text.strip() or any(part not in TIERS for part in chosen):
-        raise ToggleError(
-            f"AMD_OPS_TIERS is {text!r}, but only a comma list of {', '.join(TIERS)} is accepted: name one or unset it."
-        )
-    return tuple(tier for tier in TIERS if tier in chosen)
-
-
-def _provider_list(text: str) -> tuple[str, ...]:
-    """Read ``AMD_OPS_TRITON_PROVIDERS``: whose kernels to try in tier triton, in this order."""
-    chosen = tuple(part.strip() for part in text.split(","))
-    if any(part not in PROVIDERS for part in chosen) or len(set(chosen)) != len(chosen):
-        raise ToggleError(
-            f"AMD_OPS_TRITON_PROVIDERS is {text!r}, but only a comma list of {', '.join(PROVIDERS)}, each once, is "
-            "accepted: name one or unset it."
-        )
-    return chosen
-
-
-def _switch_list(text: str) -> tuple[str, ...]:
-    """Read ``AMD_OPS_STOCK``: a comma list of switches that stay off, so that their sites run stock's expressions."""
-    chosen = tuple(part.strip() for part in text.split(",") if part.strip())
-    unknown = [name for name in chosen if name not in Switches.__slots__]
-    if unknown:
-        names = ", ".join(Switches.__slots__)
-        raise ToggleError(f"AMD_OPS_STOCK names {unknown[0]!r}, but only {names} are accepted: correct it or unset it.")
-    return chosen
-
-
-def _op_tier_list(text: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Read ``AMD_OPS_OP_TIERS``: ``OP=TIER,TIER;OP=...``. Ops are not checked: they are registered later."""
-    found = []
-    for part in text.split(";"):
-        op, equals, tiers = (piece.strip() for piece in part.partition("="))
-        chosen = tuple(tier.strip() for tier in tiers.split(","))
-        if not part.strip():
-            continue
-        if not op or not equals or any(tier not in TIERS for tier in chosen):
-            raise ToggleError(
-                f"AMD_OPS_OP_TIERS has {part.strip()!r}, but only OP=TIER,TIER;OP=... with tiers {', '.join(TIERS)} "
-                "is accepted: correct it or unset it."
-            )
-        found.append((op, tuple(tier for tier in TIERS if tier in chosen)))
-    return tuple(found)
-
-
 def _chosen(policy: str, raw: Mapping[str, tuple[str, str]]) -> profile.Chosen:
-    accepted = [name for name in _KEYWORDS.values() if name != "AMD_OPS"]
     try:
-        return profile.choose(policy, accepted, raw.keys())
+        return profile.choose(policy, raw.keys())
     except profile.ProfileError as error:
         raise ToggleError(f"AMD_OPS is {policy!r}, {error}") from None
 

@@ -1,8 +1,11 @@
-"""Ops under torch.compile: an opaque custom op where a foreign kernel may run, the plain torch formula elsewhere.
+"""Ops under torch.compile: an opaque custom op for attention and GEMMs where a foreign kernel may run, the plain torch
+formula for everything else.
 
-Which of the two a graph holds is settled while it is traced, by asking the op's dispatch once. The torch formula is
-what a compiler fuses best. An opaque op (``torch.ops.amd_ops.<name>``) runs the whole dispatch at run time: checks,
-the probe of a new variant, declines and counters are those of eager calls, so no shape needs a graph of its own.
+A compiler fuses norms, rotations, activations and adds into one another better than any kernel that it cannot look
+into, so a graph holds their formulas whatever the tiers are. For the other two, which of the two forms a graph holds is
+settled while it is traced, by asking the op's dispatch once. An opaque op (``torch.ops.amd_ops.<name>``) runs the whole
+dispatch at run time: checks, the probe of a new variant, declines and counters are those of eager calls, so no shape
+needs a graph of its own.
 
 A graph is traced anew when the toggles change: it carries a guard on :attr:`State.settings`.
 """
@@ -82,12 +85,7 @@ def needs_autograd(args: tuple[Any, ...]) -> bool:
 
 
 def _define(op: Op, schema: str, like: Callable[..., Any], arrange: Callable[..., tuple[Any, ...]] | None) -> None:
-    """Register the custom op once per process: an implementation for every device and a fake one for tracing."""
-    global _library
-    if _library is None:
-        _library = torch.library.Library("amd_ops", "DEF")  # type: ignore[no-untyped-call]
-    if hasattr(torch.ops.amd_ops, op.name):
-        return
+    """Register the custom op of ``op`` once per process: its whole dispatch runs when a graph runs."""
 
     def run(*args: Any) -> Any:
         op.calls += 1
@@ -97,9 +95,30 @@ def _define(op: Op, schema: str, like: Callable[..., Any], arrange: Callable[...
             return tuple(laid_out(part, shape) for part, shape in zip(result, want, strict=True))
         return laid_out(result, want)
 
-    _library.define(op.name + schema)  # type: ignore[no-untyped-call]
-    _library.impl(op.name, run, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-    torch.library.register_fake(f"amd_ops::{op.name}", like, lib=_library)
+    define(op.name, schema, run, like)
+
+
+def define(
+    name: str,
+    schema: str,
+    run: Callable[..., Any],
+    like: Callable[..., Any],
+    autograd: tuple[Callable[..., Any], Callable[..., Any]] | None = None,
+) -> None:
+    """Register ``torch.ops.amd_ops.<name>`` once per process: an implementation for any device, a fake, and its
+    (backward, setup_context) for autograd where it has one.
+    """
+    global _library
+    if _library is None:
+        _library = torch.library.Library("amd_ops", "DEF")  # type: ignore[no-untyped-call]
+    if hasattr(torch.ops.amd_ops, name):
+        return
+    _library.define(name + schema)  # type: ignore[no-untyped-call]
+    _library.impl(name, run, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+    torch.library.register_fake(f"amd_ops::{name}", like, lib=_library)
+    if autograd is not None:
+        backward, remember = autograd
+        torch.library.register_autograd(f"amd_ops::{name}", backward, setup_context=remember, lib=_library)
 
 
 def _shape_of(arg: Any) -> Any:

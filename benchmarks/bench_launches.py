@@ -1,9 +1,10 @@
-"""Compute ops per decoder layer, stock against overlaid: how many kernels a layer launches at prefill and at decode.
+"""Kernels per decoder layer, stock against overlaid, as the tiers of a gfx942 with aiter and Triton launch them.
 
-Counted with a dispatch mode on the CPU under inference_mode, bf16, batch 1, sdpa (gpt_oss: eager,
-it has no sdpa), on a dynamic cache and on a static one. Views and metadata
-ops are left out. One call of an op of ours counts once, whatever its tier is made of: that is what it launches where a
-fused kernel answers it; the raw count of aten ops stands beside it. Per layer = (3 layers - 1 layer) / 2.
+Counted with a dispatch mode on the CPU under inference_mode, bf16, batch 1, sdpa (gpt_oss: eager, it has no sdpa), on a
+dynamic cache and on a static one. Views and metadata ops are left out. The overlaid side runs on a double of aiter that
+stands for a gfx942 with 304 CUs, and on our Triton kernels in the interpreter, all four toggles on. A call of an op of
+ours counts once where one of those two answers it; where torch answers, what it launches counts (experts: as the
+grouped GEMMs that a GPU takes). Per layer = (3 layers - 1 layer) / 2, by name in the file.
 
     python benchmarks/bench_launches.py [--json FILE] [model ...]
 """
@@ -11,20 +12,25 @@ fused kernel answers it; the raw count of aten ops stands beside it. Per layer =
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from measuring import save
 
 ROOT = Path(__file__).resolve().parents[1]
-MODELS = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "mixtral", "qwen3_moe", "gpt_oss", "phi3")
+MODELS = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "mixtral", "qwen3_moe", "gpt_oss", "phi3", "deepseek_v3")
 PHASES = ("prefill", "decode", "static prefill", "static decode")
 TOGGLES = {"USE_FUSED_PROJECTIONS": "1", "USE_OPTIMIZED_OPS": "1", "USE_AITER_ATTENTION": "1", "USE_AITER_GEMM": "1"}
+AITER, ARCH, UNITS = "v0.1.20.post1", "gfx942", 304
 
 
 def main() -> None:
@@ -38,37 +44,64 @@ def main() -> None:
         print(json.dumps(_count(arguments.models[0], overlaid=arguments.worker == "overlaid")))
         return
     rows = [_row(model) for model in arguments.models]
-    print(f"{'model':10} {'phase':14} {'stock':>6} {'overlaid':>9} {'ratio':>6}   raw aten ops overlaid")
+    print(f"{'model':12} {'phase':14} {'stock':>6} {'overlaid':>9} {'ratio':>6}   overlaid, by name")
     for row in rows:
         for phase in PHASES:
-            stock, ours = row["stock"][phase], row["overlaid"][phase]
-            ratio = ours["once"] / stock["once"]
-            print(f"{row['model']:10} {phase:14} {stock['once']:6g} {ours['once']:9g} {ratio:6.2f}   {ours['raw']:g}")
+            if phase not in row["stock"]:
+                continue
+            stock, ours = row["stock"][phase]["kernels"], row["overlaid"][phase]["kernels"]
+            names = ", ".join(f"{name} {number:g}" for name, number in row["overlaid"][phase]["names"].items())
+            print(f"{row['model']:12} {phase:14} {stock:6g} {ours:9g} {ours / stock:6.2f}   {names}")
     if arguments.json:
-        save(arguments.json, "amd-overlay.bench-launches/1", {"rows": rows})
+        content = {"device": f"double of aiter {AITER} on {ARCH}:{UNITS}, Triton interpreted", "rows": rows}
+        save(arguments.json, "amd-overlay.bench-launches/2", content)
 
 
 def _row(model: str) -> dict[str, Any]:
-    counts = {}
-    for side in ("stock", "overlaid"):
-        toggles = TOGGLES if side == "overlaid" else {}
-        environ = {**os.environ, **toggles, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-W", "ignore", __file__, model, "--worker", side]
-        done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"{model}, {side}: the worker failed\n{done.stderr}")
-        counts[side] = json.loads(done.stdout.splitlines()[-1])
-    return {"model": model, **counts}
+    return {"model": model, **{side: counted(model, side) for side in ("stock", "overlaid")}}
 
 
-def _count(model: str, *, overlaid: bool) -> dict[str, dict[str, float]]:
+def counted(model: str, side: str) -> dict[str, dict[str, Any]]:
+    """Return the kernels of a layer by phase, as a process of its own counts them."""
+    toggles = {**TOGGLES, "TRITON_INTERPRET": "1"} if side == "overlaid" else {}
+    environ = {**os.environ, **toggles, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", __file__, model, "--worker", side]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{model}, {side}: the worker failed\n{done.stderr}")
+    found: dict[str, dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _count(model: str, *, overlaid: bool) -> dict[str, dict[str, Any]]:
     sys.path.insert(0, str(ROOT))
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _gpu() if overlaid else contextlib.nullcontext():
         if overlaid:
             _serve_overlay(model, Path(folder))
-        few, many = _ops(model, 1), _ops(model, 3)
-    kinds = ("once", "raw")
-    return {phase: {kind: (many[phase][kind] - few[phase][kind]) / 2 for kind in kinds} for phase in PHASES}
+        few, many = _kernels(model, 1), _kernels(model, 3)
+    rows = {}
+    for phase, counted in many.items():
+        names = {name: (number - few[phase][name]) / 2 for name, number in counted.items()}
+        rows[phase] = {"kernels": sum(names.values()), "names": {name: each for name, each in names.items() if each}}
+    return rows
+
+
+@contextlib.contextmanager
+def _gpu() -> Iterator[None]:
+    """What stands for a gfx942 here: aiter's double, and experts on the grouped GEMMs that torch's tier takes there."""
+    from amd_ops import dispatch
+    from tests.doubles.aiter import fake_aiter
+
+    moe = importlib.import_module("amd_ops.moe")  # the package has a function of this name
+    tiers = dispatch.ops["moe"].tiers
+    (torch_tier,) = [tier for tier in tiers if tier.name == "torch"]
+    torch_tier.offer = dispatch.always(
+        lambda hidden, w1, w2, weights, ids, activation: moe._grouped(
+            hidden, w1, w2, weights, ids, moe.ACTIVATIONS[activation]
+        )
+    )
+    with fake_aiter(AITER, ARCH, UNITS):
+        yield
 
 
 def _serve_overlay(model: str, folder: Path) -> None:
@@ -93,7 +126,7 @@ def _serve_overlay(model: str, folder: Path) -> None:
     SourceFinder({f"transformers.models.{model}.modeling_{model}": target}).install()
 
 
-def _ops(model: str, layers: int) -> dict[str, dict[str, int]]:
+def _kernels(model: str, layers: int) -> dict[str, Counter[str]]:
     import torch
     from rocm_overlay.bench.launches import count
     from transformers import DynamicCache, StaticCache
@@ -105,21 +138,26 @@ def _ops(model: str, layers: int) -> dict[str, dict[str, int]]:
     if model == "gpt_oss":
         net.set_attn_implementation("eager")
     ids = torch.randint(3, 100, (1, 6), generator=torch.Generator().manual_seed(0))
-    found = {}
+    found: dict[str, Counter[str]] = {}
+    caches: dict[str, Any] = {"": DynamicCache()}
+    if model != "deepseek_v3":  # whose static cache takes keys and values of one width only, in stock as well
+        caches["static "] = StaticCache(net.config, max_cache_len=32)
+
+    def step(cache: Any, start: int, length: int) -> None:
+        position = torch.arange(start, start + length)
+        net(ids[:, :length], past_key_values=cache, use_cache=True, cache_position=position)
+
     with torch.inference_mode():
         net(ids, use_cache=True)  # fuses, binds and probes outside the counted calls
-        for kind, cache in (("", DynamicCache()), ("static ", StaticCache(net.config, max_cache_len=32))):
+        for kind, cache in caches.items():
             if kind:  # allocates the cache, then binds what writes into it (transformers 5 appends at each call)
-                for _ in range(2):
-                    net(ids, past_key_values=cache, use_cache=True, cache_position=torch.arange(ids.shape[1]))
-            for phase, part in (("prefill", ids), ("decode", ids[:, :1])):
-                start = {"prefill": 0, "decode": ids.shape[1]}[phase]
-                position = torch.arange(start, start + part.shape[1])
-                found[kind + phase] = count(
-                    lambda part=part, cache=cache, position=position: net(
-                        part, past_key_values=cache, use_cache=True, cache_position=position
-                    )
-                )
+                step(cache, 0, 6)
+                step(cache, 0, 6)
+            for phase, start, length in (("prefill", 0, 6), ("decode", 6, 1), ("decode", 7, 1)):
+                # The second decode is counted: the first one may still bind and prove.
+                names: Counter[str] = Counter()
+                count(lambda cache=cache, start=start, length=length: step(cache, start, length), names)
+                found[kind + phase] = names
     return found
 
 

@@ -47,7 +47,30 @@ def _seconds(content: dict[str, Any]) -> Iterator[Row]:
 
 
 def _host(content: dict[str, Any]) -> Iterator[Row]:
-    """bench-host: what a layer costs on the host when its tensors are tiny, and what our calls add."""
+    """bench-host: what a decode step costs the host per layer: tiny tensors, foreign kernels that do nothing."""
+    modes = {
+        "off": "toggles off",
+        "torch": "torch tier, real CPU ops",
+        "aiter": "tier aiter, its functions stubbed",
+        "triton": "tier triton, its launch stubbed",
+        "one-call": "every op an empty call",
+        "watching": "of which looking whether anything has changed",
+    }
+    for case, layer in content["us_per_layer"].items():
+        for mode, text in modes.items():
+            stock = layer["bf16-stock" if mode == "aiter" else "stock"]
+            yield Row(
+                f"{case}: host time of a layer, {text}", f"{stock:.1f} us", f"{layer[mode]:.1f} us", layer[mode] / stock
+            )
+    for name, value in content["bound_ns"].items():
+        yield Row(f"{name}", "", f"{value:.0f} ns")
+    for name, value in content["dispatch_ns"].items():
+        yield Row(f"dispatch of `{name}`, added per call", "", f"{value:.0f} ns")
+    yield Row("`import amd_ops` after torch", "", f"{median(content['import_ms']):.1f} ms")
+
+
+def _host_before_plans(content: dict[str, Any]) -> Iterator[Row]:
+    """bench-host of before plans, with a new cache at every step: what a layer costs when its tensors are tiny."""
     layer = content["us_per_layer"]
     for name, text in (("off", "toggles off"), ("torch", "everything on, torch tier"), ("one-call", "one call per op")):
         what = f"host time of a near-empty llama layer, {text}"
@@ -58,11 +81,23 @@ def _host(content: dict[str, Any]) -> Iterator[Row]:
 
 
 def _launches(content: dict[str, Any]) -> Iterator[Row]:
-    """bench-launches: compute ops of one decoder layer; one call of an op of ours counts once. No time."""
+    """bench-launches: kernels of one decoder layer, as the bound tiers launch them. No time."""
     for row in content["rows"]:
         for phase in ("decode", "static decode"):
-            stock, ours = row["stock"][phase]["once"], row["overlaid"][phase]["once"]
-            yield Row(f"{row['model']}: compute ops per layer, {phase}", f"{stock:g}", f"{ours:g}", ours / stock)
+            if phase in row["stock"]:
+                stock, ours = (row[side][phase]["kernels"] for side in ("stock", "overlaid"))
+                yield Row(f"{row['model']}: kernels per layer, {phase}", f"{stock:g}", f"{ours:g}", ours / stock)
+
+
+def _compiled(content: dict[str, Any]) -> Iterator[Row]:
+    """bench-compiled: kernels of one decoder layer in a compiled decode step, counted in Inductor's code. No time."""
+    for row in content["rows"]:
+        stock = row["stock"].get("kernels")
+        for side in ("torch", "aiter"):
+            ours = row[side].get("kernels")
+            ratio = ours / stock if ours and stock else None
+            told = ["no graph" if count is None else f"{count:g}" for count in (stock, ours)]
+            yield Row(f"{row['model']}: kernels per layer, compiled static decode, tier {side}", *told, ratio)
 
 
 def _memory(content: dict[str, Any]) -> Iterator[Row]:
@@ -71,6 +106,24 @@ def _memory(content: dict[str, Any]) -> Iterator[Row]:
     what = f"parameters after packing {content['groups']} groups"
     yield Row(what, f"{stock / 2**20:.1f} MiB", f"{ours / 2**20:.1f} MiB", ours / stock)
     yield Row("peak while packing, above stock", "", f"{content['peak_over_stock'] / 2**20:.1f} MiB")
+
+
+def _training(content: dict[str, Any]) -> Iterator[Row]:
+    """bench-training: one more layer of a training step in tier torch, and the peak of the loss."""
+    for architecture, rows in content["layer"].items():
+        stock = rows["stock"]
+        for name in (one for one in rows if one != "stock"):
+            for what in ("forward", "backward", "products", "bytes kept"):
+                told = "operations forward" if what == "forward" else what.replace("backward", "operations backward")
+                ours, theirs = rows[name][what], stock[what]
+                row = f"{architecture}, a layer of a training step, {name}: {told}"
+                yield Row(row, f"{theirs:,}", f"{ours:,}", ours / theirs)
+    loss = content["loss"]
+    row = f"peak of the loss, forward and backward, {loss['rows']} rows, {loss['words']:,} words, bf16"
+    sides = loss["stock_peak"], loss["fused_peak"]
+    yield Row(row, *(f"{one / 2**20:.0f} MiB" for one in sides), sides[1] / sides[0])
+    sides = loss["stock_seconds"], loss["fused_seconds"]
+    yield Row("the same: processor time, one run", *(f"{one:.1f} s" for one in sides), sides[1] / sides[0])
 
 
 def _bench(content: dict[str, Any]) -> Iterator[Row]:
@@ -105,11 +158,14 @@ def _interval(latency: dict[str, Any]) -> str:
 
 ROWS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
     "amd-overlay.bench/1": _bench,
+    "amd-overlay.bench-compiled/1": _compiled,
     "amd-overlay.bench-cpu/1": _seconds,
     "amd-overlay.bench-honesty/1": _honesty,
-    "amd-overlay.bench-host/1": _host,
-    "amd-overlay.bench-launches/1": _launches,
+    "amd-overlay.bench-host/1": _host_before_plans,
+    "amd-overlay.bench-host/2": _host,
+    "amd-overlay.bench-launches/2": _launches,
     "amd-overlay.bench-memory/1": _memory,
+    "amd-overlay.bench-training/1": _training,
 }
 
 

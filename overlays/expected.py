@@ -1,27 +1,38 @@
 """How many sites each recipe must edit in each committed model, in every stock text of it, per release line.
 
 A release is generated only when this holds exactly: a recipe that finds less has lost a model, one that finds more has
-an edit that nobody has reviewed. ``python -m rocm_overlay.patchgen.release --line L --wheels DIR --declare`` prints
-what the recipes find now, to be reviewed and put into expected_sites.py.
+an edit that nobody has reviewed. ``recipe.part 1`` says that one of the sites has the part: the cache of a rotation may
+go where the rotation stays. ``python -m rocm_overlay.patchgen.release --line L --wheels DIR --declare`` writes what the
+recipes find now into ``expected_sites/L.txt``, to be reviewed; ``make line`` does so for a new line.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-from . import expected_sites
+from pathlib import Path
 
 Sites = Mapping[str, int]
+FOLDER = Path(__file__).parent / "expected_sites"
 
 
-def _read(table: str) -> dict[str, Sites]:
-    """``model: recipe sites, recipe sites`` per line."""
+def read(table: str) -> dict[str, Sites]:
+    """Return what ``model: recipe sites, recipe.part sites`` per line says."""
     found: dict[str, Sites] = {}
     for line in table.strip().splitlines():
         model, _, listed = line.partition(": ")
         pairs = (one.split() for one in listed.split(", "))
-        found[model] = {recipe: int(count) for recipe, count in pairs}
+        found[model] = {what: int(count) for what, count in pairs}
     return found
 
 
-SITES: Mapping[str, Mapping[str, Sites]] = {line: _read(table) for line, table in expected_sites.TABLES.items()}
+def render(sites: Mapping[str, Sites]) -> str:
+    """Return the table that :func:`read` takes: models sorted, sites as they are given."""
+    rows = (
+        f"{model}: " + ", ".join(f"{what} {count}" for what, count in sites[model].items()) for model in sorted(sites)
+    )
+    return "".join(f"{row}\n" for row in rows)
+
+
+SITES: Mapping[str, Mapping[str, Sites]] = {
+    file.stem: read(file.read_text(encoding="ascii")) for file in sorted(FOLDER.glob("*.txt"))
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,3 +65,27 @@ def python_with() -> Callable[[str], str]:
         return releases[release]
 
     return find
+
+
+@pytest.fixture(autouse=True)
+def published(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hold every JSON answer that a test gets in this process to the schema that its command publishes."""
+    from rocm_overlay import console
+
+    from tests.schemas import command_of, complaints
+
+    plain = console.print_document
+
+    def checked(value: Any) -> None:
+        schema = value.get("schema")
+        if isinstance(schema, str) and schema.startswith("amd-overlay.") and "error" not in value:
+            assert complaints(command_of(schema), json.loads(json.dumps(console.finite(value)))) == []
+        plain(value)
+
+    monkeypatch.setattr(console, "print_document", checked)
+
+
+@pytest.fixture(autouse=True)
+def unfolded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave sentences whole: pytest-xdist tells its workers a width, and tests that want one set it."""
+    monkeypatch.delenv("COLUMNS", raising=False)

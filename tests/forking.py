@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from rocm_overlay.install.transaction.errors import OverlayError
+from rocm_overlay.errors import OverlayError
 
 
 def start(body: Callable[[], object]) -> int:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 from rocm_overlay.child import Child
-from rocm_overlay.worker import end, serving
+from rocm_overlay.worker import serving
 
 WORKER = """
 import json, os, sys, time
@@ -90,7 +91,18 @@ def test_a_worker_gets_its_job_and_tells_events_of_plain_numbers(tmp_path: Path)
 
 
 def test_a_parent_that_has_gone_is_no_error() -> None:
-    def work(arguments: list[str]) -> None:
-        raise BrokenPipeError
+    """In a process of its own, since a worker ends when its parent does."""
+    code = """
+import os, sys
+from rocm_overlay.worker import end
 
-    end(work)
+def work(arguments):
+    print("worked", flush=True)
+    raise BrokenPipeError
+
+reading, writing = os.pipe()
+sys.argv = ["worker", "job.json", str(writing)]
+end(work)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "worked\n", "")

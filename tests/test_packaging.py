@@ -85,7 +85,7 @@ def test_only_the_two_import_packages_are_top_level(built: Built) -> None:
 
 def test_the_wheel_has_sources_and_data_and_nothing_else(built: Built) -> None:
     names = [name for name in built.archive.namelist() if ".dist-info/" not in name]
-    allowed = {".py", ".typed", ".json", ".diff", ".toml", ".csv", ".md", ".jinja"}
+    allowed = {".py", ".typed", ".json", ".diff", ".toml", ".csv", ".md", ".jinja", ".txt"}  # .txt: declared sites
     assert {Path(name).suffix for name in names} <= allowed
     folders = {part for name in names for part in name.split("/")[:-1]}
     assert folders.isdisjoint({"tests", "docs", "benchmarks", "examples", "__pycache__"})

@@ -69,3 +69,7 @@ def __getattr__(name: str) -> Any:
     if name.startswith(("apply_overlay_kernels_to_", "revert_overlay_kernels_from_")):
         return getattr(overlay_models, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *overlay_models.names()])

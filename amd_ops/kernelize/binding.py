@@ -18,8 +18,9 @@ import torch
 from torch import nn
 
 from ..dispatch import DeclinedError, DeclinedWarning
+from ..modules import defined_by_its_class
 from .errors import KernelizeError
-from .forwards import Branch, Forward, build
+from .forwards import OURS, Branch, Forward, Home, build
 
 MAX_REASONS = 100
 _MARK = "__amd_kernel__"
@@ -64,7 +65,7 @@ class Binding:
         if self._parked is None:
             reason = f"the module was moved off {self.tensors}, which its kernel was bound for"
             away = Branch(None, reason=reason)
-            self._parked = _derive(self, build(self.original.forward, away, away, self.miss))
+            self._parked = _derive(self, build(Home(self.original), away, away, self.miss))
         return self._parked
 
     def miss(self, reason: str) -> None:
@@ -116,6 +117,16 @@ def binding_of(module: nn.Module) -> Binding | None:
     """Return the binding of a kernelized module, None for any other."""
     found: Binding | None = vars(type(module)).get(_MARK)
     return found
+
+
+def forward_was_replaced(cls: type[nn.Module]) -> bool:
+    """Return True when a class runs neither what its body defined nor what kernelize made for it."""
+    owner = next(one for one in cls.__mro__ if "forward" in vars(one))
+    forward = vars(owner)["forward"]
+    if forward not in OURS:
+        return not defined_by_its_class(forward, owner)
+    binding: Binding | None = vars(owner).get(_MARK)
+    return binding is not None and forward_was_replaced(binding.original)
 
 
 def bind(module: nn.Module, kernelized: type[nn.Module]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import linecache
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import Parameter
@@ -20,6 +21,30 @@ from .guards import Guard
 
 Forward = Callable[..., Any]
 _serial = count()
+OURS: weakref.WeakSet[Forward] = weakref.WeakSet()
+"""Every forward that was made to stand in a class."""
+
+
+class Home:
+    """The class whose forward is replaced, the forward that was looked at, and ours where the class itself has it."""
+
+    __slots__ = ("cls", "original", "ours")
+
+    def __init__(self, cls: Any) -> None:
+        self.cls, self.original = cls, cls.forward
+        self.ours: Forward | None = None
+
+    def take(self, forward: Forward) -> Forward:
+        """Know ``forward`` as the one that is going to stand in the class."""
+        self.ours = forward
+        OURS.add(forward)
+        return forward
+
+    def names(self, miss: Callable[[str], None]) -> dict[str, Any]:
+        """What the lines of :func:`unless_replaced` name."""
+        late = "the forward of its class was replaced since"
+        return {"_amd_class": self.cls, "_amd_original": self.original, "_amd_home": self,
+                "_amd_late": lambda: miss(late)}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,16 +60,17 @@ class Branch:
         return self.forward is not None
 
 
-def build(original: Forward, train: Branch, infer: Branch, miss: Callable[[str], None]) -> Forward:
+def build(home: Home, train: Branch, infer: Branch, miss: Callable[[str], None]) -> Forward:
     """Build the forward of a kernelized class.
 
-    ``original`` is the class's forward, ``miss(reason)`` counts a call that goes to it. The result takes the original's
-    parameters, with its defaults.
+    ``home`` is the original class, ``miss(reason)`` counts a call that goes to its forward. The result takes the
+    original's parameters, with its defaults.
     """
-    space: dict[str, Any] = {"_original": original}
+    original = home.original
+    space: dict[str, Any] = {"_original": original, **home.names(miss)}
     parameters = list(inspect.signature(original, follow_wrapped=False).parameters.values())
     head, call = _header(parameters, space)
-    body = [f"def forward({head}):"]
+    body = [f"def forward({head}):", *(f"    {line}" for line in unless_replaced(call))]
     if train == infer:
         body += _branch(train, "t", call, parameters, space, miss)
     else:
@@ -53,21 +79,34 @@ def build(original: Forward, train: Branch, infer: Branch, miss: Callable[[str],
         body += _branch(infer, "i", call, parameters, space, miss)
     function = _compile("\n".join(body) + "\n", space)
     _dress(function, original)
+    OURS.add(function)
     return function
 
 
-def from_expression(original: Forward, expression: str, tested: str, names: dict[str, Any]) -> Forward:
+def unless_replaced(call: str) -> list[str]:
+    """Return the lines with which a forward begins: a patch of its class that came after us wins, and is counted.
+
+    Spelled out where it runs, because a call would cost four times as much. Names: those of :meth:`Home.names`.
+    """
+    return [
+        "if (_amd_now := _amd_class.forward) is not _amd_original and _amd_now is not _amd_home.ours:",
+        "    _amd_late()",
+        f"    return _amd_now({call})",
+    ]
+
+
+def from_expression(home: Home, expression: str, tested: str, names: dict[str, Any]) -> Forward:
     """Build ``def forward(...): return expression`` with the original's parameters, for inputs whose dtype is proven.
 
     ``tested`` is the parameter whose dtype counts; ``names`` holds the expression's names and ``_proof``, a
     proof.Proof.
     """
-    space = dict(names)
+    space, original = dict(names), home.original
     proof = space["_proof"]
-    space.update(_proven=proof.proven, _first=proof.first)
+    space.update(_proven=proof.proven, _first=proof.first, **home.names(proof.place.miss))
     head, call = _header(list(inspect.signature(original).parameters.values()), space)
     lines = [f"if {tested}.dtype in _proven:", f"    return {expression}", f"return _first({call})"]
-    text = "\n    ".join([f"def forward({head}):", *lines]) + "\n"
+    text = "\n    ".join([f"def forward({head}):", *unless_replaced(call), *lines]) + "\n"
     function = _compile(text, space)
     _dress(function, original)
     return function

@@ -18,7 +18,7 @@ from . import function, ready, structure, validation
 from .binding import Binding, Note, bind, binding_of, make_class, obstacle, parked, unbind
 from .devices import Present, absence, find_device, infer_device, parse_device
 from .errors import KernelizeError, KernelUnavailable
-from .forwards import Branch, build
+from .forwards import Branch, Home, build
 from .modes import Mode, mode_name, parse_mode
 from .proof import Place
 from .registry import Registry, current_registry
@@ -312,7 +312,7 @@ def _registered(cls: type[nn.Module], name: str, refusal: str, request: Request,
     key = (name, slots.train.kernel, slots.infer.kernel, request.device, request.mode, request.strict)
     note = Note(name, mode_name(request.mode), request.kind, request.strict)
     binding = Binding(cls, note, key, request.device.tensors, described, slots.reasons)
-    forward = build(cls.forward, _branch(slots.train), _branch(slots.infer), binding.miss)
+    forward = build(Home(cls), _branch(slots.train), _branch(slots.infer), binding.miss)
     return Decision(name, described, make_class(binding, forward, rebuild), tuple(slots.reasons), key)
 
 

@@ -11,11 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..checks import OutOfMemoryError
 from ..dispatch import capturing
+from ..modules import why_not_unwatched, why_torch_is_altered
+from ..tolerances import ONE_CALL, TOLERANCES
+from .binding import forward_was_replaced
 
 Key = tuple[Any, torch.dtype, str]
 # Largest difference allowed, relative to the largest value of the original's result.
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+TOLERANCE = {getattr(torch, dtype): row.relative for (why, dtype, _), row in TOLERANCES.items() if why == ONE_CALL}
 
 _verdicts: dict[Key, str] = {}
 
@@ -98,19 +102,34 @@ def _compare(fast: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
     with torch.no_grad():
         try:
             return agreement(fast(*args, **kwargs), expected)
-        except torch.OutOfMemoryError:
+        except OutOfMemoryError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever the first run raises is the verdict; kept and counted
             return f"raised {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
 def _not_now(args: tuple[Any, ...]) -> str:
-    """Say why both versions cannot be run now: a probe may neither be captured nor run other people's hooks twice."""
+    """Say why both versions cannot be run now: a probe may neither be captured nor run twice what other people put in.
+
+    The question is asked until there is a verdict, so all that could tell is looked at.
+    """
     if capturing():
         return "not proven yet and a stream is being captured"
-    for module in args:
-        if isinstance(module, nn.Module) and any(m._forward_hooks or m._forward_pre_hooks for m in module.children()):
-            return "not proven yet and a hook is registered on a submodule"
+    reason = why_torch_is_altered() or next(filter(None, map(_why_it_would_tell, args)), "")
+    return f"not proven yet and {reason}" if reason else ""
+
+
+def _why_it_would_tell(argument: Any) -> str:
+    """Say what of somebody else's runs below a module; of the module itself its weights alone are asked for."""
+    if not isinstance(argument, nn.Module):
+        return ""
+    for module in argument.modules():
+        reason = "its weights are computed" if "parametrizations" in module._modules else ""
+        if not reason and module is not argument:
+            replaced = forward_was_replaced(type(module))
+            reason = "the forward of its class was replaced" if replaced else why_not_unwatched(module)
+        if reason:
+            return f"of {type(module).__name__}: {reason}"
     return ""
 
 

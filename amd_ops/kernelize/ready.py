@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import amd_ops
 
+from ..modules import attention_is_torchs, original
 from .registry import LayerKernel, Registry
 from .rotary import Rotary
 from .sources import ObjectSource
@@ -131,6 +132,26 @@ def rope(function: Callable[..., Any], how: Rotary) -> Callable[..., Any]:
     return fast
 
 
+def still(function: Any) -> Callable[[Any], bool]:
+    """Return what tells whether a function is the one that was looked at, its helpers included where that can be
+    known.
+    """
+    known = original(function, function.__name__)
+
+    def same(now: Any) -> bool:
+        return now is function and (not known or original(function, function.__name__))
+
+    same._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return same
+
+
+def _torchs_attention() -> bool:
+    return attention_is_torchs()
+
+
+_torchs_attention._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def sdpa() -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Return our attention with torch's SDPA signature, and SDPA itself.
 
@@ -138,7 +159,9 @@ def sdpa() -> tuple[Callable[..., Any], Callable[..., Any]]:
     tensors that are not [B, H, S, D] stay with SDPA.
     """
     attention = op("attention")
-    original = F.scaled_dot_product_attention
+
+    def stock(*args: Any, **kwargs: Any) -> Tensor:
+        return F.scaled_dot_product_attention(*args, **kwargs)
 
     def fast(
         query: Tensor,
@@ -151,10 +174,11 @@ def sdpa() -> tuple[Callable[..., Any], Callable[..., Any]]:
         enable_gqa: bool = False,
     ) -> Tensor:
         fits = query.dim() == key.dim() == value.dim() == 4 and (enable_gqa or query.shape[1] == key.shape[1])
-        if dropout_p or not fits or (is_causal and query.shape[2] != key.shape[2]):
-            return original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        uneven = is_causal and query.shape[2] != key.shape[2]
+        if dropout_p or not fits or uneven or not _torchs_attention():
+            return stock(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
         turned = (t.transpose(1, 2) for t in (query, key, value))
         out: Tensor = attention(*turned, scaling=scale, is_causal=is_causal, attention_mask=attn_mask)
         return out.transpose(1, 2)
 
-    return fast, original
+    return fast, stock

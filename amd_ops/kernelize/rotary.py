@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..rope import eager_rope
 from . import source
@@ -29,11 +30,39 @@ class Rotary:
     flat: bool
 
 
-@lru_cache(maxsize=256)
 def match(function: Any) -> Rotary | None:
     """Return how a function applies rotary embeddings, or None when it is not sure that it does just that."""
-    if not inspect.isfunction(function):
+    plain = _behind(function)
+    return None if plain is None else _match(plain)
+
+
+def _behind(function: Any) -> Callable[..., Any] | None:
+    """Return the function itself, or the one that a module of the ``kernels`` library calls and nothing else.
+
+    That library makes a module of a function under ``use_kernel_forward_from_hub``, so that a kernel can take its
+    place; once one has, the module is not the function any more. A decorator that hands the function back as it is
+    (transformers 5 without that library) leaves the very function, whatever is written above it.
+    """
+    if inspect.isfunction(function):
+        return function if inspect.unwrap(function) is function else None
+    if not isinstance(function, nn.Module) or "forward" in vars(function):
         return None
+    forward = type(function).forward
+    if not inspect.isfunction(forward):
+        return None
+    cells = dict(zip(forward.__code__.co_freevars, forward.__closure__ or (), strict=True))
+    try:
+        text = [ast.unparse(statement) for statement in source.body(source.parse(forward))]
+    except source.Unreadable:
+        return None
+    for name, cell in cells.items():
+        if text == [f"return {name}(*args, **kwargs)"]:
+            return _behind(cell.cell_contents)
+    return None
+
+
+@lru_cache(maxsize=256)
+def _match(function: Callable[..., Any]) -> Rotary | None:
     try:
         if not _pure(function, 0):
             return None
@@ -51,7 +80,9 @@ def match(function: Any) -> Rotary | None:
 def _pure(function: Callable[..., Any], depth: int) -> bool:
     """Straight-line code that calls only tensor methods and one level of helpers of the same kind."""
     node = source.parse(function)
-    if node.decorator_list or not all(isinstance(statement, _STATEMENTS) for statement in source.body(node)):
+    if inspect.unwrap(function) is not function or not all(
+        isinstance(statement, _STATEMENTS) for statement in source.body(node)
+    ):
         return False
     return all(_allowed(call, function, depth) for call in source.calls(ast.Module(source.body(node), [])))
 

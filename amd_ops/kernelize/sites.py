@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import source
+from .forwards import unless_replaced
 
 # Names that say q, k, v: q_proj, query, to_q, wq, q_lin. Matching the three calls alone would also take experts and
 # gates.
@@ -131,9 +132,20 @@ def edit_rope(node: ast.FunctionDef, resolve: Callable[[str], Any], is_rope: Cal
         function = resolve(name)
         proof = is_rope(function) if function is not None else None
         if proof is not None:
-            call.func = ast.Name("_amd_rope", ast.Load())
+            now = ast.unparse(call.func)
+            call.func = ast.parse(f"(_amd_rope if _amd_same({now}) else {now})", mode="eval").body
             return Edit("rope", (function, proof))
     return None
+
+
+def begin_with_home(node: ast.FunctionDef) -> None:
+    """Let a forward begin with the question whether its class's forward was replaced since; that one runs then."""
+    given = node.args
+    words = [argument.arg for argument in (*given.posonlyargs, *given.args)]
+    words += [f"*{given.vararg.arg}"] if given.vararg is not None else []
+    words += [f"{argument.arg}={argument.arg}" for argument in given.kwonlyargs]
+    words += [f"**{given.kwarg.arg}"] if given.kwarg is not None else []
+    node.body[0:0] = ast.parse("\n".join(unless_replaced(", ".join(words)))).body
 
 
 def edit_attention(node: ast.FunctionDef) -> Edit | None:

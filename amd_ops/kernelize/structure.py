@@ -133,7 +133,8 @@ def _whole(cls: type[nn.Module], node: ast.FunctionDef, text: str, argument: str
         names = {"_op": ready.op(op)}
         fast = forwards.plain_expression(cls.forward, expression, names)
         proof = Proof(compute, cls, fast, cls.forward, 1, place)
-        return forwards.from_expression(cls.forward, expression, argument, {**names, "_proof": proof})
+        home = forwards.Home(cls)
+        return home.take(forwards.from_expression(home, expression, argument, {**names, "_proof": proof}))
 
     return make
 
@@ -156,13 +157,15 @@ def _edits(cls: type[nn.Module], node: ast.FunctionDef, computes: frozenset[str]
         edited.edits += filter(None, [sites.edit_attention(node)])
     if not edited.edits:
         return None
+    sites.begin_with_home(node)
     names = tuple(edit.compute for edit in edited.edits)
 
     def make(place: Place) -> Callable[..., Any]:
-        space: dict[str, Any] = {}
+        home = forwards.Home(cls)
+        space: dict[str, Any] = home.names(place.miss)
         for edit in edited.edits:
             space.update(_site(cls, edit, place))
-        return source.recompile(cls.forward, edited.node, space)
+        return home.take(source.recompile(cls.forward, edited.node, space))
 
     try:
         make(Place("cpu", lambda reason: None))
@@ -178,7 +181,8 @@ def _site(cls: type[nn.Module], edit: sites.Edit, place: Place) -> dict[str, Any
         return {"_amd_qkv": Proof("qkv", cls, fast, original, 1, place)}
     if edit.compute == "rope":
         function, how = edit.what
-        return {"_amd_rope": Proof("rope", function, ready.rope(function, how), function, 0, place)}
+        proof = Proof("rope", function, ready.rope(function, how), function, 0, place)
+        return {"_amd_rope": proof, "_amd_same": ready.still(function)}
     if edit.what == "interface":
         return {"_amd_route": ready.op("route_attention")}
     fast, original = ready.sdpa()

@@ -23,7 +23,7 @@ import amd_ops
 from amd_ops import toggles
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "docs/toggles.md", "docs/models.md")
+PAGES = ("README.md", "docs/toggles.md", "docs/models.md", "docs/gpus.md", "docs/environment.md")
 ARCHES = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201", "no GPU")
 # What was run with what, beside the releases of docs/parity.md: (transformers, torch, aiter, device, state, evidence).
 SUPPORT = (
@@ -35,8 +35,12 @@ SUPPORT = (
      "CPU posing as gfx942", "by double", "`docs/aiter-real-layer.md`"),
     ("none: Triton kernels", "2.13.0 CPU", "none", "Triton 3.7.0's interpreter", "proved",
      "`tests/triton/interpreted`"),
-    ("none: Triton kernels", "2.13.0 CPU", "none", "gfx90a, gfx942, gfx950, gfx1100, gfx1201", "compiled; not run",
+    ("none: Triton kernels", "2.13.0 CPU", "none", "gfx90a, gfx942, gfx950, gfx1100, gfx1201", "compiled",
      "`tests/triton/test_compiled.py`"),
+    ("none: Triton kernels", "2.13.0 CPU", "none", "instructions of gfx90a, gfx942, gfx950, gfx1100, gfx1201 on a CPU",
+     "executed in an emulator", "`docs/emulator-results.md`"),
+    ("4.57.6: `route_attention`", "2.13.0 CPU", "Python layer and machine code of 0.1.7.post2.dev18",
+     "instructions of gfx942 on a CPU", "executed in an emulator", "`tests/emulator/test_aiter.py`"),
     ("any", "a ROCm build", "any", "any AMD GPU", "not run", ""),
 )  # fmt: skip
 PARITY = {"equal": "equal", "within": "within tolerance", "no case": "no case", "not built": "not built by itself"}
@@ -50,6 +54,7 @@ MEANINGS = {
     "USE_FUSED_PROJECTIONS": "q/k/v and gate/up as one GEMM each, without a byte of memory more",
     "USE_PRESHUFFLE": "shuffled copies of eligible bf16 weights for aiter's GEMM; their bytes come on top",
     "PRESHUFFLE_M_THRESH": "rows from which on the shuffled copy is used; negative: never",
+    "USE_FUSED_CROSS_ENTROPY": "training: the loss of a causal model without its logits; `outputs.logits` is None then",
     "FORCE_EAGER_ATTENTION": "the plain formula instead of any attention kernel",
     "AMD_OPS": "what unset toggles resolve to: stock, the policy below, or a profile of `overlay qualify`",
     "AMD_OPS_STRICT": "a request that cannot be honoured is an error instead of a warning",
@@ -61,6 +66,7 @@ MEANINGS = {
 VALUES = {
     **dict.fromkeys(toggles.FAMILIES, "`0`, `1`, `auto`"),
     "PRESHUFFLE_M_THRESH": "a whole number",
+    "USE_FUSED_CROSS_ENTROPY": "`0`, `1`",
     "FORCE_EAGER_ATTENTION": "`0`, `1`",
     "AMD_OPS": "`off`, `auto`, a file",
     "AMD_OPS_STRICT": "`0`, `1`",
@@ -79,7 +85,7 @@ def rows(head: Sequence[str], body: Iterable[Sequence[object]]) -> str:
 
 def names() -> list[str]:
     """The environment variables, families first, in the order of :data:`MEANINGS`; all of them or KeyError."""
-    missing = set(toggles._KEYWORDS.values()) ^ set(MEANINGS)
+    missing = set(toggles.KEYWORDS.values()) ^ set(MEANINGS)
     if missing:
         raise KeyError(f"MEANINGS and amd_ops.toggles differ in {sorted(missing)}")
     return list(MEANINGS)
@@ -87,13 +93,13 @@ def names() -> list[str]:
 
 def default(name: str) -> str:
     """The value that an unset variable has."""
-    text = "off" if name == "AMD_OPS" else toggles._DEFAULTS.get(name, "0")
+    text = "off" if name == "AMD_OPS" else toggles.RULES[name].default
     return "all" if name == "AMD_OPS_TIERS" else f"`{text}`" if text else "none"
 
 
 def switches(name: str) -> str:
     """The switches that turn on with a toggle, as overlaid files read them."""
-    if name not in (*toggles.FAMILIES, "FORCE_EAGER_ATTENTION"):
+    if name not in (*toggles.FAMILIES, "USE_FUSED_CROSS_ENTROPY", "FORCE_EAGER_ATTENTION"):
         return ""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a toggle alone may be of no use, and says so
@@ -102,7 +108,7 @@ def switches(name: str) -> str:
 
 
 def toggles_table() -> str:
-    keywords = {name: keyword for keyword, name in toggles._KEYWORDS.items()}
+    keywords = {name: keyword for keyword, name in toggles.KEYWORDS.items()}
     head = ("Variable", "Values", "Default", "Meaning", "`override` keyword", "Switches")
     body = [(f"`{n}`", VALUES[n], default(n), MEANINGS[n], f"`{keywords[n]}`", switches(n)) for n in names()]
     return rows(head, body)
@@ -124,11 +130,14 @@ def policy_table() -> str:
 
 
 def launches_table() -> str:
-    """Ops per layer and decode step, from benchmarks/results/launches_cpu.json."""
+    """Kernels per layer and decode step, from benchmarks/results/launches_cpu.json; "-": stock has no such cache."""
     found = json.loads((ROOT / "benchmarks/results/launches_cpu.json").read_text())["rows"]
     kinds = (("stock", "stock", "decode"), ("overlaid, dynamic cache", "overlaid", "decode"),
              ("overlaid, static cache", "overlaid", "static decode"))  # fmt: skip
-    body = [(title, *(f"{row[build][case]['once']:.0f}" for row in found)) for title, build, case in kinds]
+    body = [
+        (title, *(f"{row[build][case]['kernels']:.0f}" if case in row[build] else "-" for row in found))
+        for title, build, case in kinds
+    ]
     return rows(("", *(row["model"] for row in found)), body)
 
 

@@ -18,6 +18,8 @@ from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
+from .shared import rules
+
 _LOG_LINES = 15
 Events = Generator[dict[str, Any], None, None]
 
@@ -95,18 +97,12 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def is_toggle(name: str) -> bool:
-    """Return whether an environment variable chooses what `amd_ops` does."""
-    if name.startswith("AMD_OPS"):
-        return name != "AMD_OPS_PROFILES"  # a place, not a choice
-    if name.startswith("USE_"):
-        return name.removeprefix("USE_").startswith(("AITER", "OPTIMIZED", "FUSED", "PRESHUFFLE"))
-    return name in ("FORCE_EAGER_ATTENTION", "PRESHUFFLE_M_THRESH")
-
-
 def environment(scratch: Path, more: Mapping[str, str] | None = None) -> dict[str, str]:
     """The user's environment without toggles, and ``more``; offline, writing no bytecode into anyone's tree."""
-    kept = {**{name: value for name, value in os.environ.items() if not is_toggle(name)}, **(more or {})}
+    kept = {
+        **{name: value for name, value in os.environ.items() if not rules().is_toggle(name)},
+        **(more or {}),
+    }
     path = [str(beside("rocm_overlay", scratch / "tool")), kept.get("PYTHONPATH", "")]
     return {
         **kept,

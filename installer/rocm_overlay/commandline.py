@@ -1,18 +1,137 @@
-"""What the command lines of all rooms share: the style of a program, and of a page of help."""
+"""What the command lines of all rooms share: their style, the options that several have, and what is read from them."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from typing import Annotated, Any, get_type_hints
+from dataclasses import MISSING, fields, is_dataclass
+from functools import lru_cache, wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 from typer.models import ArgumentInfo
 
+from . import console
+
+if TYPE_CHECKING:
+    from .install.session import Options
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object; everything else goes to stderr.")]
+Python = Annotated[
+    str | None, typer.Option("--python", metavar="PYTHON", help="Interpreter of the environment to work on.")
+]
+SitePackages = Annotated[
+    str | None,
+    typer.Option("--site-packages", metavar="DIR", help="Folder that contains transformers/; needs no interpreter."),
+]
+TorchPython = Annotated[
+    str | None, typer.Option("--python", metavar="PYTHON", help="Interpreter with torch and transformers.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")]
+Executor = Annotated[
+    str, typer.Option("--executor", metavar="process|ray", help="Where the work runs: here, or on a Ray cluster.")
+]
+Workers = Annotated[
+    int | None, typer.Option("--workers", metavar="N", help="How many at once; default: 1 here, all of a cluster.")
+]
 
 
-class _Command(TyperCommand):
+def complete_models(incomplete: str) -> list[str]:
+    """Complete the last name of a comma list of models."""
+    from .install import catalog
+
+    done, comma, begun = incomplete.rpartition(",")
+    known = {model for line in catalog.lines() for model in catalog.load(line).models()}
+    return [f"{done}{comma}{model}" for model in sorted(known) if model.startswith(begun)]
+
+
+def complete_release(incomplete: str) -> list[str]:
+    """Complete a release line, or a release."""
+    from .install import catalog
+
+    known = [name for line in catalog.lines() for name in (line, *catalog.load(line).releases)]
+    return [name for name in known if name.startswith(incomplete)]
+
+
+def _gpus(incomplete: str) -> list[str]:
+    from .install.gpu import PRODUCTS
+
+    return [name for name in PRODUCTS if name.lower().startswith(incomplete.lower())]
+
+
+Models = Annotated[
+    str | None, typer.Option("--models", metavar="A,B", help="Only these models.", autocompletion=complete_models)
+]
+
+
+Gpu = Annotated[
+    str | None,
+    typer.Option(
+        "--gpu",
+        metavar="GPU",
+        help="MI300X, gfx942 or gfx942:304; default: the one of this machine.",
+        autocompletion=_gpus,
+    ),
+]
+
+
+def _be_quiet(wanted: bool) -> None:
+    if wanted:
+        console.set_level(console.QUIET)
+
+
+def _be_verbose(wanted: bool) -> None:
+    if wanted:
+        console.set_level(console.VERBOSE)
+
+
+@lru_cache
+def _levels() -> list[Any]:
+    """Return the options -q and -v, as this release of typer makes them."""
+    holder = typer.Typer(add_completion=False)
+
+    @holder.command()
+    def levels(
+        quiet: Annotated[
+            bool,
+            typer.Option(
+                "-q", "--quiet", help="Print errors only, and what was asked for as data.", callback=_be_quiet
+            ),
+        ] = False,
+        verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Print details.", callback=_be_verbose)] = False,
+    ) -> None:
+        pass
+
+    made = [one for one in typer.main.get_command(holder).params if one.name in ("quiet", "verbose")]
+    for one in made:
+        one.expose_value = False
+    return made
+
+
+def _with_levels(parameters: list[Any]) -> None:
+    """Give a command -q and -v, unless it has such options of its own."""
+    taken = {name for parameter in parameters for name in parameter.opts}
+    parameters += [one for one in _levels() if taken.isdisjoint(one.opts)]
+
+
+class _Examples:
+    """The end of a help page: command lines, continued in the way of shells where they are wider than the terminal."""
+
+    epilog: str | None
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write the lines of `examples` as they are meant to be typed."""
+        if self.epilog:
+            formatter.write_paragraph()
+            for line in self.epilog.removeprefix("\b\n").splitlines():
+                indent = line[: len(line) - len(line.lstrip())]
+                parts = console.fold(line.strip(), formatter.width - len(indent) - 2, "", "  ") if line else [""]
+                formatter.write(f" \\\n{indent}".join([indent + parts[0], *parts[1:]]) + "\n")
+
+
+class _Command(_Examples, TyperCommand):
     """A command whose arguments are explained: click 8.5 loses the text that typer 0.24 gives them."""
 
     def __init__(self, name: str | None, **settings: Any) -> None:
@@ -23,9 +142,18 @@ class _Command(TyperCommand):
             for info in getattr(hints.get(parameter.name or ""), "__metadata__", ()):
                 if isinstance(info, ArgumentInfo):
                     parameter.help = info.help
+        _with_levels(self.params)
 
     def format_arguments(self, ctx: Any, formatter: Any) -> None:
         """Write nothing: typer lists arguments with the options, where click 8.5 would list them once more."""
+
+
+class Group(_Examples, TyperGroup):
+    """Commands below a command, which can also run by itself."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        _with_levels(self.params)
 
 
 class App(typer.Typer):
@@ -35,16 +163,82 @@ class App(typer.Typer):
         super().__init__(
             add_completion=False,
             rich_markup_mode=None,
+            cls=settings.pop("cls", Group),
             pretty_exceptions_enable=False,
             context_settings={"help_option_names": ["-h", "--help"]},
             **settings,
         )
 
     def command(self, name: str | None = None, **settings: Any) -> Callable[[Any], Any]:
-        """Register a command, as `typer.Typer.command` does."""
-        return super().command(name, cls=_Command, **settings)
+        """Register a command, as `typer.Typer.command` does, whose parameters may be groups of options."""
+        register = super().command(name, cls=_Command, **settings)
+        return lambda work: register(by_option(work))
+
+    def callback(self, **settings: Any) -> Callable[[Any], Any]:
+        """Register what runs before the commands below, in the same way."""
+        register = super().callback(**settings)
+        return lambda work: register(by_option(work))
+
+
+def by_option(work: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``work`` with one parameter per option: each dataclass that it takes is replaced by its fields.
+
+    So an option is written once, as a field that knows its flag, its help and its default.
+    """
+    hints = get_type_hints(work, include_extras=True)
+    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if name != "return" and is_dataclass(kind)}
+    if not groups:
+        return work
+    options: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(work).parameters.items():
+        if name not in groups:
+            options.append(parameter.replace(annotation=hints[name], kind=parameter.KEYWORD_ONLY))
+            continue
+        types = get_type_hints(groups[name], include_extras=True)
+        options += [
+            parameter.replace(
+                name=field.name,
+                annotation=types[field.name],
+                default=parameter.empty if field.default is MISSING else field.default,
+                kind=parameter.KEYWORD_ONLY,
+            )
+            for field in fields(groups[name])
+        ]
+
+    @wraps(work)
+    def command(**given: Any) -> Any:
+        made = {name: kind(**{one.name: given.pop(one.name) for one in fields(kind)}) for name, kind in groups.items()}
+        return work(**made, **given)
+
+    command.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    command.__annotations__ = {one.name: one.annotation for one in options}
+    return command
 
 
 def examples(*lines: str) -> str:
     """Return the end of a help page: command lines that are not to be wrapped."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def names(text: str | None) -> list[str] | None:
+    """Split a comma list; None stays None."""
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def target_options(python: str | None, site_packages: str | None, dry_run: bool = False) -> Options:
+    """Read what all commands on an environment share. An empty text is an unset shell variable, not the folder "."."""
+    from .errors import UsageError
+    from .install.session import Options
+
+    for option, value, example in (
+        ("--python", python, ".venv/bin/python"),
+        ("--site-packages", site_packages, ".venv/lib/python3.11/site-packages"),
+    ):
+        if value is not None and not value.strip():
+            raise UsageError(
+                "empty-option",
+                f"{option} was given an empty text, expected a path such as {example}.",
+                remedy=f"pass a path, or leave {option} out for the active environment",
+            )
+    folder = None if site_packages is None else Path(site_packages)
+    return Options(python=python, site_packages=folder, dry_run=dry_run)

@@ -1,9 +1,15 @@
-"""Writing a file of the user's: whole, or not at all."""
+"""Files of the user's: writing one whole or not at all, finding a model that a download left on this machine."""
 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Collection
 from pathlib import Path
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+PART = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.part")
+"""The name of the file that `write_atomic` renames."""
 
 
 def write_atomic(target: Path, data: bytes, mode: int | None = None) -> None:
@@ -23,3 +29,41 @@ def write_atomic(target: Path, data: bytes, mode: int | None = None) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def remove_parts(folder: Path, names: Collection[str]) -> None:
+    """Remove what `write_atomic` left beside these files of a folder where it was killed.
+
+    For a caller that alone writes them: another's write that is under way would fail. Raises OSError.
+    """
+    for path in folder.glob(".*.part"):
+        part = PART.fullmatch(path.name)
+        if part and part["name"] in names:
+            path.unlink(missing_ok=True)
+
+
+def model_path(name: str | Path) -> Path:
+    """Return the folder or file that a user means by a model: a path, or a hub id such as ``Qwen/Qwen3-0.6B``.
+
+    An id is looked up in the local cache of Hugging Face, where `hf download` and `from_pretrained` put models; nothing
+    is fetched. What is neither is returned as the path that it is not, for the caller to refuse.
+    """
+    path = Path(name)
+    if path.exists() or HUB_ID.fullmatch(str(name)) is None:
+        return path
+    home = Path(
+        os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
+    )
+    cached = Path(os.environ.get("HF_HUB_CACHE") or home / "hub") / f"models--{str(name).replace('/', '--')}"
+    try:
+        snapshot = cached / "snapshots" / (cached / "refs" / "main").read_text().strip()
+    except OSError:
+        return path
+    return snapshot if (snapshot / "config.json").is_file() else path
+
+
+def model_remedy(name: str | Path, otherwise: str) -> str:
+    """What to do about a model that is not there: download it where its name is that of the hub."""
+    if HUB_ID.fullmatch(str(name)):
+        return f"run `hf download {name}` first, or pass a folder"
+    return otherwise

@@ -6,8 +6,11 @@ So what was told before a crash is kept. Standard output and error belong to the
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
+import select
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +19,7 @@ from typing import Any
 from rocm_overlay.install.hook import SourceFinder
 
 Emit = Callable[..., None]
+_PR_SET_PDEATHSIG = 1
 
 
 @contextlib.contextmanager
@@ -34,6 +38,16 @@ def serving(arguments: list[str]) -> Iterator[tuple[dict[str, Any], Emit]]:
 
 
 def end(main: Callable[[list[str]], None]) -> None:
-    """Run a worker's ``main`` with the arguments of this process."""
-    with contextlib.suppress(BrokenPipeError):  # the parent has gone: there is no one to tell
+    """Run a worker's ``main`` with the arguments of this process, which ends when its parent does."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if _abandoned(int(sys.argv[2])):  # it ended before that
+        return
+    with contextlib.suppress(BrokenPipeError):  # the parent has closed the pipe
         main(sys.argv[1:])
+
+
+def _abandoned(events: int) -> bool:
+    """True where nobody can read what is written to a pipe."""
+    poll = select.poll()
+    poll.register(events, 0)
+    return bool(poll.poll(0))

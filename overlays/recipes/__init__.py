@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rocm_overlay.patchgen.recipe import AnyRecipe, RecipeSet
 
-from . import attention, experts, forms, gated_mlp, linear, moe, qk_norm_rope, qkv, residual, rms_norm, rope
+from . import attention, experts, forms, gated_mlp, linear, loss, moe, plan, qk_norm_rope, qkv, residual, rms_norm, rope
 
 ALL: tuple[AnyRecipe, ...] = (
     rms_norm.RECIPE,
@@ -17,11 +17,13 @@ ALL: tuple[AnyRecipe, ...] = (
     attention.RECIPE,
     gated_mlp.RECIPE,
     linear.RECIPE,
+    loss.RECIPE,
     forms.RECIPE,
     residual.RECIPE,
     qk_norm_rope.RECIPE,
     moe.RECIPE,
     experts.RECIPE,
+    plan.RECIPE,
 )
 
 

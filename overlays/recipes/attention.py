@@ -1,4 +1,8 @@
-"""The call ``attention_interface(self, ...)``: let amd_ops choose the function, leave lookup and call as they are."""
+"""The call of the attention function: let amd_ops choose the function, leave lookup and call as they are.
+
+``interface(self, q, k, v, ...)``, where ``interface`` is the local that was looked up in ``ALL_ATTENTION_FUNCTIONS``,
+whatever its name.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +12,20 @@ from dataclasses import dataclass
 
 import libcst as cst
 from rocm_overlay.patchgen.edits import Edit
-from rocm_overlay.patchgen.flow import assignment, walk
+from rocm_overlay.patchgen.flow import assignment, names, walk
 from rocm_overlay.patchgen.layout import insertion, test
 from rocm_overlay.patchgen.recipe import Recipe, Site
 from rocm_overlay.patchgen.source import Block, Function, Source, blocks
 
 NAME = "attention"
-INTERFACE = "attention_interface"
+REGISTRY = "ALL_ATTENTION_FUNCTIONS"
 
 
 @dataclass(frozen=True)
 class Call:
-    """The statement that calls the interface: its suite, its place there, and the first argument of each call."""
+    """The statement that calls the interface: the local's name, the suite, the place there, the first arguments."""
 
+    name: str
     block: Block
     index: int
     first_arguments: tuple[cst.BaseExpression | None, ...]
@@ -32,20 +37,31 @@ class Call:
 
 
 def match(source: Source, function: Function) -> Iterator[Site[Call]]:
-    """Every simple statement of a method that calls the interface."""
-    if not function.is_method:
+    """Every simple statement of a method that calls a local which was looked up in the registry."""
+    interfaces = _interfaces(function) if function.is_method else frozenset()
+    if not interfaces:
         return
     for block in blocks(function):
         for index, statement in enumerate(block.statements):
             if not isinstance(statement, cst.SimpleStatementLine):
                 continue
-            calls = [node for node in walk(statement) if _calls_interface(node)]
+            calls = [node for node in walk(statement) if _called(node) in interfaces]
             if calls:
-                yield Site(function, calls[0], Call(block, index, tuple(_first_argument(call) for call in calls)))
+                name = _called(calls[0]) or ""
+                yield Site(function, calls[0], Call(name, block, index, tuple(map(_first_argument, calls))))
 
 
-def _calls_interface(node: cst.CSTNode) -> bool:
-    return isinstance(node, cst.Call) and isinstance(node.func, cst.Name) and node.func.value == INTERFACE
+def _interfaces(function: Function) -> frozenset[str]:
+    """The locals that some assignment of the function takes from the registry."""
+    assigned = (assignment(statement) for block in blocks(function) for statement in block.statements)
+    return frozenset(
+        one[0].value for one in assigned if one and isinstance(one[0], cst.Name) and REGISTRY in set(names(one[1]))
+    )
+
+
+def _called(node: cst.CSTNode) -> str | None:
+    """The name that is called, None for anything but a call of a plain name."""
+    return node.func.value if isinstance(node, cst.Call) and isinstance(node.func, cst.Name) else None
 
 
 def _first_argument(node: cst.CSTNode) -> cst.BaseExpression | None:
@@ -63,11 +79,11 @@ def guard(source: Source, site: Site[Call]) -> str | None:
             return "the first argument of the interface is not self"
     bound = _binding(found)
     if bound is None:
-        return f"{INTERFACE} is not certainly assigned before the call in this method"
+        return "the attention function is not certainly assigned before the call in this method"
     if bound.loops != found.block.loops:
-        return f"{INTERFACE} is assigned outside the loop that calls it"
+        return "the attention function is assigned outside the loop that calls it"
     if _called_before(found, bound):
-        return f"{INTERFACE} was already called with the same binding"
+        return "the attention function was already called with the same binding"
     return None
 
 
@@ -78,7 +94,7 @@ def _enclosing(call: Call) -> list[tuple[Block, int]]:
 def _binding(call: Call) -> Block | None:
     """The innermost suite that assigns the interface in a statement that runs before the call."""
     for block, end in reversed(_enclosing(call)):
-        if any(_assigns(statement) for statement in block.statements[:end]):
+        if any(_assigns(statement, call.name) for statement in block.statements[:end]):
             return block
     return None
 
@@ -87,18 +103,18 @@ def _called_before(call: Call, bound: Block) -> bool:
     """Say whether a statement between the assignment and the call uses the interface already."""
     for block, end in reversed(_enclosing(call)):
         for statement in reversed(block.statements[:end]):
-            if block is bound and _assigns(statement):
+            if block is bound and _assigns(statement, call.name):
                 return False
-            if any(_calls_interface(node) for node in walk(statement)):
+            if any(_called(node) == call.name for node in walk(statement)):
                 return True
         if block is bound:
             return False
     return False
 
 
-def _assigns(statement: cst.BaseStatement) -> bool:
+def _assigns(statement: cst.BaseStatement, name: str) -> bool:
     assigned = assignment(statement)
-    return assigned is not None and isinstance(assigned[0], cst.Name) and assigned[0].value == INTERFACE
+    return assigned is not None and isinstance(assigned[0], cst.Name) and assigned[0].value == name
 
 
 def edit(source: Source, site: Site[Call]) -> list[Edit]:
@@ -106,14 +122,15 @@ def edit(source: Source, site: Site[Call]) -> list[Edit]:
     anchor = source.before(site.found.statement)
     if anchor is None:
         return []
-    lines = [f"if {test(NAME)}:", f"    {INTERFACE} = _amd.route_attention(self, {INTERFACE})"]
+    name = site.found.name
+    lines = [f"if {test(NAME)}:", f"    {name} = _amd.route_attention(self, {name})"]
     return [insertion(NAME, site.function, anchor, lines)]
 
 
 RECIPE = Recipe(
     name=NAME,
-    description=f"a statement of a method that calls {INTERFACE}(self, ...)",
-    hint=re.compile(rf"\b{INTERFACE}\("),
+    description=f"a statement of a method that calls f(self, ...), f being looked up in {REGISTRY}",
+    hint=re.compile(rf"\b{REGISTRY}\b"),
     match=match,
     guard=guard,
     edit=edit,

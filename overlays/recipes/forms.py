@@ -76,15 +76,21 @@ def guard(source: Source, site: Site[Mark]) -> str | None:
 
 def edit(source: Source, site: Site[Mark]) -> list[Edit]:
     """One statement after the function."""
-    anchor = source.before(site.function.node)
-    end = source.span(site.function.body[-1])[1]
+    return behind(NAME, source, site.function, site.found)
+
+
+def behind(recipe: str, source: Source, function: Function, mark: Mark) -> list[Edit]:
+    """Set ``mark`` in a statement after the function."""
+    anchor = source.before(function.node)
+    end = source.span(function.body[-1])[1]
     newline = source.newline_after(end)
     line_end = source.data.find(newline.encode("ascii"), end)
     if anchor is None or line_end < 0:
         return []
     offset = line_end + len(newline)
-    text = f"{newline}{anchor.indent}forward.{site.found.attribute} = {site.found.value}{newline}"
-    return [Edit(offset, offset, text.encode("ascii"), NAME, site.function.qualname)]
+    value = f"{newline}{anchor.indent}".join(mark.value.splitlines())
+    text = f"{newline}{anchor.indent}forward.{mark.attribute} = {value}{newline}"
+    return [Edit(offset, offset, text.encode("ascii"), recipe, function.qualname)]
 
 
 RECIPE = Recipe(

@@ -16,7 +16,7 @@ from rocm_overlay.patchgen.modules import not_linear
 from rocm_overlay.patchgen.recipe import Recipe, Site
 from rocm_overlay.patchgen.source import Function, Source, blocks
 
-from . import gated_mlp
+from . import gated_mlp, loss
 
 NAME = "linear"
 ATTRIBUTES = ("o_proj", "out_proj", "dense", "down_proj", "qkv_proj", "lm_head")
@@ -57,7 +57,8 @@ def edit(source: Source, site: Site[Found]) -> list[Edit]:
     node = site.node
     assert isinstance(node, cst.BaseExpression)
     call = f"_amd.apply_linear(self.{attribute}, {source.code(argument)})"
-    return [conditional(NAME, source, site.function, node, call)]
+    ahead = loss.AHEAD if node in loss.heads(source, site.function) else ""
+    return [conditional(NAME, source, site.function, node, call, ahead)]
 
 
 RECIPE = Recipe(

@@ -75,7 +75,7 @@ if __h.device.type == "cpu" or self.training:
         if __e == __n:
             continue
         with torch.no_grad():
-            _, __top = torch.where(__mask[__e])
+            __row, __top = torch.where(__mask[__e])
         __state = __h[__top]
         __both = __state @ self.gate_up_proj[__e] + self.gate_up_proj_bias[__e]
         __gate, __up = __both[..., ::2], __both[..., 1::2]

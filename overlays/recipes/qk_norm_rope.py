@@ -4,14 +4,15 @@
     q, k = apply_rotary_pos_emb(q, k, cos, sin)            _amd_qk(q, k, v, cos, sin) if _amd_qk else <stock>
     k, v = cache.update(k, v, self.layer_idx, ...)         (_amd_qk or cache).update(...)
 
-``_amd_qk`` is None where nothing can be fused. The norms take part only where they are the last thing that happens to
-a head before the rotation; the cache only where nothing happens to k and v between rotation and update.
+``_amd_qk`` is None where nothing can be fused, or where the rotation is no longer the function of this file. The norms
+take part only where they are the last thing that happens to a head before the rotation; the cache only where nothing
+happens to k and v between rotation and update.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import libcst as cst
@@ -27,12 +28,20 @@ from . import rope
 NAME = "qk_rope"
 PLAN = "_amd_qk"
 NORMS = ("q_norm", "k_norm")
-_CACHES = ("past_key_values", "past_key_value")
+
+
+@dataclass(frozen=True)
+class Update:
+    """``k, v = cache.update(k, v, self.layer_idx, ...)``: the cache, v, and the positions that the cache is told."""
+
+    cache: cst.Name
+    v: str
+    position: str | None
 
 
 @dataclass(frozen=True)
 class Rotated:
-    """The rotating call, its names, the ``self`` of each head norm, and the cache of the update with its v."""
+    """The rotating call, its names, the ``self`` of each head norm, and the cache's update where it takes part."""
 
     block: Block
     index: int
@@ -41,8 +50,7 @@ class Rotated:
     k: str
     tables: tuple[str, str]
     norms: tuple[cst.Name, ...]
-    cache: cst.Name | None
-    v: str
+    update: Update | None
 
 
 def match(source: Source, function: Function) -> Iterator[Site[Rotated]]:
@@ -58,9 +66,9 @@ def match(source: Source, function: Function) -> Iterator[Site[Rotated]]:
             assert assigned is not None
             assert isinstance(assigned[1], cst.Call)
             q, k, cos, sin = words
-            cache, v = _update(source, function, assigned[1], k) or (None, "")
+            update = _update(source, function, assigned[1], k)
             norms = _norms(block, index, q, k)
-            yield Site(function, assigned[1], Rotated(block, index, assigned[1], q, k, (cos, sin), norms, cache, v))
+            yield Site(function, assigned[1], Rotated(block, index, assigned[1], q, k, (cos, sin), norms, update))
 
 
 def _rotation(statement: cst.BaseStatement) -> tuple[str, ...] | None:
@@ -112,8 +120,11 @@ def _normed(statement: cst.BaseStatement, target: str, attribute: str) -> cst.Na
     return value.func.value
 
 
-def _update(source: Source, function: Function, rotation: cst.Call, k: str) -> tuple[cst.Name, str] | None:
-    """The cache and the v of the one ``k, v = cache.update(k, v, self.layer_idx, ...)`` after the rotation."""
+def _update(source: Source, function: Function, rotation: cst.Call, k: str) -> Update | None:
+    """The one ``k, v = cache.update(k, v, self.layer_idx, ...)`` after the rotation.
+
+    A cache is what is updated with k, v and the index of the layer, whatever the release calls it.
+    """
     found = []
     simple = [s for block in blocks(function) for s in block.statements if isinstance(s, cst.SimpleStatementLine)]
     begin = source.span(rotation)[1]
@@ -125,7 +136,7 @@ def _update(source: Source, function: Function, rotation: cst.Call, k: str) -> t
         return None
     update, cache, v = found[0]
     end = source.span(update)[0]
-    if cache.value not in function.parameters or cache.value not in _CACHES:
+    if cache.value not in function.parameters:
         return None
     between = [s for s in simple if begin < source.span(s)[0] < end]
     if any({k, v, cache.value} & (set(names(s)) | binds(s)) for s in between):
@@ -133,7 +144,28 @@ def _update(source: Source, function: Function, rotation: cst.Call, k: str) -> t
     before = [s for s in simple if source.span(s)[1] < begin]
     if any(cache.value in binds(s) for s in before) or not any(v in binds(s) for s in before):
         return None
-    return cache, v
+    return Update(cache, v, _position(function, update, before + between))
+
+
+def _position(function: Function, update: cst.BaseStatement, earlier: Iterable[cst.BaseStatement]) -> str | None:
+    """The parameter whose value the update is told as ``cache_position``, in a dict that it is given (4.x)."""
+    assigned = assignment(update)
+    assert assigned is not None
+    assert isinstance(assigned[1], cst.Call)
+    given = [argument.value for argument in assigned[1].args[3:]]
+    words = {node.value for node in given if isinstance(node, cst.Name)}
+    for statement in earlier:
+        made = assignment(statement)
+        if made is not None and isinstance(made[0], cst.Name) and made[0].value in words:
+            given.append(made[1])
+    for node in given:
+        for element in node.elements if isinstance(node, cst.Dict) else ():
+            if not isinstance(element, cst.DictElement) or not isinstance(element.key, cst.SimpleString):
+                continue
+            value = element.value
+            if element.key.evaluated_value == "cache_position" and isinstance(value, cst.Name):
+                return value.value if value.value in function.parameters else None
+    return None
 
 
 def _updated(statement: cst.BaseStatement, k: str) -> tuple[cst.Name, str] | None:
@@ -155,7 +187,7 @@ def _updated(statement: cst.BaseStatement, k: str) -> tuple[cst.Name, str] | Non
 def guard(source: Source, site: Site[Rotated]) -> str | None:
     """Decline where there is nothing to fuse with, another rotation, or no safe place for the plan."""
     found = site.found
-    if not found.norms and found.cache is None:
+    if not found.norms and found.update is None:
         return "neither head norms nor a cache update stand directly beside the rotation"
     function = source.function(rope.FUNCTION)
     if function is None:
@@ -188,15 +220,16 @@ def edit(source: Source, site: Site[Rotated]) -> list[Edit]:
     if anchor is None:
         return []
     words = ["self"]
-    if found.cache is not None:
-        words.append(found.cache.value)
-        if "cache_position" in function.parameters:
-            words.append("cache_position")
+    if found.update is not None:
+        words.append(found.update.cache.value)
+        if found.update.position is not None:
+            words.append(found.update.position)
     if found.norms:
         words.append("norms=True")
-    lines = [f"{PLAN} = _amd.qk_rope({', '.join(words)}) if {test(NAME)} else None"]
+    words.append(f"rotate={rope.FUNCTION}")
+    lines = [f"{PLAN} = (_amd.qk_rope({', '.join(words)})", f"    if {test(NAME)} else None)"]
     edits = [insertion(NAME, function, anchor, lines)]
-    for node in (*found.norms, *([found.cache] if found.cache is not None else [])):
+    for node in (*found.norms, *([found.update.cache] if found.update is not None else [])):
         start, end = source.span(node)
         text = _either(source, node)
         edits.append(Edit(start, end, text.encode("utf-8"), NAME, function.qualname))
@@ -223,9 +256,16 @@ def _rotate(source: Source, site: Site[Rotated]) -> Edit:
     begin = source.line_start(start)
     line = source.data[begin:start].decode("utf-8")
     indent, newline = line[: len(line) - len(line.lstrip())], source.newline_after(end)
-    call = f"{PLAN}({found.q}, {found.k}, {found.v or 'None'}, {found.tables[0]}, {found.tables[1]})"
+    v = found.update.v if found.update is not None else "None"
+    call = f"{PLAN}({', '.join((found.q, found.k, v, *found.tables))})"
     text = newline.join(choice(line, call, f"if {PLAN}", source.code(found.call), indent))
     return Edit(start, end, text.encode("utf-8"), NAME, site.function.qualname)
+
+
+def parts(site: Site[Rotated]) -> dict[str, str]:
+    """The head norms and the cache, where they take part."""
+    found = {"norms": ", ".join(NORMS)} if site.found.norms else {}
+    return found | ({"cache": site.found.update.cache.value} if site.found.update is not None else {})
 
 
 RECIPE = Recipe(
@@ -235,4 +275,5 @@ RECIPE = Recipe(
     match=match,
     guard=guard,
     edit=edit,
+    parts=parts,
 )

@@ -1,8 +1,8 @@
 """q_proj, k_proj and v_proj (or query, key and value) of one tensor: ask for all three at once, in front of the first.
 
-The results go into the three assignments' own targets, and each stock statement then uses its target where it called
-the projection, so that no value lives longer than in stock. Off, the inserted statement makes the three stock calls.
-The calls move up to the first of them, so nothing in between may touch what they read or what they set.
+What comes back is a list that each stock statement takes its result from where it called the projection, so that no
+value lives longer than in stock. Off, the list is None and every statement is stock's, in stock's order. On, the calls
+move up to the first of them, so nothing in between may touch what they read or what they set.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from rocm_overlay.patchgen.recipe import Recipe, Site
 from rocm_overlay.patchgen.source import Block, Function, Source, blocks
 
 NAME = "qkv"
+RESULTS = "_amd_qkv"
 # The spellings of q, k and v; the first is what amd_ops takes without being told.
 SPELLINGS = (
     ("q_proj", "k_proj", "v_proj"),
@@ -152,6 +153,8 @@ def _between(source: Source, triple: Triple, argument: str) -> str | None:
             return f"{where} rebinds {argument}"
         if assignment(statement) is None:
             return f"{where} is not a plain assignment"
+        if any(one.index == index for one in _projections(triple.block)):
+            return f"{where} is a projection of another three"
         pending = {one.target for one in triple.projections if one.index > index}
         if (bound & targets) - {one.target for one in triple.projections if one.index < index}:
             return f"{where} binds a name that the projections set"
@@ -163,42 +166,38 @@ def _between(source: Source, triple: Triple, argument: str) -> str | None:
 
 
 def edit(source: Source, site: Site[Triple]) -> list[Edit]:
-    """One statement in front, and three calls replaced by the names that it sets."""
-    found = site.found.projections
-    first = min(found, key=lambda one: one.index)
-    anchor = source.before(first.statement)
+    """The question in front of the first statement, and three calls that look for their result first."""
+    found = sorted(site.found.projections, key=lambda one: one.index)
+    anchor = source.before(found[0].statement)
     if anchor is None:
         return []
-    argument = source.code(first.argument)
-    before = f"{', '.join(str(one.target) for one in found)} = "
-    call = f"_amd.qkv_proj(self, {', '.join([argument, *_names(site.found)])})"
-    # The lines are written without the indentation that insertion() adds: it narrows them.
-    room = " " * len(anchor.indent)
-    stock = f"({', '.join(source.code(one.call) for one in found)})"
-    lines = choice(room + before, call, f"if {test(NAME)}", stock, "", room)
-    if len(lines) > 2:
-        lines = ["(", f"    {call}", f"    if {test(NAME)}"]
-        lines += [*_stock_calls([source.code(one.call) for one in found], MAX_COLUMNS - len(room)), ")"]
-    lines[0] = before + lines[0]
-    edits = [insertion(NAME, site.function, anchor, lines)]
-    for one in found:
-        start, end = source.span(one.call)
-        edits.append(Edit(start, end, str(one.target).encode("utf-8"), NAME, site.function.qualname))
-    return edits
+    call = f"list(_amd.qkv_proj(self, {', '.join([source.code(found[0].argument), *_names(found)])}))"
+    lines = [f"{RESULTS} = {call} if {test(NAME)} else None"]
+    if len(anchor.indent + lines[0]) > MAX_COLUMNS:
+        lines = [f"{RESULTS} = ({call}", f"    if {test(NAME)} else None)"]
+    return [insertion(NAME, site.function, anchor, lines), *(_taken(source, site.function, one) for one in found)]
 
 
-def _names(triple: Triple) -> list[str]:
-    """The argument that names the projections, where they are not called as usual."""
-    if triple.names == SPELLINGS[0]:
+def _names(found: list[Projection]) -> list[str]:
+    """The argument that names the projections in stock's order, where that is not the usual one."""
+    names = tuple(one.name for one in found)
+    if names == SPELLINGS[0]:
         return []
-    return ["(" + ", ".join(f'"{name}"' for name in triple.names) + ")"]
+    return ["(" + ", ".join(f'"{name}"' for name in names) + ")"]
 
 
-def _stock_calls(calls: list[str], width: int) -> list[str]:
-    one_line = f"    else ({', '.join(calls)})"
-    if len(one_line) <= width:
-        return [one_line]
-    return ["    else (", *(f"        {call}," for call in calls), "    )"]
+def _taken(source: Source, function: Function, one: Projection) -> Edit:
+    """``_amd_qkv.pop(0) if _amd_qkv else <the call>``: the list has one result less for each that was taken."""
+    start, end = source.span(one.call)
+    begin, newline = source.line_start(start), source.newline_after(end)
+    before = source.data[begin:start].decode("utf-8")
+    indent = before[: len(before) - len(before.lstrip())]
+    tail = source.data[end : source.data.find(newline.encode("ascii"), end)].decode("utf-8")
+    value, condition, stock = f"{RESULTS}.pop(0)", f"if {RESULTS}", source.code(one.call)
+    text = f"({value} {condition} else {stock})"
+    if "\n" in text or len(before + text + tail) > MAX_COLUMNS:
+        text = newline.join(choice(before, value, condition, stock, indent, tail))
+    return Edit(start, end, text.encode("utf-8"), NAME, function.qualname)
 
 
 RECIPE = Recipe(

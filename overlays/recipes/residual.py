@@ -164,22 +164,13 @@ def _step(
     anchor = source.before(step.statement)
     if anchor is None:
         return []
-    lines = [f"{result} = None", f"if {test(switch)}:", *_wrapped(f"    {result} = {call}", len(anchor.indent))]
+    lines = [f"{result} = None", f"if {test(switch)}:", f"    {result} = {call}"]
     edits = [insertion(NAME, site.function, anchor, lines)]
     for node, value in zip((step.total, step.call), ours, strict=True):
         start, end = source.span(node)
         text = _conditional(source, node, f"if {result} is None", f"else {value}")
         edits.append(Edit(start, end, text.encode("utf-8"), NAME, site.function.qualname))
     return edits
-
-
-def _wrapped(line: str, indent: int) -> list[str]:
-    """A call in one line, or with its arguments on a line of their own where it would be too long."""
-    if indent + len(line) <= MAX_COLUMNS:
-        return [line]
-    head, _, words = line.partition("(")
-    own = " " * (len(line) - len(line.lstrip()))
-    return [f"{head}(", f"{own}    {words[:-1]}", f"{own})"]
 
 
 def _conditional(source: Source, node: cst.BaseExpression, *rest: str) -> str:
@@ -196,6 +187,12 @@ def _conditional(source: Source, node: cst.BaseExpression, *rest: str) -> str:
     return newline.join(("(", *(f"{indent}    {part}" for part in (stock, *rest)), f"{indent})"))
 
 
+def parts(site: Site[Stream]) -> dict[str, str]:
+    """The norm and the MLP, where they take part."""
+    steps = {"norm": site.found.norm, "mlp": site.found.mlp}
+    return {name: step.module for name, step in steps.items() if step is not None}
+
+
 RECIPE = Recipe(
     name=NAME,
     description="h = residual + h; residual = h; h = self.<norm>(h), or h = self.<mlp>(h); h = residual + h",
@@ -203,4 +200,5 @@ RECIPE = Recipe(
     match=match,
     guard=guard,
     edit=edit,
+    parts=parts,
 )

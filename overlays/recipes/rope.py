@@ -1,5 +1,8 @@
 """apply_rotary_pos_emb: return the fused op early, keep the stock body below the guard.
 
+The op takes the forms of call that models make; whatever else the function accepts (tables without a batch, packed
+tokens, positions that are broadcast) and a ``rotate_half`` that somebody replaced are left to the stock body.
+
 Only the rotate-half layout (first half with second half), full or on the leading part of the head. The function's own
 ``rotate_half`` is read to be sure: several models have one of that name that interleaves.
 """
@@ -12,7 +15,7 @@ from dataclasses import dataclass
 
 import libcst as cst
 from rocm_overlay.patchgen.edits import Edit
-from rocm_overlay.patchgen.layout import early_return, insertion, test
+from rocm_overlay.patchgen.layout import insertion, test
 from rocm_overlay.patchgen.pattern import Pattern
 from rocm_overlay.patchgen.recipe import Recipe, Site
 from rocm_overlay.patchgen.source import Function, Source
@@ -84,6 +87,14 @@ IN_FP32 = Pattern("""
     __k_out = (__k.float() * __cos) + (__rotate(__k.float()) * __sin)
     return __q_out.to(__type), __k_out.to(__type)
 """)
+# Tables of one column for each pair, by a function that turns the halves (gpt_oss).
+HALVES = Pattern("""
+    __cos = __cos.unsqueeze(__dim)
+    __sin = __sin.unsqueeze(__dim)
+    __q_out = __rotate(__q, __cos, __sin)
+    __k_out = __rotate(__k, __cos, __sin)
+    return __q_out, __k_out
+""")
 # (pattern, how q, k, cos and sin are passed, what the results are cast to; None: returned as they are)
 FORMS: tuple[tuple[Pattern, tuple[str, str], tuple[str, str] | None], ...] = (
     (FULL, ("{}", "{}"), None),
@@ -93,25 +104,33 @@ FORMS: tuple[tuple[Pattern, tuple[str, str], tuple[str, str] | None], ...] = (
     (INDEXED, ("{}", "{}[{index}]"), None),
     (CAST, ("{}", "{}"), ("{q}.dtype", "{k}.dtype")),
     (IN_FP32, ("{}.float()", "{}"), ("{q}.dtype", "{q}.dtype")),
+    (HALVES, ("{}", "{}"), None),
 )
 ROTATE_HALF = Pattern("""
     __a = __x[..., : __x.shape[-1] // 2]
     __b = __x[..., __x.shape[-1] // 2 :]
     return torch.cat((-__b, __a), dim=-1)
 """)
+TURN_HALVES = Pattern("""
+    __a, __b = torch.chunk(__x, 2, dim=-1)
+    __first = __a * __cos - __b * __sin
+    __second = __b * __cos + __a * __sin
+    return torch.cat((__first, __second), dim=-1)
+""")
 _ARGUMENTS = ("__q", "__k", "__cos", "__sin", "__dim")
 
 
 @dataclass(frozen=True)
 class Rope:
-    """The five argument names, the rotating function, the five expressions to pass and the casts of the results; empty
-    where the body is not one of ours.
+    """The five argument names, the rotating function, the five expressions to pass, the casts of the results and
+    whether the tables are of halves; empty where the body is not one of ours.
     """
 
     arguments: tuple[str, ...] = ()
     rotate: str = ""
     passed: tuple[str, ...] = ()
     casts: tuple[str, ...] = ()
+    halves: bool = False
 
 
 def match(source: Source, function: Function) -> list[Site[Rope]]:
@@ -135,7 +154,8 @@ def _rope(function: Function) -> Rope:
         at = index.value if index is not None else ""
         passed = (tensor.format(q), tensor.format(k), table.format(cos, index=at), table.format(sin, index=at), dim)
         named = (q, k, cos, sin, dim, *((at,) if at else ()))
-        return Rope(named, rotate, passed, tuple(one.format(q=q, k=k) for one in casts or ()))
+        cast = tuple(one.format(q=q, k=k) for one in casts or ())
+        return Rope(named, rotate, passed, cast, pattern is HALVES)
     return Rope()
 
 
@@ -152,8 +172,9 @@ def guard(source: Source, site: Site[Rope]) -> str | None:
     rotate = source.function(rope.rotate)
     if rotate is None:
         return f"{rope.rotate} is not defined exactly once in this file"
-    found = ROTATE_HALF.match(rotate.body)
-    if not found or not isinstance(found["__x"], cst.Name) or rotate.parameters != (found["__x"].value,):
+    pattern, holes = (TURN_HALVES, ("__x", "__cos", "__sin")) if rope.halves else (ROTATE_HALF, ("__x",))
+    found = pattern.match(rotate.body)
+    if not found or tuple(source.code(found[hole]) for hole in holes) != rotate.parameters:
         return f"{rope.rotate} does not rotate the first half against the second"
     return None
 
@@ -175,14 +196,15 @@ def _dimension_that_the_op_lacks(source: Source, name: str) -> str | None:
 def edit(source: Source, site: Site[Rope]) -> list[Edit]:
     """An early return before the first statement; with casts, the results get names first."""
     rope, function = site.found, site.function
-    call = f"_amd.apply_rope({', '.join(rope.passed)})"
-    if not rope.casts:
-        return early_return(NAME, source, function, call)
+    passed = ", ".join(rope.passed + ("halves=True",) * rope.halves)
+    call, asked = f"_amd.apply_rope({passed})", f"{test(NAME)} and _amd.takes_rope({rope.rotate}, {passed})"
     anchor = source.before(function.body[0])
     if anchor is None:
         return []
+    if not rope.casts:
+        return [insertion(NAME, function, anchor, [f"if {asked}:", f"    return {call}"])]
     lines = [
-        f"if {test(NAME)}:",
+        f"if {asked}:",
         f"    q_embed, k_embed = {call}",
         f"    return q_embed.to({rope.casts[0]}), k_embed.to({rope.casts[1]})",
     ]

@@ -57,7 +57,7 @@ def main() -> None:
         fake_machine(Path(folder), arguments.arch, arguments.cu)
         fake_torch(arguments.arch, arguments.cu)
         calls = fake_kernels(arguments.arch, arguments.cu)
-        for row in exercise(calls, arguments.arch, arguments.cu):
+        for row in [*exercise(calls, arguments.arch, arguments.cu), *trained(calls)]:
             print(json.dumps(row))
         sys.stdout.flush()
         os._exit(0)  # old versions print tracebacks while torch takes their library down
@@ -123,12 +123,14 @@ def fake_torch(arch: str, cu: int) -> None:
         pass  # versions that need triton say so when they are imported
 
 
-def fake_kernels(arch: str, cu: int) -> list[str]:
-    """Import the checkout and answer its compiled modules with the double's kernels; return the names asked."""
+def fake_kernels(arch: str, cu: int, made: Callable[[Any], Answers] | None = None) -> list[str]:
+    """Import the checkout and answer its compiled modules with the double's kernels, or with those of ``made(double)``;
+    return the names asked.
+    """
     from tests.doubles.aiter import catalog
     from tests.doubles.aiter.state import Double, Faults
 
-    answers = Answers(Double(catalog.load(catalog.versions()[-1]), arch, cu, "cpu", Faults()))
+    answers = (made or Answers)(Double(catalog.load(catalog.versions()[-1]), arch, cu, "cpu", Faults()))
     os.environ["AITER_AOT_IMPORT"] = "1"  # newer versions then import their loader only, so that it can be prepared
     core = importlib.import_module("aiter.jit.core")
     del os.environ["AITER_AOT_IMPORT"]
@@ -295,6 +297,56 @@ def exercise(calls: list[str], arch: str, cu: int) -> list[dict[str, Any]]:
             got = amd_ops.apply_linear(layer, x)
             found = _outcome("linear", (x, layer.weight, layer.bias), {}, got)
             rows.append({"op": "linear", "case": "shuffled", **found, "kernels": list(calls)})
+    return rows
+
+
+def trained(calls: list[str]) -> list[dict[str, Any]]:
+    """Attention with gradients, twice; the second step shows the kernels that were asked, forward and backward."""
+    import torch
+
+    import amd_ops
+
+    def leaves(rows: int, columns: int, heads: int, kv_heads: int, size: int) -> list[Any]:
+        shapes = (rows, heads), (columns, kv_heads), (columns, kv_heads)
+        return [torch.randn(2, length, count, size).to(torch.bfloat16).requires_grad_() for length, count in shapes]
+
+    keep = torch.arange(24) >= torch.tensor([[0], [7]])
+    pad = keep[:, None, None, :].expand(2, 1, 24, 24).tril()
+    cases: list[tuple[str, list[Any], dict[str, Any]]] = [
+        ("causal", leaves(24, 24, 4, 2, 64), {}),
+        ("causal, 128", leaves(64, 64, 2, 2, 128), {}),
+        ("chunk, 128", leaves(130, 200, 4, 2, 128), {}),
+        ("window", leaves(24, 24, 4, 2, 80), {"sliding_window": 5}),
+        ("left padding", leaves(24, 24, 4, 2, 64), {"is_causal": False, "attention_mask": pad}),
+        ("left padding, 96", leaves(24, 24, 4, 2, 96), {"is_causal": False, "attention_mask": pad}),
+        ("16 rows", leaves(16, 16, 4, 2, 128), {}),
+        ("deterministic, 128", leaves(64, 64, 4, 2, 128), {}),
+    ]
+    rows = []
+    with amd_ops.override(use_aiter_attention=1), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for what, qkv, options in cases:
+            torch.use_deterministic_algorithms(what.startswith("deterministic"))
+
+            def step(qkv: list[Any] = qkv, options: dict[str, Any] = options) -> list[Any]:
+                out = amd_ops.attention(*qkv, **options)
+                if "attention_mask" in options:  # rows that are padding may hold anything
+                    out = out * keep[:, :, None, None]
+                return [out, *torch.autograd.grad(out.float().pow(2).sum(), qkv)]
+
+            amd_ops.reset_counters()
+            step()
+            calls.clear()
+            got = step()
+            (found,) = (row for row in amd_ops.report().as_dict()["ops"] if row["op"] == "attention")
+            first, kernels = found["tiers"][0], list(calls)
+            with amd_ops.override(tiers="eager"):
+                want = step()
+            worst = max(float((a - b).float().norm() / b.float().norm()) for a, b in zip(got, want, strict=True))
+            row = {"op": "attention", "case": f"training, {what}", "tier": "aiter" if first["calls"] else "lower"}
+            row |= {"declined": [entry["reason"] for entry in first["declined"]], "worst_difference": round(worst, 4)}
+            rows.append({**row, "kernels": kernels})
+    torch.use_deterministic_algorithms(False)
     return rows
 
 

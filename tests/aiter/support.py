@@ -14,7 +14,7 @@ import amd_ops
 from tests.doubles.aiter import Call, Double
 
 BF16 = torch.bfloat16
-VERSIONS = ("v0.1.5.post4", "v0.1.7.post3", "v0.1.9.post1", "v0.1.16", "v0.1.20.post1")
+VERSIONS = ("v0.1.5.post4", "v0.1.7.post3", "v0.1.9.post1", "v0.1.16", "v0.1.20.post1", "v0.1.22")
 GPUS = {"gfx942": 304, "gfx950": 256}
 TARGETS = [(version, "gfx942") for version in VERSIONS] + [("v0.1.9.post1", "gfx950"), ("v0.1.20.post1", "gfx950")]
 PRIMARY = [target for target in TARGETS if target[0] in ("v0.1.9.post1", "v0.1.20.post1")]

@@ -320,8 +320,11 @@ def test_out_of_memory_is_the_callers_business() -> None:
 @pytest.mark.parametrize("op", OPS)
 @torch.no_grad()
 def test_autocast_means_the_lower_tiers(op: str) -> None:
-    """Under autocast stock ops choose their own dtypes; a kernel called directly would not."""
-    with fake_aiter(), amd_ops.override(**ON), torch.autocast("cpu", dtype=torch.bfloat16):
+    """Under autocast stock ops choose their own dtypes; a kernel called directly would not. Attention in the chosen
+    dtype is what SDPA would compute.
+    """
+    dtype = torch.float16 if op == "attention" else torch.bfloat16
+    with fake_aiter(), amd_ops.override(**ON), torch.autocast("cpu", dtype=dtype):
         _right_without_aiter(op, "autocast")
 
 

@@ -56,11 +56,25 @@ def gpu(request: pytest.FixtureRequest) -> Iterator[Gpu]:
 def test_rows_decide(gpu: Gpu, rows: int, threshold: int, taken: int) -> None:
     module, x = nn.Linear(64, 128).to(BF16), rand(rows, 64)
     want = formulas.linear(x, module.weight, module.bias)
+    amd_ops.prepare(module)
     with amd_ops.override(preshuffle_m_thresh=threshold):
         for _ in range(2):
             formulas.close(amd_ops.apply_linear(module, x), want, 1.0)
-    assert len(list(shuffled.kept())) == taken
+    assert len(list(shuffled.kept())) == 1
     assert gpu.double.marked == taken * 3  # the probe and both calls multiplied the copy
+
+
+def test_prepare_needs_no_no_grad_around_it(gpu: Gpu) -> None:
+    """A model just loaded wants gradients, and nobody writes no_grad around prepare()."""
+    module, x = nn.Linear(64, 128).to(BF16), rand(4, 64)
+    assert module.weight.requires_grad
+    want = formulas.linear(x, module.weight, module.bias)
+    with torch.enable_grad():
+        assert [size for _, size in amd_ops.prepare(module).shuffling.copies] == [128 * 64 * 2]
+    assert len(list(shuffled.kept())) == 1
+    for _ in range(2):
+        formulas.close(amd_ops.apply_linear(module, x), want, 1.0)
+    assert gpu.double.marked == 3
 
 
 def test_prepare_shows_bytes_and_reasons_and_restore_frees(gpu: Gpu) -> None:
@@ -82,13 +96,18 @@ def test_prepare_shows_bytes_and_reasons_and_restore_frees(gpu: Gpu) -> None:
 def test_the_packed_projections_multiply_the_shuffled_copy(gpu: Gpu) -> None:
     with amd_ops.override(use_fused_projections=1):
         net, x = Net().to(BF16).eval(), rand(2, 5, 64)
+        amd_ops.prepare(net)
+        assert len(list(shuffled.kept())) == 2
         for _ in range(2):
             got = amd_ops.qkv_proj(net, x)
         for part, name in zip(got, ("q_proj", "k_proj", "v_proj"), strict=True):
             formulas.close(part, formulas.linear(x, getattr(net, name).weight), 1.0)
-        assert len(list(shuffled.kept())) == 1
+        assert gpu.double.marked == 3  # the probe and both calls multiplied the copy
         net.k_proj.weight.mul_(-3.0)  # a write to one of the rows of the packed matrix
-        formulas.close(amd_ops.qkv_proj(net, x)[1], formulas.linear(x, net.k_proj.weight), 1.0)
+        assert len(list(shuffled.kept())) == 1
+        with amd_ops.override(strict=0), pytest.warns(amd_ops.DeclinedWarning, match="anybody may write"):
+            found = amd_ops.qkv_proj(net, x)[1]
+        formulas.close(found, formulas.linear(x, net.k_proj.weight), 1.0)
 
 
 CHANGES: dict[str, Any] = {
@@ -103,20 +122,28 @@ CHANGES: dict[str, Any] = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_changed_weights_are_noticed(gpu: Gpu, change: str) -> None:
     module, x = nn.Linear(64, 128).to(BF16), rand(6, 64)
+    amd_ops.prepare(module)
     for _ in range(2):
         amd_ops.apply_linear(module, x)
     assert len(list(shuffled.kept())) == 1
     CHANGES[change](module)
+    assert not shuffled.any_kept()
     for _ in range(2):
-        formulas.close(amd_ops.apply_linear(module, x), formulas.linear(x, module.weight, module.bias), 1.0)
+        formulas.close(quiet(module, x), formulas.linear(x, module.weight, module.bias), 1.0)
+    amd_ops.prepare(module)
+    assert len(list(shuffled.kept())) == 1
+    formulas.close(amd_ops.apply_linear(module, x), formulas.linear(x, module.weight, module.bias), 1.0)
 
 
 def test_deepcopy_pickle_and_death_leave_copies_behind(gpu: Gpu) -> None:
     module, x = nn.Linear(64, 128).to(BF16), rand(6, 64)
-    amd_ops.apply_linear(module, x)
+    amd_ops.prepare(module)
     other = copy.deepcopy(module)
+    assert type(other.weight) is type(module.weight) is nn.Parameter
     other.weight.mul_(-1.0)
-    formulas.close(amd_ops.apply_linear(other, x), formulas.linear(x, other.weight, other.bias), 1.0)
+    formulas.close(quiet(other, x), formulas.linear(x, other.weight, other.bias), 1.0)
+    amd_ops.prepare(module)
+    assert shuffled.any_kept()
     stream = io.BytesIO()
     torch.save(module.state_dict(), stream)
     assert stream.tell() < 128 * 64 * 2 * 1.5
@@ -146,9 +173,21 @@ def quiet(module: nn.Module, x: Tensor) -> Tensor:
 
 def test_a_weight_that_something_else_holds_is_left_alone(gpu: Gpu) -> None:
     net, x = Net().to(BF16), rand(6, 64)
-    formulas.close(quiet(net.head, x), formulas.linear(x, net.head.weight), 1.0)
+    alias = net.o_proj.weight.data
+    reasons = dict(amd_ops.prepare(net).shuffling.declined)
+    assert "tied" in reasons["head"]
+    assert "held by another tensor too" in reasons["o_proj"]
+    alias.mul_(-1.0)
+    for module in (net.head, net.o_proj):
+        formulas.close(quiet(module, x), formulas.linear(x, module.weight, module.bias), 1.0)
+
+
+def test_without_prepare_no_copy_is_made_and_that_is_told(gpu: Gpu) -> None:
+    module, x = nn.Linear(64, 128).to(BF16), rand(6, 64)
+    with pytest.raises(amd_ops.DeclinedError, match="prepare"):
+        amd_ops.apply_linear(module, x)
+    formulas.close(quiet(module, x), formulas.linear(x, module.weight, module.bias), 1.0)
     assert not shuffled.any_kept()
-    assert "tied" in str(amd_ops.report())
 
 
 @pytest.mark.parametrize(("dtype", "size"), [(torch.float16, 64), (BF16, 40)])
@@ -176,7 +215,7 @@ def test_old_gemms_never_see_a_shuffled_weight(version: str) -> None:
 
 def test_switching_off_frees_the_copies(gpu: Gpu) -> None:
     module, x = nn.Linear(64, 128).to(BF16), rand(6, 64)
-    amd_ops.apply_linear(module, x)
+    amd_ops.prepare(module)
     assert shuffled.any_kept()
     with amd_ops.override(use_preshuffle=0):
         assert not shuffled.any_kept()
@@ -191,4 +230,5 @@ def test_a_copy_of_a_wrong_kernel_is_declined() -> None:
         torch.no_grad(),
     ):
         module, x = nn.Linear(64, 128).to(BF16), rand(6, 64)
+        amd_ops.prepare(module)
         formulas.close(quiet(module, x), formulas.linear(x, module.weight, module.bias), 1.0)

@@ -20,7 +20,7 @@ def test_every_call_fits_the_real_signatures() -> None:
         pytest.skip(f"{VARIABLE} names no aiter checkout: none is shipped or downloaded")
     done = subprocess.run([sys.executable, str(SCRIPT), checkout], capture_output=True, text=True, check=False)
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert len(rows) == 18, done.stderr
+    assert len(rows) == 26, done.stderr
     for row in rows:
         old = any("this aiter" in reason for reason in row["declined"])
         assert (row["tier"] == "aiter" and row["kernels"] and row["declined"] == []) or old, row

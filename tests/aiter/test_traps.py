@@ -344,8 +344,10 @@ def test_trap_09_the_mark_of_a_shuffled_weight_dies_on_the_way() -> None:
         sample._preshuffled_weight = nn.Parameter(sample._preshuffled_weight)  # a buffer that moves does the same
         with pytest.raises(Violation, match="is shuffled but is_shuffled is False"):
             sample_shuffled_linear(sample, x)
+        report = quiet(gpu, lambda: amd_ops.prepare(nn.Sequential(sample)))
+        assert [path for path, _ in report.shuffling.copies] == ["0"]
         quiet(gpu, lambda: amd_ops.apply_linear(sample, x))
-        held = shuffled.find(sample.weight)
+        held = shuffled.find(shuffled.plain_of(sample.weight))
         assert held is not None
         del held.tagged().is_shuffled  # somebody strips the mark: the next call sets it again
         formulas.close(

@@ -19,8 +19,8 @@ from tests.doubles import formulas
 from tests.doubles.aiter import Faults, fake_aiter
 from tests.doubles.aiter.wrong import one_sequence, slightly, unwritten
 
-NEWEST = "v0.1.20.post1"
-TARGETS = [(version, "gfx1100") for version in ("v0.1.7.post3", "v0.1.9.post1", "v0.1.16", NEWEST)]
+NEWEST = "v0.1.22"
+TARGETS = [(version, "gfx1100") for version in ("v0.1.7.post3", "v0.1.9.post1", "v0.1.16", "v0.1.20.post1", NEWEST)]
 TARGETS += [(NEWEST, "gfx90a"), (NEWEST, "gfx1151"), (NEWEST, "gfx1201")]
 ULPS = 2.0
 DENSE, PACKED = "triton.flash_attn_func", "triton.flash_attn_varlen_func"
@@ -60,6 +60,13 @@ def test_dense_calls_are_one_launch(radeon: Gpu, rows: int, columns: int, causal
     assert out.is_contiguous()
     formulas.close(out, formulas.attention(q, k, v, causal=causal), ULPS)
     assert call["config"] == (None if radeon.double.arch in radeon.double.catalog.triton["cuts"] else CUT)
+
+
+def test_a_cut_that_aiter_has_not_is_told(radeon: Gpu, caplog: pytest.LogCaptureFixture) -> None:
+    has_one = radeon.double.arch in radeon.double.catalog.triton["cuts"]
+    with caplog.at_level("WARNING", logger="amd_ops"):
+        radeon.takes("attention", *qkv(7, 7))
+    assert any("aiter's own cut raised" in text for text in caplog.messages) is not has_one
 
 
 def test_the_report_and_explain_name_the_kernel(one: Gpu) -> None:

@@ -10,6 +10,7 @@ from rocm_overlay.bench import report
 from rocm_overlay.bench.matrix import Cell, Work, plan
 from rocm_overlay.bench.process import Process
 from rocm_overlay.bench.runner import Setup
+from rocm_overlay.fingerprint import Fingerprint
 from rocm_overlay.verify.target import Interpreter
 
 SIZE = {
@@ -49,6 +50,7 @@ def setup(cells: list[Cell], rounds: int = 5) -> Setup:
         warmup=1,
         timeout=60.0,
         cells=cells,
+        subject=Fingerprint({}),
     )
 
 

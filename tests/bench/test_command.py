@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rocm_overlay.bench import command, runner
+from rocm_overlay.bench.process import Process
+from rocm_overlay.bench.runner import Journal, Setup
+from rocm_overlay.errors import UsageError
 
 from examples.tiny_models import tiny_config
+
+from .samples import SIZE, processes
 
 MODULE = [sys.executable, "-m", "rocm_overlay", "bench"]
 
@@ -25,8 +34,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def bench(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+def bench(*arguments: str | Path, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     return subprocess.run(
         [*MODULE, *map(str, arguments)], cwd=cwd, env=environ, capture_output=True, text=True, check=False
     )
@@ -53,7 +62,31 @@ def test_a_run_from_a_configuration_alone_and_again_as_its_own_baseline(model: P
     again = bench("--model", model, *small, "--baseline", "out/report.json", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "round" not in again.stderr
-    assert json.loads(again.stdout)["baseline"]["failed"] is False
+    assert "3 of 3 samples in" in again.stderr
+    assert "from an earlier run of 20" in again.stderr
+    reused = json.loads(again.stdout)
+    assert reused["baseline"]["failed"] is False
+    assert reused["reused"]["parts"] == reused["reused"]["of"] == 3
+    assert reused["created"] == report["created"] == reused["reused"]["newest"]
+    # Under the same path another model, and in the same folder another environment: nothing of the above may stand.
+    config = model / "config.json"
+    before = config.read_text()
+    try:
+        config.write_text(before.replace('"num_hidden_layers": 2', '"num_hidden_layers": 1'))
+        assert config.read_text() != before
+        refused = bench("--model", model, *small, cwd=tmp_path)
+        assert refused.returncode == 2
+        assert "samples of another run: model.config.json was" in refused.stderr
+        fresh = bench("--model", model, *small, "--fresh", cwd=tmp_path)
+        assert fresh.returncode == 0, fresh.stderr
+        answer = json.loads(fresh.stdout)
+        assert answer["reused"] is None
+        assert answer["model"]["parameters"] < report["model"]["parameters"]
+        assert answer["cells"][0]["measures"] != report["cells"][0]["measures"]
+        refused = bench("--model", model, *small, cwd=tmp_path, HIP_FORCE_DEV_KERNARG="1")
+        assert (refused.returncode, "HIP_FORCE_DEV_KERNARG was not set, is 1" in refused.stderr) == (2, True)
+    finally:
+        config.write_text(before)
 
 
 def test_a_cell_that_crashes_is_told_and_ends_with_1(model: Path, tmp_path: Path) -> None:
@@ -72,7 +105,7 @@ def test_a_cell_that_crashes_is_told_and_ends_with_1(model: Path, tmp_path: Path
     ("arguments", "said"),
     [
         (("--matrix", "toggles"), "--model is missing"),
-        (("--model", "nowhere"), "nowhere is not a folder"),
+        (("--model", "nowhere"), "nowhere is neither a folder nor in the local Hugging Face cache"),
         (("--model", "MODEL", "--dtype", "int8"), "--dtype is 'int8'"),
         (("--model", "MODEL", "--batch", "one"), "--batch is 'one'"),
         (("--model", "MODEL", "--matrix", "x"), "--matrix is 'x'"),
@@ -94,12 +127,64 @@ def test_a_mistake_costs_one_sentence_and_exit_2(
     assert "Traceback" not in done.stderr
 
 
+def test_answers_for_programs_leave_no_folder_and_another_model_has_a_folder_of_its_own(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without -o the folder's name holds the key; with --json alone there is none. Measuring is a double here."""
+    monkeypatch.chdir(tmp_path)
+    asked: list[str] = []
+
+    def measured(setup: Setup, journal: Journal, step: Any, team: Any = None) -> list[Process]:
+        done = journal.done()
+        missing = [p for p in processes(setup.cells, journal.folder) if (p.cell, p.round) not in done]
+        asked.extend(p.cell for p in missing)
+        for process in missing:
+            journal.keep(process)
+        return [*done.values(), *missing]
+
+    monkeypatch.setattr(runner, "run_all", measured)
+    monkeypatch.setattr(runner, "ask_size", lambda setup: SIZE)
+    options = command.Options(str(model), python=sys.executable)
+    command.run(dataclasses.replace(options, as_json=True))
+    assert list(tmp_path.iterdir()) == []
+    command.run(options)
+    (first,) = tmp_path.iterdir()
+    asked.clear()
+    command.run(options)
+    assert (asked, list(tmp_path.iterdir())) == ([], [first]), "the same is not measured twice"
+    command.run(dataclasses.replace(options, fresh=True))
+    assert (len(asked), list(tmp_path.iterdir())) == (15, [first])
+    other = tmp_path.parent / "other"
+    shutil.copytree(model, other)
+    (other / "model.bin").write_bytes(b"weights")
+    asked.clear()
+    command.run(dataclasses.replace(options, model=str(other)))
+    assert (len(asked), len(list(tmp_path.iterdir()))) == (15, 2)
+    monkeypatch.setenv("MIOPEN_FIND_MODE", "1")
+    asked.clear()
+    command.run(options)
+    assert (len(asked), len(list(tmp_path.iterdir()))) == (15, 3)
+    assert "15 of 15 samples" in capsys.readouterr().err
+
+
+def test_a_page_that_cannot_be_drawn_is_refused_before_anything_is_measured(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
+    monkeypatch.setattr(runner, "ask_size", lambda setup: pytest.fail("measured"))
+    with pytest.raises(UsageError, match="--html` needs matplotlib"):
+        command.run(command.Options(str(model), html=tmp_path / "page.html", output=tmp_path / "out"))
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.full
 def test_a_run_that_is_killed_half_way_keeps_what_it_has(model: Path, tmp_path: Path) -> None:
     small = ("--dtype", "float32", "--rounds", "2", "--runs", "1", "--isl", "8", "--osl", "2", "-o", "out", "--json")
     command = [*MODULE, "--model", str(model), *small]
     samples = tmp_path / "out" / "samples.jsonl"
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    environ = {**os.environ, "OMP_NUM_THREADS": "1"}  # as `bench` has it
+    process = subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and not (samples.exists() and samples.read_bytes().count(b"\n") >= 3):
         time.sleep(0.1)
     process.kill()

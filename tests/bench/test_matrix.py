@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rocm_overlay.bench.matrix import Work, plan, shape_name
 from rocm_overlay.bench.runner import order
-from rocm_overlay.install.transaction.errors import UsageError
+from rocm_overlay.errors import UsageError
 
 
 def test_every_matrix_measures_stock_against_itself() -> None:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rocm_overlay.bench import profiling
 from rocm_overlay.bench.trace import summary
 
 from examples.tiny_models import tiny_config
@@ -36,6 +37,11 @@ def test_nothing_measured_is_no_coverage() -> None:
     assert summary([], on_gpu=False)["coverage"] == 0.0
 
 
+def test_one_sample_alone_has_no_range() -> None:
+    assert profiling._times(1234.0, [1100.0, 1234.0, 9000.0]) == "1.23 [1.10, 9.00]"
+    assert profiling._times(1234.0, [1234.0]) == "1.23"
+
+
 def test_both_builds_are_traced(tmp_path: Path) -> None:
     tiny_config("llama").save_pretrained(tmp_path / "model")
     command = [sys.executable, "-m", "rocm_overlay", "profile", "--model", "model", "--isl", "8", "-o", "out", "--json"]
@@ -43,6 +49,8 @@ def test_both_builds_are_traced(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     builds = json.loads(done.stdout)["builds"]
+    for phase in (phase for build in builds.values() for phase in build["phases"].values()):
+        assert sorted(phase["totals_us"])[2] == phase["total_us"], "the middle one of five is shown"
     assert builds["stock"]["phases"]["decode"]["coverage"] == 0.0
     assert builds["overlaid"]["phases"]["decode"]["coverage"] > 0.5
     trace = json.loads((tmp_path / "out" / builds["overlaid"]["phases"]["decode"]["trace"]).read_text())

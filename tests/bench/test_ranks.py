@@ -12,7 +12,7 @@ from rocm_overlay.bench import ranks, report
 from rocm_overlay.bench.matrix import Work, plan, shape_name
 from rocm_overlay.bench.memory import check_memory
 from rocm_overlay.bench.process import Process
-from rocm_overlay.install.transaction.errors import UsageError
+from rocm_overlay.errors import UsageError
 
 from examples.tiny_models import tiny_config
 from tests.ranks import launch

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rocm_overlay.bench import comparison, optimum, output, report, runner
+from rocm_overlay.bench import comparison, formats, optimum, report, runner
 from rocm_overlay.bench.matrix import Work, plan
 from rocm_overlay.bench.memory import check_memory
 from rocm_overlay.bench.runner import Journal
-from rocm_overlay.install.transaction.errors import UsageError
+from rocm_overlay.errors import UsageError
 
 from .samples import SIZE, made_up_report, processes, setup
 
@@ -28,7 +28,7 @@ def test_only_a_planted_difference_is_told(tmp_path: Path) -> None:
     content = made_up_report(tmp_path, "onoff", {"all": 1.2})
     assert row(content, "stock again")["verdicts"]["per_token"]["outcome"] == "same"
     assert row(content, "all")["verdicts"]["per_token"]["outcome"] == "slower"
-    assert output.verdict(row(content, "all"), "per_token").endswith("x slower")
+    assert formats.verdict(row(content, "all"), "per_token").endswith("x slower")
 
 
 def test_a_wrong_answer_has_no_speed(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_a_wrong_answer_has_no_speed(tmp_path: Path) -> None:
     assert not built.ok
     assert not judged["parity"]["ok"]
     assert judged["verdicts"]["per_token"]["outcome"] == "same"
-    assert output.verdict(judged, "per_token") == "parity failed"
+    assert formats.verdict(judged, "per_token") == "parity failed"
 
 
 def test_a_nan_on_one_side_fails_parity(tmp_path: Path) -> None:
@@ -98,10 +98,10 @@ def test_a_cell_reads_as_a_report_of_optimum_benchmark(tmp_path: Path) -> None:
 
 def test_csv_and_markdown_have_every_cell(tmp_path: Path) -> None:
     content = made_up_report(tmp_path)
-    lines = list(csv.DictReader(io.StringIO(output.as_csv(content))))
+    lines = list(csv.DictReader(io.StringIO(formats.as_csv(content))))
     assert {line["cell"] for line in lines} == {cell["id"] for cell in content["cells"]}
     assert float(lines[0]["p50"]) == content["cells"][0]["measures"]["per_token"]["latency"]["p50"]
-    text = output.as_markdown(content)
+    text = formats.as_markdown(content)
     assert all(f"| {cell['id']} |" in text for cell in content["cells"])
 
 
@@ -250,10 +250,10 @@ def test_a_journal_goes_on_where_it_stopped(tmp_path: Path) -> None:
 def test_a_folder_of_another_plan_is_refused(tmp_path: Path) -> None:
     cells = plan("onoff", [Work()])
     Journal(tmp_path / "run", setup(cells))
-    with pytest.raises(UsageError, match="another plan"):
+    with pytest.raises(UsageError, match=r"another run: plan\.rounds was 5, is 4"):
         Journal(tmp_path / "run", setup(cells, rounds=4))
     header = json.loads((tmp_path / "run" / "samples.jsonl").read_text())
-    assert header["settings"] == setup(cells).settings()
+    assert header["settings"] == setup(cells).key.ingredients
 
 
 def test_samples_of_an_older_form_are_refused(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from rocm_overlay.bench.matrix import Work, plan
 from rocm_overlay.bench.process import Process
 from rocm_overlay.bench.ranks import Place
 from rocm_overlay.bench.runner import Journal, Setup
+from rocm_overlay.errors import UsageError
 from rocm_overlay.executor import make_executor
-from rocm_overlay.install.transaction.errors import UsageError
 
 from examples.tiny_models import tiny_config
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,10 +43,17 @@ def decode(model: nn.Module, step: Any, count: int = 4) -> list[Tensor]:
     return out
 
 
+def apart(got: Tensor, want: Tensor) -> float:
+    """The distance relative to ``want``, in fp64: a norm in bf16 is off by a percent itself."""
+    return float((got.double() - want.double()).norm() / want.double().norm())
+
+
 @pytest.mark.parametrize("name", ["torch", "aiter"])
 def test_decode_with_a_static_cache_is_one_graph(name: str) -> None:
-    dtype = "bfloat16" if name == "aiter" else "float32"
-    model = twins.pair("llama", dtype).overlay
+    both = twins.pair("llama", "bfloat16" if name == "aiter" else "float32")
+    model, exact = both.overlay, copy.deepcopy(both.stock).float()
+    with torch.no_grad():
+        truth = decode(exact, exact)
     try:
         with tier(name):
             want = decode(model, model)
@@ -57,14 +65,19 @@ def test_decode_with_a_static_cache_is_one_graph(name: str) -> None:
             ran = {row["op"]: row["tiers"][0] for row in amd_ops.report().as_dict()["ops"]}
     finally:
         amd_ops.restore(model)
-    for left, right in zip(got, want, strict=True):
-        # bf16: the graph multiplies gate and up apart where eager takes the packed one, and rounds in between
-        assert float((left - right).norm() / right.norm()) < (0.025 if name == "aiter" else 1e-5)
+    for left, right, true in zip(got, want, truth, strict=True):
+        # bf16: the graph holds formulas of norms, rotation and activation, which round at other places than aiter's
+        # kernels. Each is held to the numbers of fp32: two results that are near them may lie on either side.
+        most = 0.025 if name == "aiter" else 1e-5
+        assert apart(left, true) < most
+        assert apart(right, true) < most
+        assert apart(left, right) < 2 * most
         assert torch.equal(left.argmax(-1), right.argmax(-1))
     if name == "aiter":
-        for op in ("attention", "rms_norm", "apply_rope", "linear"):
+        for op in ("attention", "linear"):
             assert ran[op]["tier"] == "aiter"
             assert ran[op]["calls"] > 0, str(ran)
+    assert ran["packed_linear"]["calls"] == 5 * 2 * 2, "q/k/v and gate/up of two layers, in one GEMM each, at each step"
 
 
 @pytest.mark.full

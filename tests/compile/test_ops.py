@@ -1,4 +1,6 @@
-"""Every op inside one graph: the torch formula where no foreign kernel may run, the whole dispatch where one may."""
+"""Every op inside one graph: attention and GEMMs by their whole dispatch where a foreign kernel may run, the torch
+formula everywhere else.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +42,10 @@ CASES: list[Case] = [
     ("attention", lambda n: (rand(2, n, 4, 16), rand(2, n, 2, 16), rand(2, n, 2, 16)), {"softcap": 5.0}),
 ]
 IDS = [f"{name}{''.join(options)}" for name, _, options in CASES]
+OPAQUE = [case for case in CASES if case[0] in ("linear", "attention")]
+"""What a compiler cannot fuse with anything: the only ops of ours that a graph calls a foreign kernel for."""
+OPAQUE_IDS = [f"{name}{''.join(options)}" for name, _, options in OPAQUE]
+FORMULAS = [case for case in CASES if case not in OPAQUE]
 
 
 @contextlib.contextmanager
@@ -66,8 +72,22 @@ def test_torch_tier_is_one_graph_with_the_same_numbers(name: str, make: Any, opt
         same(compiled(name, options)(*args), getattr(amd_ops, name)(*args, **options))
 
 
+@pytest.mark.parametrize(
+    ("name", "make", "options"), FORMULAS, ids=[f"{name}{''.join(options)}" for name, _, options in FORMULAS]
+)
+def test_what_a_compiler_fuses_better_is_never_a_foreign_call(name: str, make: Any, options: dict[str, Any]) -> None:
+    with gpu() as double:
+        args = make(5)
+        function = compiled(name, options)
+        function(*args)
+        assert double.kernels() == []
+        with amd_ops.override(tiers="torch,eager"):
+            want = getattr(amd_ops, name)(*args, **options)
+        same(function(*args), want)
+
+
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize(("name", "make", "options"), CASES, ids=IDS)
+@pytest.mark.parametrize(("name", "make", "options"), OPAQUE, ids=OPAQUE_IDS)
 def test_tier_aiter_is_reached_from_a_graph(version: str, name: str, make: Any, options: dict[str, Any]) -> None:
     with gpu(version) as double:
         args = make(5)
@@ -81,7 +101,7 @@ def test_tier_aiter_is_reached_from_a_graph(version: str, name: str, make: Any, 
         assert len(double.kernels()) == 1
 
 
-@pytest.mark.parametrize(("name", "make", "options"), CASES, ids=IDS)
+@pytest.mark.parametrize(("name", "make", "options"), OPAQUE, ids=OPAQUE_IDS)
 def test_lengths_that_grow_need_no_graph_each(name: str, make: Any, options: dict[str, Any]) -> None:
     counter = CompileCounterWithBackend("aot_eager")
     with gpu():
@@ -97,14 +117,14 @@ def test_lengths_that_grow_need_no_graph_each(name: str, make: Any, options: dic
 def test_a_changed_toggle_makes_a_new_graph_and_back_again_none() -> None:
     counter = CompileCounterWithBackend("eager")
     with gpu():
-        function, x = compiled("silu_and_mul", {}, backend=counter), rand(3, 32)
+        function, x, weight = compiled("linear", {}, backend=counter), rand(3, 64), rand(48, 64)
         for _ in range(3):
-            function(x)
-            assert amd_ops.report().calls("silu_and_mul", "aiter") > 0
+            function(x, weight)
+            assert amd_ops.report().calls("linear", "aiter") > 0
             with amd_ops.override(tiers="torch"):
                 amd_ops.reset_counters()
-                function(x)
-                assert amd_ops.report().calls("silu_and_mul") == 0  # torch's own ops: nothing of ours in the graph
+                function(x, weight)
+                assert amd_ops.report().calls("linear") == 0  # torch's own ops: nothing of ours in the graph
     assert counter.frame_count == 2
 
 
@@ -174,7 +194,7 @@ class HostReads(TorchDispatchMode):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("name", "make", "options"), CASES, ids=IDS)
+@pytest.mark.parametrize(("name", "make", "options"), OPAQUE, ids=OPAQUE_IDS)
 def test_inductor_agrees(name: str, make: Any, options: dict[str, Any]) -> None:
     with gpu():
         args = make(5)

@@ -99,15 +99,7 @@ def line_4_53(
     """Return a maker of an environment with transformers 4.53.2 and the tokenizers it insists on."""
 
     def make() -> environments.Environment:
-        release = wheel("4.53.2")
-        tokenizers = sorted(release.parent.glob("tokenizers-0.21*.whl"))
-        if not tokenizers:
-            pytest.skip("no tokenizers 0.21 wheel, which transformers 4.53 needs: `make wheels` downloads it")
-        made = environments.make(tmp_path_factory.mktemp("line-4.53") / ".venv")
-        made.share(amd_ops=True)
-        for one in (release, tokenizers[0]):
-            environments.uv_install(made, one, tmp_path_factory.mktemp("cache"), "hardlink")
-        return made
+        return environments.line_4_53(tmp_path_factory.mktemp("line-4.53"), wheel)
 
     return make
 
@@ -131,7 +123,7 @@ def test_the_policy_stack_on_the_line_that_openpi_pins(
     assert torch.equal(off, stock)
     on, out = act("on", **ON)
     torch.testing.assert_close(on, stock, rtol=1e-4, atol=1e-5)
-    assert "gated_mlp            fused           12" in out  # 2 layers x 2 decoders x 3 steps
+    assert "gated_mlp            fused        ran         12" in out  # 2 layers x 2 decoders x 3 steps
     assert "apply_rope" in out
     assert environments.overlay("revert", "--python", str(made.python)).returncode == 0
     assert environments.digest(made.transformers) == before

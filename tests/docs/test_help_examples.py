@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 import typer
-from rocm_overlay.bench.cli import app as bench
-from rocm_overlay.cli.app import CONTENTS, app
-from rocm_overlay.synth.cli import app as synth
-from rocm_overlay.synth.cli import normalised
-from rocm_overlay.tune.cli import app as tune
+from rocm_overlay.app import CONTENTS, app
+from rocm_overlay.bench.cli import bench_app as bench
+from rocm_overlay.synth.cli import normalised, synth
+from rocm_overlay.tune.cli import tune
 
 PROGRAMS = {"tune": tune, "bench": bench, "synth": synth}
 Command = Any  # click's, whose name depends on the release of typer

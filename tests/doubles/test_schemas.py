@@ -48,6 +48,15 @@ def test_derivation_rule_gives_the_printed_schemas(version: str, facts: dict[str
     assert compared >= 13
 
 
+@pytest.mark.parametrize(
+    ("version", "printed_at"), [("v0.1.9.post1",) * 2, ("v0.1.20.post1",) * 2, ("v0.1.22", "HEAD")]
+)
+def test_the_backwards_rule_gives_the_printed_schema(version: str, printed_at: str, facts: dict[str, Any]) -> None:
+    """Of attention's backward ops one was printed; the others come from the sources by the same rule."""
+    derived = json.loads(catalogs.BACKWARD.read_text())[version]["mha_bwd"]["schema"]
+    assert derived == facts["dispatcher_schemas_observed"][printed_at]["mha_bwd"]
+
+
 @pytest.mark.parametrize("version", ALL)
 def test_torch_prints_the_embedded_schemas(version: str) -> None:
     with fake_aiter(version, attach=False) as double:
@@ -64,6 +73,7 @@ def test_torch_prints_the_embedded_schemas(version: str) -> None:
         ("v0.1.9.post1", ["q_descale", "sink_size"], ["sink_ptr"]),
         ("v0.1.16", ["q_descale", "sink_size", "sink_ptr"], []),
         ("v0.1.20.post1", ["q_descale", "sink_size", "sink_ptr"], []),
+        ("v0.1.22", ["q_descale", "sink_size", "sink_ptr"], []),
     ],
 )
 def test_arguments_appear_at_their_tag(version: str, present: list[str], absent: list[str]) -> None:

@@ -12,8 +12,11 @@ import os
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -29,9 +32,17 @@ class Environment:
     def transformers(self) -> Path:
         return self.purelib / "transformers"
 
-    def share(self, *, amd_ops: bool) -> None:
-        """Let the environment see torch and, if wanted, this project; its own packages come first."""
+    def share(self, *, amd_ops: bool, line: str = "") -> None:
+        """Let the environment see torch and, if wanted, this project; its own packages come first.
+
+        ``line`` ("5.24") adds what the checkout's environment of that line has: releases differ in what they need.
+        """
         shared = [sysconfig.get_path("purelib")]
+        if line:
+            found = sorted((REPOSITORY / f".venv-{line}" / "lib").glob("python*/site-packages"))
+            if not found:
+                pytest.skip(f"no .venv-{line}: `make .venv-{line}/.installed` makes it")
+            shared = [str(found[0]), *shared]
         if amd_ops:
             shared += [str(REPOSITORY), str(REPOSITORY / "installer")]
         (self.purelib / "shared_with_tests.pth").write_text("\n".join(shared) + "\n")
@@ -79,6 +90,19 @@ def uv_install(environment: Environment, wheel: Path, cache: Path, link_mode: st
         text=True,
         env={**clean_environ(), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
     )
+
+
+def line_4_53(folder: Path, wheel: Callable[[str], Path]) -> Environment:
+    """Make an environment with transformers 4.53.2 and the tokenizers it insists on, hard-linked to a cache."""
+    release = wheel("4.53.2")
+    tokenizers = sorted(release.parent.glob("tokenizers-0.21*.whl"))
+    if not tokenizers:
+        pytest.skip("no tokenizers 0.21 wheel, which transformers 4.53 needs: `make wheels` downloads it")
+    made = make(folder / ".venv")
+    made.share(amd_ops=True)
+    for one in (release, tokenizers[0]):
+        uv_install(made, one, folder / "cache", "hardlink")
+    return made
 
 
 def overlay(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

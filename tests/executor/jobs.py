@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rocm_overlay.install.transaction.errors import UsageError
+from rocm_overlay.errors import UsageError
 
 
 def double(number: int) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from rocm_overlay import executor
+from rocm_overlay.errors import TargetError, UsageError
 from rocm_overlay.executor import Executor, answers, make_executor
-from rocm_overlay.install.transaction.errors import TargetError, UsageError
 
 from . import jobs
 

@@ -48,7 +48,7 @@ def small_site(tmp_path: Path) -> Path:
 @pytest.fixture
 def overlay(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
     """Return ``overlay(*arguments)``: the program, run in this process."""
-    from rocm_overlay.cli.app import run
+    from rocm_overlay.app import run
 
     for name in ("VIRTUAL_ENV", "CONDA_PREFIX"):
         monkeypatch.delenv(name, raising=False)

@@ -148,3 +148,30 @@ def make_site(site: Path, stocks: Mapping[str, bytes] = STOCK, *, version: str =
     if record:
         (info / "RECORD").write_text("".join(lines))
     return site
+
+
+FITTING = b'''"""Model one, edited: its norm takes a condition."""
+
+import torch
+from torch import nn
+
+
+class OneRMSNorm(nn.Module):
+    def __init__(self, hidden_size, eps=1e-6):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.variance_epsilon = eps
+
+    def forward(self, hidden_states):
+        input_dtype = hidden_states.dtype
+        hidden_states = hidden_states.to(torch.float32)
+        variance = hidden_states.pow(2).mean(-1, keepdim=True)
+        hidden_states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
+        return self.weight * hidden_states.to(input_dtype)
+
+
+class OneConditioned(nn.Module):
+    def forward(self, x, cond=None):
+        return x if cond is None else x * cond
+'''
+"""An edit that the recipes can make an overlay from: one of its classes is a norm that they know."""

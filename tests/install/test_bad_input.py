@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rocm_overlay.errors import BundleError, OverlayError
 from rocm_overlay.install import catalog, inspection, operations
 from rocm_overlay.install.session import Options
-from rocm_overlay.install.transaction.errors import BundleError, OverlayError
 from rocm_overlay.install.transaction.states import State
 
 from tests.install.support import LINE, STOCK, Done, environment, modeling, overlay_text, snapshot

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rocm_overlay.errors import UnrecoveredError
 from rocm_overlay.install import catalog
 from rocm_overlay.install.operations import install as install_in
 from rocm_overlay.install.operations import revert as revert_in
 from rocm_overlay.install.session import Options
-from rocm_overlay.install.transaction.errors import UnrecoveredError
 
-from tests.install.support import Done, digest, make_bundle, make_site, modeling, snapshot
+from tests.install.support import FITTING, Done, digest, make_bundle, make_site, modeling, snapshot
 
 Overlay = Callable[..., Done]
 LLAMA = "models/llama/modeling_llama.py"
@@ -35,7 +35,7 @@ def install(overlay: Overlay, site: Path, *more: object, spec: str = "4.57") -> 
 def generated(stock_tree: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `overlay gen --all -o DIR` writes for one model of a real release."""
     pytest.importorskip("libcst")
-    from rocm_overlay.cli.app import run
+    from rocm_overlay.app import run
 
     folder = tmp_path_factory.mktemp("generated") / "overlays"
     source = str(stock_tree("4.57.6") / "transformers")
@@ -151,14 +151,16 @@ def test_adopt_overlays_an_edited_file_and_revert_returns_exactly_it(site: Path,
 
 def test_an_adopted_text_stays_the_base_over_an_upgrade_and_a_smaller_set(tmp_path: Path) -> None:
     site, bundle = make_site(tmp_path / "site"), make_bundle(tmp_path / "bundle")
-    modeling(site, "one").write_bytes(b"mine\n")
+    modeling(site, "one").write_bytes(FITTING)
     before = snapshot(site)
     install_in(Options(site_packages=site, bundle=bundle), "1.0", adopt=True)
+    adopted = modeling(site, "one").read_bytes()
     newer = make_bundle(tmp_path / "newer", generator=22)
     done = install_in(Options(site_packages=site, bundle=newer), "1.0")
-    assert "models/one/modeling_one.py" in done.changes.updated
+    assert done.changes.updated == ("models/three/modeling_three.py", "models/two/modeling_two.py")
+    assert modeling(site, "one").read_bytes() == adopted, "never the overlay of stock over an edit"
     install_in(Options(site_packages=site, bundle=newer), "1.0", ["two"])
-    assert modeling(site, "one").read_bytes() == b"mine\n"
+    assert modeling(site, "one").read_bytes() == FITTING
     revert_in(Options(site_packages=site, bundle=newer))
     assert snapshot(site) == before
 
@@ -180,7 +182,10 @@ def test_a_reinstall_over_an_adopted_file_is_seen(
     stock = (stock_tree("4.57.6") / "transformers" / LLAMA).read_bytes()
     modeling(site, "llama").write_bytes(stock)
     state = overlay("status", "--site-packages", site, "--json").json["state"]
-    assert state == "DRIFTED"  # neither the adopted text nor the overlay
+    assert state == "WIPED"  # stock again, as after any reinstall
+    done = install(overlay, site, "--models", "llama")
+    kept = next(note for note in done.json["notes"] if "is kept as" in note)  # type: ignore[attr-defined]
+    assert Path(kept.split(" is kept as ")[1]).read_bytes().endswith(b"# our fix\n"), "nobody else has the edit"
 
 
 # -- status --deep -------------------------------------------------------------------------------------------------
@@ -224,11 +229,18 @@ def test_the_digest_helper() -> None:
 
 def test_a_receipt_with_a_wrong_base_is_not_read(tmp_path: Path) -> None:
     site, bundle = make_site(tmp_path / "site"), make_bundle(tmp_path / "bundle")
-    modeling(site, "one").write_bytes(b"mine\n")
+    modeling(site, "one").write_bytes(FITTING)
     options = Options(site_packages=site, bundle=bundle)
     install_in(options, "1.0", adopt=True)
     receipt = site / ".amd-overlay" / "receipt.json"
-    receipt.write_text(receipt.read_text().replace('"made_from": "', '"made_from": "x'))
-    with pytest.raises(UnrecoveredError, match="made_from"):
-        revert_in(options)
-    assert modeling(site, "one").read_bytes() != b"mine\n"
+    fine = receipt.read_text()
+    for right, wrong in (
+        ('"recorded_sha256": "', '"recorded_sha256": "x'),
+        ('"origin": "adopted"', '"origin": "somewhere"'),
+        ('"model": "one",', '"model": "one", "made_from": "x",'),
+    ):
+        assert right in fine
+        receipt.write_text(fine.replace(right, wrong))
+        with pytest.raises(UnrecoveredError, match=wrong.split('"')[1] if "model" not in wrong else "made_from"):
+            revert_in(options)
+    assert modeling(site, "one").read_bytes() != FITTING

@@ -40,7 +40,7 @@ HEAVY = {"torch", "transformers", "libcst", "numpy", "rich", "amd_ops"}
 def test_no_command_imports_anything_heavy(site: Path) -> None:
     code = """
 import json, sys
-from rocm_overlay.cli.app import run
+from rocm_overlay.app import run
 commands = json.loads(sys.argv[1])
 codes = [run(command) for command in commands]
 print("\\n" + json.dumps([codes, sorted({name.partition(".")[0] for name in sys.modules})]))

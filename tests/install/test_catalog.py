@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rocm_overlay.errors import BundleError
 from rocm_overlay.install import catalog
-from rocm_overlay.install.transaction.errors import BundleError
 
 from tests.install.support import STOCK, digest, make_bundle, overlay_text, write_manifest
 

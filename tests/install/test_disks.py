@@ -12,9 +12,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from rocm_overlay.errors import OverlayError, WriteError
 from rocm_overlay.install import operations
 from rocm_overlay.install.session import Options
-from rocm_overlay.install.transaction.errors import OverlayError, WriteError
 from rocm_overlay.install.transaction.fs import Fs
 from rocm_overlay.install.transaction.lock import cannot_write
 from rocm_overlay.install.transaction.place import Place

@@ -221,7 +221,7 @@ def test_other_overlays(here: Place) -> None:
 
 
 def test_the_culprit_is_named_when_an_install_is_refused(here: Place) -> None:
-    from rocm_overlay.install.transaction.errors import ForeignError
+    from rocm_overlay.errors import ForeignError
 
     (here.site / "transformers" / "models" / "siglip").mkdir()
     (here.site / "transformers" / "models" / "siglip" / "check.py").write_text("")
@@ -337,6 +337,29 @@ def test_values_that_amd_ops_refuses(here: Place, name: str, value: str, monkeyp
 def test_values_that_amd_ops_accepts(here: Place) -> None:
     here.environ.update(USE_AITER_GEMM="auto", AMD_OPS_TIERS="torch, eager", PRESHUFFLE_M_THRESH="-1", AMD_OPS="auto")
     assert "toggle-value" not in here.ids()
+
+
+@pytest.mark.parametrize(
+    ("environ", "told"),
+    [
+        ({"AMD_OPS": "auto", "USE_AITER_GEMM": "1"}, "USE_AITER_GEMM=1 is set, AMD_OPS=auto would decide"),
+        # auto of a toggle is the GPU's policy, which goes before what was qualified there
+        ({"AMD_OPS": "auto", "USE_AITER_GEMM": "auto"}, "USE_AITER_GEMM=auto is set, AMD_OPS=auto would decide"),
+        ({"AMD_OPS": "auto"}, ""),
+        ({"USE_AITER_GEMM": "1"}, ""),
+        ({"AMD_OPS": "{profile}", "USE_AITER_GEMM": "0"}, "USE_AITER_GEMM=0 is set, the profile has 1"),
+        ({"AMD_OPS": "{profile}", "USE_AITER_GEMM": "1"}, ""),
+        ({"AMD_OPS": "{profile}", "AMD_OPS_STOCK": "rope"}, "AMD_OPS_STOCK=rope is set, AMD_OPS="),
+    ],
+)
+def test_a_toggle_beside_a_profile_is_told(here: Place, environ: dict[str, str], told: str, tmp_path: Path) -> None:
+    profile = tmp_path / "profile.json"
+    profile.write_text('{"schema": "amd-ops.profile/1", "toggles": {"USE_AITER_GEMM": 1}}')
+    here.environ.update({name: value.format(profile=profile) for name, value in environ.items()})
+    if told:
+        assert told in here.evidence("toggle-overrides")
+    else:
+        assert "toggle-overrides" not in here.ids()
 
 
 def test_toggles_that_nothing_honours(here: Place) -> None:
@@ -462,7 +485,8 @@ def test_the_registry_is_complete() -> None:
 def test_every_kind_is_reported_somewhere() -> None:
     """No entry of the table is a promise that no check keeps."""
     room = ROOT / "installer" / "rocm_overlay" / "install" / "doctor"
-    text = "".join(path.read_text() for path in room.glob("*.py") if path.name != "registry.py")
+    places = [*(path for path in room.glob("*.py") if path.name != "registry.py"), room.parent / "state.py"]
+    text = "".join(path.read_text() for path in places)
     assert [kind.id for kind in KINDS if f'"{kind.id}"' not in text] == []
 
 

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from rocm_overlay.errors import TargetError
 from rocm_overlay.install import inspection, operations
 from rocm_overlay.install.session import Options
-from rocm_overlay.install.transaction.errors import TargetError
 from rocm_overlay.install.transaction.states import State
 
 from tests.install.support import STOCK, make_site, modeling, overlay_text, snapshot

@@ -77,6 +77,7 @@ from rocm_overlay.install.session import Options
 from tests.install.support import STOCK, modeling, overlay_text
 site, bundle = Path(sys.argv[1]), Path(sys.argv[2])
 options = Options(site_packages=site, bundle=bundle)
+operations.recover_only(options)
 state = inspection.status(options).state
 texts = {model: modeling(site, model).read_bytes() for model in STOCK}
 overlaid = {model: overlay_text(text) for model, text in STOCK.items()}

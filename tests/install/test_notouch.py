@@ -11,11 +11,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rocm_overlay.errors import UsageError
 from rocm_overlay.install import catalog
 from rocm_overlay.install.hook import running
 from rocm_overlay.install.target import HOOK
 
-from tests.install.support import ROOT, STOCK, Done, environment, make_bundle, make_site, modeling, snapshot
+from tests.install.support import (
+    ROOT,
+    STOCK,
+    Done,
+    environment,
+    make_bundle,
+    make_site,
+    modeling,
+    run_process,
+    snapshot,
+)
 
 Overlay = Callable[..., Done]
 SHOW = (
@@ -170,8 +181,8 @@ def test_run_works_on_a_read_only_tree(small: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("flag", ["-I", "-E", "-S", "-sE"])
 def test_switches_of_python_that_keep_the_hook_out_are_warned_about(flag: str) -> None:
     made = running.prepare([sys.executable, flag, "serve.py"], environ={})
-    assert "nothing will be served" in made.notes[0]
-    assert running.prepare([sys.executable, "serve.py", flag], environ={}).notes == ()
+    assert "nothing will be served" in made.notes[1]
+    assert len(running.prepare([sys.executable, "serve.py", flag], environ={}).notes) == 1
 
 
 def test_run_passes_the_exit_code_on(overlay: Overlay) -> None:
@@ -346,3 +357,24 @@ def test_nothing_fits(hooked: Path, overlay: Overlay) -> None:
 def test_the_small_texts_are_what_the_test_thinks(tmp_path: Path) -> None:
     assert STOCK.keys() >= TEXTS.keys()
     assert {one.model for one in catalog.load("1.0", served_bundle(tmp_path / "bundle")).files} == set(TEXTS)
+
+
+def test_run_says_which_toggles_are_in_force(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "pass"]
+    (said,) = running.prepare(command, environ={}).notes
+    assert "no toggle is set, so models compute stock" in said
+    (said,) = running.prepare(command, environ={"USE_AITER_GEMM": "1", "AMD_OPS_TIERS": "torch"}).notes
+    assert said == "toggles in force: USE_AITER_GEMM=1, AMD_OPS_TIERS=torch"
+    made = running.prepare(command, profile="auto", environ={})
+    assert (made.environ["AMD_OPS"], made.notes) == ("auto", ("toggles in force: AMD_OPS=auto",))
+    file = tmp_path / "profile.json"
+    file.write_text('{"schema": "amd-ops.profile/1", "toggles": {"USE_OPTIMIZED_OPS": 1}}')
+    made = running.prepare(command, profile=str(file), environ={})
+    assert made.environ["AMD_OPS"] == str(file)
+    file.write_text('{"schema": "amd-ops.profile/1", "toggles": {"USE_MAGIC": 1}}')
+    for bad in (file, tmp_path / "none.json"):
+        with pytest.raises(UsageError) as caught:
+            running.prepare(command, profile=str(bad), environ={})
+        assert (caught.value.id, str(bad) in caught.value.message) == ("bad-profile", True)
+    done = run_process("run", "--", sys.executable, "-c", "pass")
+    assert (done.code, done.err.count("no toggle is set")) == (0, 1)

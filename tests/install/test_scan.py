@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rocm_overlay.errors import UsageError
 from rocm_overlay.install.scan import scan, table
 from rocm_overlay.install.scan.comments import without_comments
 from rocm_overlay.install.scan.engine import kind_of
-from rocm_overlay.install.transaction.errors import UsageError
 
 from tests.install.support import Done
 

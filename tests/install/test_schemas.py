@@ -2,44 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
-from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-import jsonschema
 import pytest
-import rocm_overlay.cli
-from rocm_overlay.cli.app import CONTENTS
 
 from tests.install.support import Done, make_site, modeling
+from tests.schemas import complaints, validator
 
-SCHEMAS = Path(rocm_overlay.cli.__file__).parent / "schemas"
-ELSEWHERE = {"gen", "drift", "verify", "qualify", "warmup", "bench", "profile", "tune", "synth"}
-"""Commands of other rooms, which print schemas of their own."""
 Overlay = Callable[..., Done]
 
 
-@lru_cache
-def validator(name: str) -> Any:
-    schema = json.loads((SCHEMAS / f"{name}.1.json").read_bytes())
-    jsonschema.Draft202012Validator.check_schema(schema)
-    return jsonschema.Draft202012Validator(schema)
-
-
 def valid(name: str, done: Done) -> dict[str, object]:
-    errors = sorted(validator(name).iter_errors(done.json), key=lambda error: -len(error.path))
-    assert not errors, (errors[0].message, [one.message for one in errors[0].context or ()][:6])
+    assert complaints(name, done.json) == []
     assert done.json["schema"] == f"amd-overlay.{name}/1"
     return done.json
-
-
-def test_every_command_has_a_schema_that_travels() -> None:
-    commands = {name for _, _, names in CONTENTS for name in names} - ELSEWHERE
-    assert {path.name for path in SCHEMAS.glob("*.json")} == {f"{name}.1.json" for name in [*commands, "error"]}
 
 
 def test_the_life_of_an_environment(site: Path, overlay: Overlay) -> None:
@@ -89,29 +68,6 @@ def test_run(overlay: Overlay) -> None:
     if find_spec("transformers") is None:
         pytest.skip("needs an installed transformers")
     valid("run", overlay("run", "--dry-run", "--json", "--python", sys.executable, "--", sys.executable, "x.py"))
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["install", "--transformers", "4.57"], ["revert"], ["recover"], ["status"], ["diff"], ["attest"],
-        ["export"], ["scan", "/no/such/path"], ["env", "--profile", "nonsense"], ["run", "--", "true"],
-    ],
-    ids=lambda words: words[0],
-)  # fmt: skip
-def test_refusals_have_the_same_form(tmp_path: Path, overlay: Overlay, command: list[str]) -> None:
-    where = [] if command[0] in ("scan", "env", "run") else ["--site-packages", str(tmp_path / "nowhere")]
-    done = overlay(command[0], *where, "--json", *command[1:])
-    assert done.code == done.error["code"] in (2, 9)
-    valid(command[0], done)
-    assert "Traceback" not in done.err
-
-
-def test_a_command_that_does_not_exist(overlay: Overlay) -> None:
-    done = overlay("instal", "--json")
-    assert done.code == 2
-    assert not list(validator("error").iter_errors(done.json))
-    assert "install" in str(done.error["message"])
 
 
 def test_a_schema_would_notice(site: Path, overlay: Overlay) -> None:

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rocm_overlay.errors import TargetError
 from rocm_overlay.install import target
 from rocm_overlay.install.probe import SHOWN_CHARACTERS
 from rocm_overlay.install.target import resolve
-from rocm_overlay.install.transaction.errors import TargetError
 
 from tests.install.support import STOCK, make_site
 
@@ -310,6 +310,14 @@ def test_further_copies_on_the_path_are_named(venv: Callable[..., Environment], 
     found = resolve(python=made.python)
     assert found.others == (small_site,)
     assert any(str(small_site / "transformers") in note for note in found.notes)
+
+
+def test_a_copy_of_another_environment_is_told(venv: Callable[..., Environment], small_site: Path) -> None:
+    made = venv("a", None)
+    (made.packages / "more.pth").write_text(f"{small_site}\n")
+    (note,) = resolve(python=made.python).notes
+    assert "outside this environment" in note
+    assert str(small_site / "transformers") in note
 
 
 @pytest.mark.parametrize("kind", ["checkout", "link", "editable"])

@@ -39,6 +39,11 @@ FOUND = {
 }
 
 
+def stacked(model: torch.nn.Module) -> bool:
+    """Whether the experts are stacked matrices (transformers 5), not a list of gated MLPs."""
+    return any(name.endswith("experts.gate_up_proj") for name, _ in model.named_parameters())
+
+
 @pytest.mark.parametrize("name", sorted(FOUND))
 @pytest.mark.filterwarnings("ignore::amd_ops.DeclinedWarning")
 def test_logits(name: str) -> None:
@@ -57,7 +62,7 @@ def test_logits(name: str) -> None:
             for _ in range(3):
                 logits = fast(ids, attention_mask=padding).logits
             found = {row.kernel.removeprefix("amd_ops:") for row in kernelize_report(fast).applied}
-            assert found == FOUND[name]
+            assert found == (FOUND[name] - {"gated_mlp"} if stacked(stock) else FOUND[name])
             difference = (logits - expected)[padding.bool()].float().abs().max().item()
             assert difference <= allowed * expected.float().abs().max().item()
             unkernelize_model(fast)

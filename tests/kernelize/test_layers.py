@@ -475,6 +475,7 @@ def local(path: Path, name: str = "Fast", package: str | None = "their_kernels",
     register_external_layer(Layer, "K")
 
 
+BUILT_FOR = f"torch-{'rocm' if torch.version.hip else 'cuda' if torch.version.cuda else 'cpu'}"
 FAST = "from torch import nn\nclass Fast(nn.Module):\n    def forward(self, x, scale=1.0):\n        return x + 10\n"
 
 
@@ -487,7 +488,7 @@ FAST = "from torch import nn\nclass Fast(nn.Module):\n    def forward(self, x, s
             "build/torch-universal/their_kernels/__init__.py": "from . import layers",
             "build/torch-universal/their_kernels/layers.py": FAST,
         },
-        {"build/torch-cpu/__init__.py": "", "build/torch-cpu/layers.py": FAST},
+        {f"build/{BUILT_FOR}/__init__.py": "", f"build/{BUILT_FOR}/layers.py": FAST},
         {"torch-universal/__init__.py": "", "torch-universal/layers.py": FAST},
     ],
     ids=["package", "layers only", "hub 0.12", "hub 0.17", "build folder"],

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import inspect
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +19,17 @@ from torch import Tensor, nn
 
 import amd_ops
 from amd_ops import DeclinedWarning
-from amd_ops.kernelize import kernelize_model, kernelize_report, overlay_models, ready, structure, unkernelize_model
+from amd_ops.kernelize import (
+    KernelizeError,
+    curated,
+    curated_models,
+    kernelize_model,
+    kernelize_report,
+    overlay_models,
+    ready,
+    structure,
+    unkernelize_model,
+)
 from amd_ops.kernelize.structure import COMPUTES, rewritten
 
 ALL = frozenset(COMPUTES)
@@ -442,25 +453,81 @@ def test_training_goes_through_and_gradients_agree(example: ModuleType) -> None:
             assert torch.allclose(a.grad, b.grad, atol=1e-5), name
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2"])
+def everything_of(module: Any) -> dict[Any, dict[str, Any]]:
+    """Every attribute of a module and of its classes."""
+    classes = [value for value in vars(module).values() if isinstance(value, type)]
+    return {owner: dict(vars(owner)) for owner in (module, *classes)}
+
+
+def pair(name: str) -> tuple[Any, Any]:
+    return getattr(amd_ops, f"apply_overlay_kernels_to_{name}"), getattr(amd_ops, f"revert_overlay_kernels_from_{name}")
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2", "mixtral", "vit"])
 def test_convenience_functions_change_and_revert(name: str) -> None:
     pytest.importorskip("transformers")
     module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
-    before = {cls: vars(cls).get("forward") for cls in vars(module).values() if isinstance(cls, type)}
-    apply, revert = (
-        getattr(overlay_models, f"{verb}_{name}")
-        for verb in ("apply_overlay_kernels_to", "revert_overlay_kernels_from")
-    )
+    before = everything_of(module)
+    apply, revert = pair(name)
     changed = apply()
-    assert any("rms_norm" in text for text in changed)
-    assert any("qkv+rope+attention" in text for text in changed)
+    told = {compute for text in changed for compute in text.partition(": ")[2].split(", ")}
+    assert told == set(curated_models.CURATED[name]) - told_only_by_another_release(name)
     assert apply() == changed
-    only = apply(qkv=False, rope=False, attention=False, gated_mlp=False)
-    assert only == [text for text in changed if text.endswith(": rms_norm")]
-    assert len(kernelize_report(None).layers) == len(only)
-    assert len(revert()) == len(only)
-    assert {cls: vars(cls).get("forward") for cls in before} == before
+    others = dict.fromkeys(set(curated_models.CURATED[name]) - {"linear"}, False)
+    only = apply(**others)
+    assert only
+    assert all(text.endswith(": linear") for text in only)
+    assert [f"{row.cls}: linear" for row in kernelize_report(None).layers] == only
+    assert revert()
+    assert everything_of(module) == before, "not exactly what it was"
     assert revert() == []
+
+
+def told_only_by_another_release(name: str) -> set[str]:
+    """Computes that the text for the installed release does not have."""
+    module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
+    text = curated.text_for(module)
+    assert text is not None, "the bundle has no overlay for the installed release"
+    return {compute for compute in curated_models.CURATED[name] if f"_amd.on.{compute}".encode() not in text}
+
+
+def test_every_curated_model_has_a_function_with_its_computes() -> None:
+    catalog = pytest.importorskip("rocm_overlay.install.catalog")
+    from rocm_overlay.verify.switches import points_of
+
+    found: dict[str, set[str]] = {}
+    for entry in (entry for line in catalog.lines() for entry in catalog.load(line).files):
+        found.setdefault(entry.model, set()).update(point.switch for point in points_of("", entry.overlay_bytes()))
+    assert {name: set(computes) for name, computes in curated_models.CURATED.items()} == found
+    for name, computes in curated_models.CURATED.items():
+        apply, _ = pair(name)
+        assert apply.__name__ in dir(amd_ops)
+        assert list(inspect.signature(apply).parameters) == ["model", *computes]
+        assert all(compute in apply.__doc__ for compute in computes)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'ropes'"):
+        pair("llama")[0](ropes=False)
+
+
+def test_a_class_that_was_changed_again_is_left_and_named() -> None:
+    module = importlib.import_module("transformers.models.llama.modeling_llama")
+    before = everything_of(module)
+    apply, revert = pair("llama")
+    apply()
+    module.LlamaMLP.forward = lambda self, x: x
+    with pytest.raises(KernelizeError, match=r"replaced again since in LlamaMLP\.forward"):
+        revert()
+    module.LlamaMLP.forward = before[module.LlamaMLP]["forward"]
+    assert everything_of(module) == before
+
+
+def test_a_model_that_is_not_curated_takes_what_kernelize_finds() -> None:
+    name = "ernie4_5_moe"
+    module = pytest.importorskip(f"transformers.models.{name}.modeling_{name}")
+    before = everything_of(module)
+    changed = overlay_models.apply_overlay_kernels(name)
+    assert any(text.endswith(": rms_norm") for text in changed)
+    assert overlay_models.revert_overlay_kernels(name)
+    assert everything_of(module) == before
 
 
 def test_convenience_function_keeps_logits_and_tokens() -> None:
@@ -498,7 +565,7 @@ def test_convenience_function_for_a_model_that_does_not_exist() -> None:
     with pytest.raises(RegistrationError, match="cannot be imported"):
         overlay_models.apply_overlay_kernels("lama")
     with pytest.raises(KernelUnavailable, match=r"nothing in .* can be replaced"):
-        overlay_models.apply_overlay_kernels("clip", **dict.fromkeys(COMPUTES, False))
+        overlay_models.apply_overlay_kernels("clip", **dict.fromkeys(overlay_models.COMPUTES, False))
     with pytest.raises(AttributeError, match="apply_overlay_kernels_to_lama"):
         _ = overlay_models.apply_overlay_kernels_to_lama
 

@@ -1,6 +1,8 @@
-"""The results of a whole release, as the page and the JSON that are committed below docs/coverage.
+"""The results of a release, as the page and the JSON that are committed below docs/coverage.
 
 python -m tests.numeric.report --results DIR --source STOCK_PACKAGE --output docs/coverage
+
+DIR may hold the results of some files: the rows of the others stay, and every row says with which recipes it was made.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from rocm_overlay.overlays.recipes import recipe_set
 from rocm_overlay.patchgen.coverage import results as generate_all
 from rocm_overlay.patchgen.trees import open_tree
 
-SCHEMA = "amd-overlay.numeric/1"
+SCHEMA = "amd-overlay.numeric/2"
 NOT_RUN = "was not run"
 
 
@@ -71,6 +73,7 @@ def page(about: Mapping[str, Any]) -> str:
     other = [one for one in rows if one["compared"] and not is_equal(one)]
     absent = [one for one in rows if one.get("reason") == NOT_RUN]
     without = [one for one in rows if not one["compared"] and one not in absent]
+    earlier = [one for one in rows if one not in absent and one["recipes"] != about["recipes"]]
     tokens = sum(one["generations"] > 0 for one in equal)
     lines = [
         f"# Numbers of the generated files of transformers {about['release']}",
@@ -81,6 +84,7 @@ def page(about: Mapping[str, Any]) -> str:
         f"tokens of those that generate ({tokens} of these files), and the forward in bf16 of the first.",
         f"{len(other)} deviate or ran no edited function; {len(without)} could not be built or fed from their config.",
         *([f"{len(absent)} were not run yet: this page is a partial run."] if absent else []),
+        *([f"{len(earlier)} of them ran with earlier recipes than today's {about['recipes']}."] if earlier else []),
         "",
         "| file | models | comparisons | of tokens | edited functions that ran | ops that took a call | off | on |",
         "|---|---|---|---|---|---|---|---|",
@@ -114,11 +118,15 @@ def main() -> None:
     options = parser.parse_args()
     release = open_tree(options.source).version
     edited = edited_functions(options.source)
-    rows = [row(path, options.results, functions) for path, functions in sorted(edited.items())]
-    about = {"schema": SCHEMA, "release": release, "recipes": recipe_set().digest, "rows": rows}
-    text = json.dumps(about, indent=1, sort_keys=True) + "\n"
-    (options.output / f"numeric-{release}.json").write_text(text, encoding="utf-8")
-    (options.output / f"numeric-{release}.md").write_text(page(about), encoding="utf-8")
+    target, recipes = options.output / f"numeric-{release}.json", recipe_set().digest
+    before = {one["path"]: one for one in _read(target).get("rows", ())}
+    rows = []
+    for path, functions in sorted(edited.items()):
+        made = {**row(path, options.results, functions), "recipes": recipes}
+        rows.append(before.get(path, made) if made.get("reason") == NOT_RUN else made)
+    about = {"schema": SCHEMA, "release": release, "recipes": recipes, "rows": rows}
+    target.write_text(json.dumps(about, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    target.with_suffix(".md").write_text(page(about), encoding="utf-8")
     print(f"{release}: {sum(map(is_equal, rows))} of {len(rows)} equal")
 
 

@@ -15,6 +15,7 @@ import torch
 import amd_ops
 from amd_ops import device, dispatch
 from amd_ops.dispatch import Candidate, DeclinedError, DeclinedWarning, Op, Refusal, Tier
+from tests.doubles.aiter import fake_aiter
 
 MakeOp = Callable[..., Op]
 
@@ -274,3 +275,48 @@ def test_an_unknown_arch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with amd_ops.override(use_optimized_ops=1):
         explained = amd_ops.explain("silu_and_mul", torch.randn(2, 4))
     assert "gfx90a is not one of gfx942, gfx950" in explained.verdicts[0].reason
+
+
+def test_a_bound_call_counts_who_declined_it_and_why() -> None:
+    x, weight = torch.randn(2, 64), torch.randn(64)
+    op = dispatch.ops["rms_norm"]
+    assert isinstance(op, dispatch.Op)
+    with fake_aiter("v0.1.20.post1", "gfx942", 304), amd_ops.override(use_optimized_ops=1, tiers="aiter,torch"):
+        amd_ops.reset_counters()
+        with pytest.warns(amd_ops.DeclinedWarning, match="float32 is neither"):
+            bound = op.bound(x, weight, 1e-6, "llama")
+        torch.testing.assert_close(
+            bound.run(x, weight, 1e-6, "llama"), torch.nn.functional.rms_norm(x, (64,), weight, 1e-6)
+        )
+        bound.credit(3)
+        (row,) = [row for row in amd_ops.report().as_dict()["ops"] if row["op"] == "rms_norm"]
+        assert [(tier["tier"], tier["calls"]) for tier in row["tiers"] if tier["calls"]] == [("torch", 3)]
+        (aiter,) = [tier for tier in row["tiers"] if tier["tier"] == "aiter"]
+        assert [entry["calls"] for entry in aiter["declined"]] == [3]
+    with (
+        fake_aiter("v0.1.20.post1", "gfx942", 304),
+        amd_ops.override(use_optimized_ops=1, tiers="aiter,torch", strict=1),
+        pytest.raises(amd_ops.DeclinedError),
+    ):
+        op.bound(x, weight, 1e-6, "llama")
+
+
+def test_a_bound_kernel_that_raises_is_out_and_the_chain_answers() -> None:
+    x, weight = torch.randn(2, 64).bfloat16(), torch.randn(64).bfloat16()
+    op = dispatch.ops["rms_norm"]
+    assert isinstance(op, dispatch.Op)
+    with (
+        fake_aiter("v0.1.20.post1", "gfx942", 304) as double,
+        amd_ops.override(use_optimized_ops=1, tiers="aiter,torch"),
+        torch.no_grad(),
+    ):
+        bound = op.bound(x, weight, 1e-6, "llama")
+        want = bound.run(x, weight, 1e-6, "llama")
+        double.faults.raises["rmsnorm2d_fwd"] = RuntimeError("HIP error")
+        amd_ops.reset_counters()
+        with pytest.warns(amd_ops.DeclinedWarning, match="HIP error"):
+            got = bound.run(x, weight, 1e-6, "llama")
+        bound.credit(1)
+        torch.testing.assert_close(got, want, rtol=2e-2, atol=2e-2)
+        assert amd_ops.report().calls("rms_norm", "torch") == 1
+        assert amd_ops.report().calls("rms_norm", "aiter") == 0

@@ -65,8 +65,9 @@ def test_the_packed_experts_are_the_experts_and_cost_no_byte() -> None:
     assert all(torch.equal(a, b) for a, b in zip(block.state_dict().values(), values, strict=True))
     packed = packed_experts(block.experts)
     assert not isinstance(packed, str)
-    assert packed.w1[2, 40:].data_ptr() == block.experts[2].up_proj.weight.data_ptr()
-    assert packed.w2[3].data_ptr() == block.experts[3].down_proj.weight.data_ptr()
+    w1, w2 = packed.matrices()
+    assert w1[2, 40:].data_ptr() == block.experts[2].up_proj.weight.data_ptr()
+    assert w2[3].data_ptr() == block.experts[3].down_proj.weight.data_ptr()
 
 
 def test_experts_that_were_packed_one_by_one_are_packed_together() -> None:
@@ -192,12 +193,14 @@ def test_prepare_and_restore() -> None:
     report = amd_ops.prepare(block)
     assert [packing.linears for packing in report.fused] == [GATE_UP, DOWN]
     assert report.bytes_added == 0
-    packed = packed_experts(block.experts)  # kept, so that its memory is not given to anybody else
+    packed = packed_experts(block.experts)
     assert not isinstance(packed, str)
+    kept = packed.matrices()  # so that their memory is not given to anybody else
     storages = {p.untyped_storage().data_ptr() for p in block.experts.parameters()}
     agree(block)
     amd_ops.restore(block)
     again = {p.untyped_storage().data_ptr() for p in block.experts.parameters()}
     assert len(again) == 12
     assert not again & storages
+    del kept
     agree(block)

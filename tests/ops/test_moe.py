@@ -73,7 +73,7 @@ def test_every_tier_agrees_with_fp64(
 @pytest.mark.parametrize("only", [None, 2])
 def test_the_grouped_gemm_agrees_too(dtype: torch.dtype, only: int | None) -> None:
     """Used on GPUs alone, where it is proved first; torch can run it on a CPU."""
-    if not hasattr(torch, "_grouped_mm"):
+    if moe_file._grouped_mm is None:
         pytest.skip("this torch has no grouped GEMM")
     args = problem(9, 5, 2, dtype, only)
     close(moe_file._grouped(*args, silu_and_mul), reference(*args, "silu"), 6.0)
@@ -81,15 +81,24 @@ def test_the_grouped_gemm_agrees_too(dtype: torch.dtype, only: int | None) -> No
 
 
 def test_a_wrong_grouped_gemm_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = torch._grouped_mm
-    monkeypatch.setattr(torch, "_grouped_mm", lambda a, b, offs: real(a, b.flip(0), offs=offs))
+    def wrong(a: torch.Tensor, b: torch.Tensor, offs: torch.Tensor) -> torch.Tensor:
+        groups = zip(a.tensor_split(offs.tolist()[:-1]), b.flip(0), strict=True)
+        return torch.cat([rows @ weight for rows, weight in groups])
+
+    monkeypatch.setattr(moe_file, "_grouped_mm", wrong)
     assert "off on this device" in moe_file._prove_grouped(torch.device("cpu"), torch.float32)
 
     def missing(*args: Any, **kwargs: Any) -> None:
         raise NotImplementedError
 
-    monkeypatch.setattr(torch, "_grouped_mm", missing)
+    monkeypatch.setattr(moe_file, "_grouped_mm", missing)
     assert "raised NotImplementedError" in moe_file._prove_grouped(torch.device("cpu"), torch.float32)
+
+
+def test_a_torch_without_a_grouped_gemm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moe_file, "_grouped_mm", None)
+    hidden, w1, w2, _, _ = problem(9, 5, 2, torch.bfloat16)
+    assert moe_file._grouped_reason(hidden, w1, w2) == "this torch has no grouped GEMM"
 
 
 def test_the_result_does_not_depend_on_the_company() -> None:

@@ -69,14 +69,13 @@ def test_the_forms_are_not_one_formula() -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_stock_modules_agree_bit_for_bit(form: str) -> None:
-    transformers = pytest.importorskip("transformers")
-    from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
-    from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRMSNorm
-    from transformers.models.llama.modeling_llama import LlamaRMSNorm
-    from transformers.models.t5.modeling_t5 import T5LayerNorm
-
-    assert transformers
-    stock = {"llama": LlamaRMSNorm, "gemma": GemmaRMSNorm, "fp32_weight": GptOssRMSNorm, "t5": T5LayerNorm}[form](48)
+    model, name = {
+        "llama": ("llama", "LlamaRMSNorm"),
+        "gemma": ("gemma", "GemmaRMSNorm"),
+        "fp32_weight": ("gpt_oss", "GptOssRMSNorm"),
+        "t5": ("t5", "T5LayerNorm"),
+    }[form]
+    stock = getattr(pytest.importorskip(f"transformers.models.{model}.modeling_{model}"), name)(48)
     torch.nn.init.normal_(stock.weight)
     for dtype in DTYPES:
         module = stock.to(dtype)

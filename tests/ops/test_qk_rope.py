@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -131,14 +132,30 @@ class Attention(nn.Module):
         return q, k, v
 
 
-def static_cache(**changes: Any) -> Any:
+def transformers_with_cache_layers() -> Any:
+    """transformers, where a cache consists of layers (from 4.54 on): in an older one nothing is written into."""
     transformers = pytest.importorskip("transformers")
+    if not hasattr(transformers.DynamicCache(), "layers"):
+        pytest.skip("the caches of this transformers have no layers")
+    return transformers
+
+
+def counts(cache: Any) -> bool:
+    """Whether the cache's layers know where they write next (from transformers 5.10 on): no position is needed."""
+    return hasattr(cache.layers[0], "cumulative_length")
+
+
+def static_cache(**changes: Any) -> Any:
+    transformers = transformers_with_cache_layers()
     config = transformers.LlamaConfig(
         num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, head_dim=8, hidden_size=32
     )
     cache = transformers.StaticCache(config, max_cache_len=6)
-    if changes.get("allocated", True):
-        cache.layers[0].lazy_initialization(K)
+    if changes.get("allocated", True):  # from the keys alone, from transformers 5 on from keys and values
+        allocate = cache.layers[0].lazy_initialization
+        allocate(*[K] * len(inspect.signature(allocate).parameters))
+        if counts(cache):
+            cache.layers[0].cumulative_length.add_(int(POSITION[0]))
     return cache
 
 
@@ -178,7 +195,7 @@ def test_a_watched_head_norm_is_called_and_the_cache_is_still_written_to() -> No
 
 
 def test_without_a_static_cache_the_cache_itself_is_updated() -> None:
-    transformers = pytest.importorskip("transformers")
+    transformers = transformers_with_cache_layers()
     attn, cache = Attention(), transformers.DynamicCache()
     plan = amd_ops.qk_rope(attn, cache, POSITION, norms=True)
     _, keys, _ = attn(Q, K, K, cache, POSITION, plan)
@@ -188,7 +205,7 @@ def test_without_a_static_cache_the_cache_itself_is_updated() -> None:
 
 
 def sliding() -> Any:
-    transformers = pytest.importorskip("transformers")
+    transformers = transformers_with_cache_layers()
     config = transformers.MistralConfig(
         num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, sliding_window=4
     )
@@ -236,7 +253,7 @@ def test_caches_that_do_more_than_two_writes_are_left_to_stock(make: Any, reason
 
 def test_no_position_and_tensors_that_do_not_fit_the_cache() -> None:
     cache = static_cache()
-    assert amd_ops.qk_rope(Attention(), cache, None) is None
+    assert (amd_ops.qk_rope(Attention(), cache, None) is not None) == counts(cache)
     plan = amd_ops.qk_rope(Attention(), cache, POSITION)
     assert plan is not None
     plan(Q.bfloat16(), K.bfloat16(), K.bfloat16(), C.bfloat16(), C.bfloat16())  # the cache is fp32: stock must decide

@@ -98,6 +98,32 @@ def test_one_position_takes_six_launches_and_stays_bit_equal(dtype: torch.dtype,
     assert more.count >= 10  # two dtypes cannot share one tensor
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dim", "length"), [(1, 1), (1, 5), (2, 5)])
+def test_tables_of_halves_are_bit_equal_to_the_stock_function(dtype: torch.dtype, dim: int, length: int) -> None:
+    stock: Any = pytest.importorskip("transformers.models.gpt_oss.modeling_gpt_oss")
+    q, k = (heads(2, count, length, 16, dim, dtype).requires_grad_() for count in (4, 2))
+    cos, sin = (table[..., :8] for table in tables(1, length, 16, dtype))
+    with amd_ops.override(tiers="torch,eager"):
+        assert amd_ops.takes_rope(stock._apply_rotary_emb, q, k, cos, sin, dim, halves=True)
+        got = amd_ops.apply_rope(q, k, cos, sin, dim, halves=True)
+    want = stock.apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=dim)
+    for ours, theirs in zip(got, want, strict=True):
+        assert torch.equal(ours, theirs)
+    for ours, theirs in zip(
+        *(torch.autograd.grad([*out], (q, k), [*map(torch.ones_like, out)]) for out in (got, want)), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
+def test_whole_tables_are_not_taken_for_tables_of_halves() -> None:
+    stock: Any = pytest.importorskip("transformers.models.gpt_oss.modeling_gpt_oss")
+    q, k = (heads(1, count, 5, 16, 1, torch.float32) for count in (4, 2))
+    cos, sin = tables(1, 5, 16, torch.float32)
+    assert not amd_ops.takes_rope(stock._apply_rotary_emb, q, k, cos, sin, 1, halves=True)
+    assert not amd_ops.takes_rope(lambda x, cos, sin: x, q, k, cos[..., :8], sin[..., :8], 1, halves=True)
+
+
 def test_inputs_are_left_alone_and_gradients_flow() -> None:
     q, k = heads(1, 2, 3, 8, 1, torch.float32).requires_grad_(), heads(1, 1, 3, 8, 1, torch.float32)
     cos, sin = tables(1, 3, 8, torch.float32)

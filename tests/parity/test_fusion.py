@@ -180,7 +180,7 @@ def residual_twice(mlp: Any, x: torch.Tensor, residual: torch.Tensor, owned: boo
     return mlp(x) + residual * 2
 
 
-def head_norms_left_out(attn: Any, cache: Any = None, position: Any = None, norms: bool = False) -> Any:
+def head_norms_left_out(attn: Any, cache: Any = None, position: Any = None, norms: bool = False, **_: Any) -> Any:
     plan = rope_file.Rotation(cache, None, position, None)
     return plan if norms else None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from rocm_overlay.verify.compare import judge
 
 import amd_ops
+from amd_ops import plans
 from tests.parity import twins
 
 ON = {"use_fused_projections": 1, "use_optimized_ops": 1, "use_aiter_attention": 1, "use_aiter_gemm": 1}
@@ -124,6 +125,37 @@ FAULTS: list[tuple[str, str, Fault, str, tuple[str, ...]]] = [
 ]  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def no_plan_outlives_a_fault() -> Iterator[None]:
+    """The pairs are the session's: no plan of theirs may be without the fault of a test, or keep it."""
+    plans.forget()
+    yield
+    plans.forget()
+
+
+def plant(monkeypatch: pytest.MonkeyPatch, name: str, fault: Fault) -> None:
+    """Put a fault where the model will run it: a planned decode step attends by itself and asks no route."""
+    monkeypatch.setattr(amd_ops, name, fault)
+    if name == "route_attention":
+
+        def kernel(maker: Any, attention: Any) -> Any:
+            def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, state: Any) -> torch.Tensor:
+                module, mask = attention.module(), state.mask
+                result: torch.Tensor = fault(module, None)(module, q, k, v, mask, scaling=attention.scaling)[0]
+                return result.contiguous()
+
+            return attend
+
+        monkeypatch.setattr(plans.steps, "_kernel", kernel)
+    plans.forget()
+
+
+def planned_steps() -> int:
+    """How many decode steps ran by a plan since the counters were reset."""
+    rows = [row for row in amd_ops.report().as_dict()["ops"] if row["op"] == "decode_plan"]
+    return sum(tier["calls"] for row in rows for tier in row["tiers"] if tier["tier"] == "planned")
+
+
 def all_cases_ok(architecture: str, cases: tuple[str, ...]) -> list[bool]:
     pair = twins.pair(architecture, "float32")
     how = "eager" if architecture == "gemma2" else "sdpa"
@@ -141,7 +173,7 @@ def test_every_case_sees_the_fault(
 ) -> None:
     with amd_ops.override(tiers="torch,eager", **ON):
         assert all(all_cases_ok(architecture, cases)), "the cases fail without a fault"
-        monkeypatch.setattr(amd_ops, name, fault)
+        plant(monkeypatch, name, fault)
         if name == "gated_mlp":  # a layer whose last sum is fused asks for both at once
             monkeypatch.setattr(amd_ops, "mlp_add", lambda mlp, x, residual, *_, **__: residual + fault(mlp, x))
         seen = [not ok for ok in all_cases_ok(architecture, cases)]
@@ -153,6 +185,30 @@ def test_every_case_sees_the_fault(
 def test_the_fault_harness_without_a_fault_is_right(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The route that carries the attention faults must itself be right, or it would be seen for the wrong reason."""
     with amd_ops.override(tiers="torch,eager", **ON):
-        monkeypatch.setattr(amd_ops, "route_attention", attention_with())
+        plant(monkeypatch, "route_attention", attention_with())
+        amd_ops.reset_counters()
         assert all(all_cases_ok(architecture, ("prefill", "decode", "chunked", "padded", "packed", "static-cache")))
+        if architecture == "llama":
+            assert planned_steps(), "no plan ran: its own attention was not planted in"
     amd_ops.restore(twins.pair(architecture, "float32").overlay)
+
+
+# tanh-gelu and gelu differ by less than bfloat16 shows: only float32 sees that fault.
+IN_BFLOAT16 = [fault for fault in FAULTS if fault[0] != "exact for tanh gelu"]
+
+
+@pytest.mark.parametrize(
+    ("name", "fault", "architecture", "cases"), [f[1:] for f in IN_BFLOAT16], ids=[f[0] for f in IN_BFLOAT16]
+)
+def test_what_is_allowed_where_kernels_cut_hides_no_fault(
+    name: str, fault: Fault, architecture: str, cases: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """aiter runs in half precision only, and on gfx942 more is allowed there."""
+    pair = twins.pair(architecture, "bfloat16")
+    how = "eager" if architecture == "gemma2" else "sdpa"
+    monkeypatch.setattr(amd_ops, name, fault)
+    with amd_ops.override(tiers="torch,eager", stock="mlp_add", **ON):
+        found = pair.found(cases[0], how)
+    amd_ops.restore(pair.overlay)
+    reference = pair.reference(cases[0], how)
+    assert not judge(reference, found, tier="aiter", dtype="bfloat16", bitwise=False, arch="gfx942").ok

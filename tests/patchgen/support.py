@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
+from rocm_overlay.install import catalog
 from rocm_overlay.overlays.recipes import recipe_set
 from rocm_overlay.patchgen.edits import Edit, splice, unsplice
 from rocm_overlay.patchgen.engine import Result, generate
@@ -15,12 +16,8 @@ MODELS = (
     "deepseek_v3", "gemma", "gemma2", "gemma3", "gpt_oss", "llama", "mistral",
     "mixtral", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe",
 )  # fmt: skip
-LINES = ("4.53", "4.57", "5.23")
-RELEASES_OF = {
-    "4.53": ("4.53.2", "4.53.3"),
-    "4.57": ("4.57.0", "4.57.1", "4.57.2", "4.57.3", "4.57.4", "4.57.5", "4.57.6"),
-    "5.23": ("5.23.0",),
-}
+LINES = tuple(catalog.lines())
+RELEASES_OF = {line: catalog.load(line).releases for line in LINES}
 RELEASES = ("4.57.0", "4.57.1", "4.57.2", "4.57.3", "4.57.4", "4.57.5", "4.57.6")
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 from pathlib import Path
 
 import pytest
+from rocm_overlay import console
+from rocm_overlay.errors import Place, SourceError
 from rocm_overlay.overlays.recipes import recipe_set
 from rocm_overlay.patchgen import batch as batches
 from rocm_overlay.patchgen import cache as caches
 from rocm_overlay.patchgen.batch import Input, run_batch
 from rocm_overlay.patchgen.cache import Cache, cache_folder
-from rocm_overlay.patchgen.errors import Place, SourceError
 
 from tests.patchgen.support import one, source
 from tests.patchgen.test_recipe_rms_norm import LLAMA, RECIPE
@@ -118,14 +120,29 @@ def test_every_input_of_a_result_is_in_its_key(what: str, tmp_path: Path, monkey
     assert cache.get(path, data) is None
 
 
-def test_a_folder_that_cannot_be_written_is_a_note_and_no_error(tmp_path: Path) -> None:
+def test_every_file_that_makes_an_overlay_is_in_the_key() -> None:
+    room = Path(caches.__file__).parent
+    found, pending = {"cache"}, ["engine"]
+    recipes = room.parent / "overlays/recipes"
+    texts = "".join(file.read_text() for file in recipes.glob("*.py"))
+    pending += re.findall(r"from rocm_overlay\.patchgen\.(\w+) import", texts)
+    while pending:
+        name = pending.pop()
+        if name not in found and (room / f"{name}.py").is_file():
+            found.add(name)
+            pending += re.findall(r"^from \.(\w+) import", (room / f"{name}.py").read_text(), re.MULTILINE)
+    assert set(caches.MAKERS) == found
+
+
+def test_a_folder_that_cannot_be_written_is_a_note_and_no_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
     recipes = recipe_set()
-    err = io.StringIO()
-    made = run_batch(inputs(2), recipes, cache=Cache(blocked / "gen", recipes), err=err)
+    made = run_batch(inputs(2), recipes, cache=Cache(blocked / "gen", recipes), shown=True)
     assert len(made.results) == 2
-    assert f"results are not kept, {blocked / 'gen'} cannot be written" in err.getvalue()
+    assert f"results are not kept, {blocked / 'gen'} cannot be written" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -163,10 +180,13 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_gets_a_bar_and_another_stream_lines() -> None:
+def test_a_terminal_gets_a_bar_and_another_stream_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     recipes = recipe_set()
     terminal, file = Terminal(), io.StringIO()
-    run_batch(inputs(2), recipes, cache=Cache(None, recipes), err=terminal)
+    monkeypatch.setattr("sys.stderr", terminal)
+    run_batch(inputs(2), recipes, cache=Cache(None, recipes), shown=True)
     assert "generating" in terminal.getvalue()
-    run_batch(inputs(50), recipes, jobs=1, cache=Cache(None, recipes), err=file)
-    assert file.getvalue() == "50 of 50 files\n"
+    monkeypatch.setattr("sys.stderr", file)
+    monkeypatch.setattr(console, "EVERY_SECONDS", 0.0)
+    run_batch(inputs(3), recipes, jobs=1, cache=Cache(None, recipes), shown=True)
+    assert [line.split(" left: ")[0].split(",")[0] for line in file.getvalue().splitlines()] == ["1 of 3", "2 of 3"]

@@ -5,12 +5,17 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+from rocm_overlay.console import failure
+from rocm_overlay.errors import OverlayError
 from rocm_overlay.overlays.recipes import recipe_set
+from rocm_overlay.patchgen import losses
 from rocm_overlay.patchgen.command import run
+from rocm_overlay.patchgen.engine import generate
 from rocm_overlay.patchgen.options import Options
 
 from tests.patchgen.support import source
@@ -20,7 +25,19 @@ SITES = "{path}:15: rms_norm XRMSNorm.forward\n{path}:14: forms XRMSNorm.forward
 
 
 @pytest.fixture
-def package(tmp_path: Path) -> Path:
+def known(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of what is known of releases: nothing."""
+    folder = tmp_path_factory.mktemp("known")
+    monkeypatch.setattr(losses, "KNOWN", folder)
+    losses.known_releases.cache_clear()
+    losses.known_sites.cache_clear()
+    yield folder
+    losses.known_releases.cache_clear()
+    losses.known_sites.cache_clear()
+
+
+@pytest.fixture
+def package(tmp_path: Path, known: Path) -> Path:
     """A package folder with one model that has a site and one that has none."""
     root = tmp_path / "transformers"
     for name, text in (("one", source(LLAMA)), ("two", b"import torch\n")):
@@ -33,8 +50,13 @@ def package(tmp_path: Path) -> Path:
 
 
 def call(**options: object) -> tuple[int, str, str]:
+    """As `overlay gen` would answer: the exit code, what is on stdout, what is on stderr."""
     out, err = io.StringIO(), io.StringIO()
-    code = run(Options(**options), out=out, err=err)  # type: ignore[arg-type]
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            code = run(Options(**options))  # type: ignore[arg-type]
+        except OverlayError as error:
+            code = failure("gen", error, as_json=bool(options.get("as_json")))
     return code, out.getvalue(), err.getvalue()
 
 
@@ -50,6 +72,27 @@ def test_all_writes_only_files_with_an_edit(package: Path, tmp_path: Path) -> No
     assert (code, out) == (0, "")
     assert [path for path, data in snapshot(tmp_path / "gen").items() if data] == ["models/one/modeling_one.py"]
     assert err.splitlines()[-1] == f"1 of 2 files get an overlay; 1 written to {tmp_path / 'gen'}"
+
+
+def test_a_lost_site_is_told_and_the_exit_code_says_so(package: Path, known: Path, tmp_path: Path) -> None:
+    more = source(LLAMA + LLAMA.replace("class X", "class Y"))
+    (known / "4.57.5.json").write_bytes(
+        losses.render("4.57.5", [generate(more, "models/one/modeling_one.py", recipe_set())])
+    )
+    options = {"all_files": True, "source": package, "output": tmp_path / "gen"}
+    code, _, err = call(**options)
+    assert code == 1
+    assert "lost 1 x rms_norm: the function is gone (compared with 4.57.5)" in err
+    assert "  models/one/modeling_one.py:14: rms_norm YRMSNorm.forward: the function is gone; nearest: XRMS" in err
+    assert "--allow-loss accepts that" in err
+    assert (tmp_path / "gen/models/one/modeling_one.py").is_file()
+    assert not (tmp_path / "gen/losses.json").exists()
+    code, out, _ = call(**options, as_json=True)
+    assert (code, [one["what"] for one in json.loads(out)["lost"]]) == (1, ["forms", "rms_norm"])
+    assert call(**options, allow_loss=True)[0] == 0
+    assert len(json.loads((tmp_path / "gen/losses.json").read_bytes())["losses"]) == 2
+    assert call(target="one", source=package)[0] == 1
+    assert call(target=str(package / "models/one/modeling_one.py"))[0] == 0, "a lone file is of no release"
 
 
 def test_one_model_without_output_goes_to_stdout_and_matches_all(package: Path, tmp_path: Path) -> None:
@@ -123,7 +166,7 @@ def test_a_check_that_compares_nothing_fails(package: Path, tmp_path: Path) -> N
 def test_bad_requests(package: Path, options: dict[str, object], code: int, message: str) -> None:
     found, out, err = call(**{"source": package, **options})
     assert (found, out) == (code, "")
-    assert err.startswith("error: ")
+    assert err.startswith("overlay gen: ")
     assert message in err
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from rocm_overlay.errors import SourceError, TargetError, WriteError
 from rocm_overlay.patchgen import ModelingCodeGenerator, PatchConfig
 from rocm_overlay.patchgen.config.load import find_file, load
 from rocm_overlay.patchgen.config.patches import ConfigError
-from rocm_overlay.patchgen.errors import OutputError, SourceError, TargetError
 
 from tests.patchgen.config_support import HEAD, STOCK, generate, package, write_config
 
@@ -141,14 +141,14 @@ def test_outputs_that_cannot_be_written_stay_as_they_were(tmp_path: Path, monkey
     (tmp_path / "real/x.py").symlink_to(tmp_path / "elsewhere.py")
     (tmp_path / "file").write_text("mine")
     for target in ("link/y.py", "real/x.py", "file/y.py"):
-        with pytest.raises(OutputError):
+        with pytest.raises(WriteError):
             generator.generate(tmp_path / target)
 
     def refuse(**arguments: object) -> str:
         raise PermissionError(13, "Permission denied", str(arguments["dir"]))
 
     monkeypatch.setattr("tempfile.mkdtemp", refuse)
-    with pytest.raises(OutputError, match="Permission denied"):
+    with pytest.raises(WriteError, match="Permission denied"):
         generator.generate(tmp_path / "real/y.py")
     assert sorted(file.name for file in (tmp_path / "real").iterdir()) == ["x.py"]
     assert not (tmp_path / "elsewhere.py").exists()

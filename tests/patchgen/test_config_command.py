@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from rocm_overlay.cli.app import run
+from rocm_overlay.app import run
 
 from tests.patchgen.config_support import STOCK, package, write_config
 

@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rocm_overlay.errors import Place
 from rocm_overlay.patchgen import ModelingCodeGenerator
 from rocm_overlay.patchgen.config.load import discover, find_file, load
 from rocm_overlay.patchgen.config.patches import CodePatch
-from rocm_overlay.patchgen.errors import Place
 
 from tests.patchgen.config_support import package, write_config
 

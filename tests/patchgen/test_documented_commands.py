@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from rocm_overlay.cli.app import run
+from rocm_overlay.app import run
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = (ROOT / "docs/patchgen.md").read_text(encoding="utf-8")

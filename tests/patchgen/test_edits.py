@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rocm_overlay.errors import EditConflict, InternalError
 from rocm_overlay.patchgen.edits import AppliedEdit, Edit, find_conflict, splice, unsplice
-from rocm_overlay.patchgen.errors import EditConflict, InternalError
 
 TEXTS = st.text(alphabet=st.sampled_from("ab \n\r\tü🚨\ufeff"), max_size=60).map(lambda text: text.encode("utf-8"))
 

@@ -61,7 +61,6 @@ def test_calls_in_one_comprehension_are_one_site() -> None:
         (LOOKUP + "        out = attention_interface(*args)\n", "first argument of the interface is not self"),
         (LOOKUP + "        out = attention_interface(m=self)\n", "first argument of the interface is not self"),
         (LOOKUP + "        for i in q:\n            out = attention_interface(self, i)\n", "outside the loop"),
-        (LOOKUP.split("        attention_interface:")[0] + CALL, "not certainly assigned before the call"),
         (
             LOOKUP.replace("        attention_interface: Callable = eager_attention_forward\n", "") + CALL,
             "not certainly assigned before the call",
@@ -77,15 +76,26 @@ def test_the_second_call_with_one_binding_is_declined() -> None:
     before = LOOKUP + CALL.replace("        return attn_output\n", "") + second
     result = assert_edit(RECIPE, before, LOOKUP + GUARD + CALL.replace("        return attn_output\n", "") + second)
     assert [one.reason for one in result.outcomes[0].declined] == [
-        "attention_interface was already called with the same binding"
+        "the attention function was already called with the same binding"
     ]
 
 
 def test_a_call_inside_a_loop_that_also_looks_it_up_is_routed() -> None:
     loop = "class A(nn.Module):\n    def forward(self, q):\n        for i in q:\n"
-    lookup = "            attention_interface = lookup(i)\n"
+    lookup = "            attention_interface = ALL_ATTENTION_FUNCTIONS[i]\n"
     call = "            out = attention_interface(self, i)\n"
     assert_edit(RECIPE, loop + lookup + call, loop + lookup + indent(GUARD)[1:] + "\n" + call)
+
+
+@pytest.mark.parametrize("name", ["cache", "attn_fn", "q_"])
+def test_what_the_local_is_called_does_not_matter(name: str) -> None:
+    before, after = LOOKUP + CALL, LOOKUP + GUARD + CALL
+    assert_edit(RECIPE, before.replace("attention_interface", name), after.replace("attention_interface", name))
+
+
+def test_a_function_that_is_not_from_the_registry_is_no_candidate() -> None:
+    assert_untouched(RECIPE, LOOKUP.split("        attention_interface:")[0] + CALL)
+    assert_untouched(RECIPE, (LOOKUP + CALL).replace("ALL_ATTENTION_FUNCTIONS", "MINE"))
 
 
 def test_a_function_is_no_candidate() -> None:

@@ -41,7 +41,8 @@ class Attention(nn.Module):
 )
 QWEN_Q = "q = self.q_norm(self.q_proj(x).view(shape)).transpose(1, 2)"
 OLMO_Q = "q = self.q_norm(self.q_proj(x))\n        q = q.view(shape).transpose(1, 2)"
-PLAN = """        _amd_qk = _amd.qk_rope(self{}) if _amd and _amd.on.qk_rope else None
+PLAN = """        _amd_qk = (_amd.qk_rope(self{}, rotate=apply_rotary_pos_emb)
+            if _amd and _amd.on.qk_rope else None)
 """
 ROTATION = """        q, k = (_amd_qk(q, k, {}, cos, sin) if _amd_qk
             else apply_rotary_pos_emb(q, k, cos, sin))
@@ -77,6 +78,24 @@ def test_no_norms_but_a_cache() -> None:
     assert_edit(RECIPE, llama, after(llama, CACHE, norms=False))
     newer = llama.replace(", cache_position=None", "").replace(', "cache_position": cache_position', "")
     assert_edit(RECIPE, newer, after(newer, ", past_key_values", norms=False))
+
+
+@pytest.mark.parametrize(
+    ("cache", "position"), [("cache", "where"), ("layer_past", "position_ids"), ("past_key_value", "cache_position")]
+)
+def test_the_cache_is_what_is_updated_whatever_its_name(cache: str, position: str) -> None:
+    def named(text: str) -> str:
+        text = text.replace("past_key_values", cache)
+        return text.replace("cache_position", position).replace(f'"{position}"', '"cache_position"')
+
+    assert_edit(RECIPE, named(QWEN), named(after(QWEN, f"{CACHE}, norms=True", norms=True)))
+
+
+def test_positions_that_the_cache_is_not_told_are_not_passed() -> None:
+    before = QWEN.replace(', "cache_position": cache_position', "")
+    assert_edit(RECIPE, before, after(before, ", past_key_values, norms=True", norms=True))
+    plain = QWEN.replace("self.layer_idx, extra", "self.layer_idx, **extra")
+    assert_edit(RECIPE, plain, after(plain, f"{CACHE}, norms=True", norms=True))
 
 
 def test_norms_but_no_cache() -> None:
@@ -138,7 +157,6 @@ def test_a_rotation_under_a_condition_leaves_the_norms_to_stock() -> None:
         ("b = x[..., x.shape[-1] // 2 :]", "b = x[..., 1::2]", "does not rotate the first half"),
         ("(q * cos) +", "(q * cos) -", "not the rotate-half form"),
         ("        shape = (*x.shape[:-1], -1, 8)\n", "", "begins with a projection"),
-        ("tables, past", "_amd_qk, past", "already uses the name _amd_qk"),
     ],
 )
 def test_declined_with_a_reason(old: str, new: str, reason: str) -> None:

@@ -1,6 +1,8 @@
-"""The qkv recipe: the calls move up to the first of them, so nothing on the way may matter."""
+"""The qkv recipe: on, the calls move up to the first of them, so nothing on the way may matter; off, nothing moves."""
 
 from __future__ import annotations
+
+import re
 
 import pytest
 from rocm_overlay.overlays.recipes.qkv import RECIPE, SPELLINGS
@@ -14,8 +16,7 @@ class A(nn.Module):
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
 """
 INSERTED = """\
-        query_states, key_states, value_states = (_amd.qkv_proj(self, hidden_states) if _amd and _amd.on.qkv
-            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)))
+        _amd_qkv = list(_amd.qkv_proj(self, {})) if _amd and _amd.on.qkv else None
 """
 LLAMA = [
     "query_states = self.q_proj(hidden_states).view(shape).transpose(1, 2)",
@@ -45,14 +46,17 @@ def method(lines: list[str]) -> str:
     return METHOD + "".join(f"        {line}\n" for line in lines) + "        return query_states\n"
 
 
-def edited(lines: list[str], inserted: str = INSERTED) -> str:
-    after = [
-        line.replace("self.q_proj(hidden_states)", "query_states")
-        .replace("self.k_proj(hidden_states)", "key_states")
-        .replace("self.v_proj(hidden_states)", "value_states")
-        for line in lines
-    ]
-    return METHOD + inserted + "".join(f"        {line}\n" for line in after) + "        return query_states\n"
+def taken(line: str) -> str:
+    """A statement that takes its projection from the list where there is one, in two lines where one would be too
+    long.
+    """
+    result = re.sub(r"self\.([qkv]_proj)\((\w+)\)", r"(_amd_qkv.pop(0) if _amd_qkv else self.\1(\2))", line)
+    return result if len(result) + 8 <= 119 else result.replace(" else", "\n            else")
+
+
+def edited(lines: list[str], asked: str = "hidden_states") -> str:
+    after = "".join(f"        {taken(line)}\n" for line in lines)
+    return METHOD + INSERTED.format(asked) + after + "        return query_states\n"
 
 
 @pytest.mark.parametrize("lines", [LLAMA, QWEN3, OLMO2, GATED], ids=["llama", "qwen3", "olmo2", "qwen3_next"])
@@ -60,9 +64,16 @@ def test_the_spellings(lines: list[str]) -> None:
     assert_edit(RECIPE, method(lines), edited(lines))
 
 
-def test_the_assigned_names_are_used_in_the_order_q_k_v() -> None:
-    before = method([LLAMA[2], LLAMA[0], LLAMA[1]])
-    assert_edit(RECIPE, before, edited([LLAMA[2], LLAMA[0], LLAMA[1]]))
+def test_the_projections_are_asked_for_in_the_order_in_which_stock_calls_them() -> None:
+    lines = [LLAMA[2], LLAMA[0], LLAMA[1]]
+    asked = 'hidden_states, ("v_proj", "q_proj", "k_proj")'
+    one_line = INSERTED.format(asked)
+    broken = f"""\
+        _amd_qkv = (list(_amd.qkv_proj(self, {asked}))
+            if _amd and _amd.on.qkv else None)
+"""
+    assert len(one_line) > 119
+    assert_edit(RECIPE, method(lines), edited(lines, asked).replace(one_line, broken))
 
 
 def test_other_names_and_an_unrelated_statement_between() -> None:
@@ -73,50 +84,38 @@ def test_other_names_and_an_unrelated_statement_between() -> None:
         "keys = self.k_proj(x)",
         "values = self.v_proj(x)",
     ]
-    inserted = """        queries, keys, values = (_amd.qkv_proj(self, x) if _amd and _amd.on.qkv
-            else (self.q_proj(x), self.k_proj(x), self.v_proj(x)))
-"""
-    after = [
-        line.replace("self.q_proj(x)", "queries").replace("self.k_proj(x)", "keys").replace("self.v_proj(x)", "values")
-        for line in lines
-    ]
     head = "class A(nn.Module):\n    def forward(self, x):\n"
-    body = [head + "".join(f"        {line}\n" for line in lines), ""]
-    assert_edit(RECIPE, body[0], head + inserted + "".join(f"        {line}\n" for line in after))
+    before = head + "".join(f"        {line}\n" for line in lines)
+    after = head + INSERTED.format("x") + "".join(f"        {taken(line)}\n" for line in lines)
+    assert_edit(RECIPE, before, after)
 
 
-def test_a_long_tuple_is_broken_into_lines() -> None:
+def test_a_line_that_grows_too_long_is_broken() -> None:
     name = "a_rather_long_name_for_hidden_states"
     before = f"""
 class A(nn.Module):
     def forward(self, {name}):
         q = self.q_proj({name})
-        k = self.k_proj({name})
+        k = self.k_proj({name}).view(*a_long_shape_of_heads).transpose(1, 2)
         v = self.v_proj({name})
 """
     after = f"""
 class A(nn.Module):
     def forward(self, {name}):
-        q, k, v = (
-            _amd.qkv_proj(self, {name})
-            if _amd and _amd.on.qkv
-            else (
-                self.q_proj({name}),
-                self.k_proj({name}),
-                self.v_proj({name}),
-            )
-        )
-        q = q
-        k = k
-        v = v
+        _amd_qkv = list(_amd.qkv_proj(self, {name})) if _amd and _amd.on.qkv else None
+        q = (_amd_qkv.pop(0) if _amd_qkv else self.q_proj({name}))
+        k = (_amd_qkv.pop(0) if _amd_qkv
+            else self.k_proj({name})).view(*a_long_shape_of_heads).transpose(1, 2)
+        v = (_amd_qkv.pop(0) if _amd_qkv else self.v_proj({name}))
 """
     assert_edit(RECIPE, before, after)
 
 
 def test_each_branch_is_a_site_of_its_own() -> None:
     lines = ["if self.fast:", *(f"    {line}" for line in LLAMA), "else:", *(f"    {line}" for line in OLMO2)]
-    indented = "".join(f"    {line}\n" for line in INSERTED.splitlines())
-    after = edited(lines, "")
+    inserted = INSERTED.format("hidden_states")
+    indented = "".join(f"    {line}\n" for line in inserted.splitlines())
+    after = edited(lines).replace(inserted, "", 1)
     for branch in ("if self.fast:\n", "else:\n"):
         after = after.replace(branch, branch + indented)
     result = assert_edit(RECIPE, method(lines), after)
@@ -189,9 +188,18 @@ def test_other_names_are_passed(spelling: tuple[str, ...]) -> None:
     result = generate(source(method(lines)), "x.py", one(RECIPE))
     text = body(result).decode()
     names = ", ".join(f'"{name}"' for name in spelling)
-    assert f"            _amd.qkv_proj(self, hidden_states, ({names}))\n" in text
-    assert f"else (self.{spelling[0]}(hidden_states), " in text
-    assert all(f"        {target} = {target}\n" in text for target in targets)
+    assert f"_amd_qkv = list(_amd.qkv_proj(self, hidden_states, ({names}))) if _amd" in "".join(
+        text.replace("(list", "list").replace("\n            if", " if").splitlines()
+    )
+    for target, name in zip(targets, spelling, strict=True):
+        assert f"        {target} = (_amd_qkv.pop(0) if _amd_qkv else self.{name}(hidden_states))\n" in text
+
+
+def test_two_threes_that_are_interleaved_are_left_alone() -> None:
+    """Each would take from the list of the other."""
+    pairs = zip(SPELLINGS[0], SPELLINGS[1], strict=True)
+    text = [f"t{name} = self.{name}(hidden_states)" for pair in pairs for name in pair]
+    assert_untouched(RECIPE, method(text), "is a projection of another three")
 
 
 def test_two_spellings_in_one_suite_are_two_sites() -> None:

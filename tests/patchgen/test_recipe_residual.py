@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from rocm_overlay.errors import SourceError
 from rocm_overlay.overlays.recipes.residual import RECIPE
 
 from tests.patchgen.support import assert_edit, assert_untouched
@@ -160,7 +161,8 @@ def test_no_norm_directly_behind_the_add(old: str, new: str) -> None:
 
 
 def test_a_file_with_a_name_of_ours() -> None:
-    assert_untouched(RECIPE, LAYER.replace("mask=None", "_amd_sum=None"), "the file already uses the name _amd_sum")
+    with pytest.raises(SourceError, match="already uses a name of ours"):
+        assert_untouched(RECIPE, LAYER.replace("mask=None", "_amd_sum=None"))
 
 
 def test_a_function_outside_a_class_is_no_candidate() -> None:

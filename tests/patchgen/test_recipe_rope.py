@@ -48,13 +48,54 @@ def apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=1):
 """
 )
 FIRST = "    cos = cos.unsqueeze(unsqueeze_dim)\n"
-GUARD = "    if _amd and _amd.on.rope:\n        return _amd.apply_rope(q, k, cos, sin, unsqueeze_dim)\n"
+ASKED = "if _amd and _amd.on.rope and _amd.takes_rope(rotate_half, {}, unsqueeze_dim):"
+# The same where one line would be too long.
+BROKEN = ASKED.replace("(rotate_half, {}, unsqueeze_dim):", "(\n        rotate_half, {}, unsqueeze_dim\n    ):")
+GUARD = f"    {ASKED.format('q, k, cos, sin')}\n        return _amd.apply_rope(q, k, cos, sin, unsqueeze_dim)\n"
 DECLINED = "the body is none of the rotate-half forms"
 
 
 @pytest.mark.parametrize("before", [FULL, PARTIAL])
 def test_both_forms(before: str) -> None:
     assert_edit(RECIPE, before, before.replace(FIRST, GUARD + FIRST))
+
+
+HALVES = """
+def _turned(x, cos, sin):
+    first_half, second_half = torch.chunk(x, 2, dim=-1)
+    first_ = first_half * cos - second_half * sin
+    second_ = second_half * cos + first_half * sin
+    return torch.cat((first_, second_), dim=-1)
+
+
+def apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=1):
+    cos = cos.unsqueeze(unsqueeze_dim)
+    sin = sin.unsqueeze(unsqueeze_dim)
+    q_embed = _turned(q, cos, sin)
+    k_embed = _turned(k, cos, sin)
+    return q_embed, k_embed
+"""
+HALVES_GUARD = """    if _amd and _amd.on.rope and _amd.takes_rope(_turned, q, k, cos, sin, unsqueeze_dim, halves=True):
+        return _amd.apply_rope(q, k, cos, sin, unsqueeze_dim, halves=True)
+"""
+
+
+def test_tables_of_halves() -> None:
+    assert_edit(RECIPE, HALVES, HALVES.replace(FIRST, HALVES_GUARD + FIRST))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("second_half * cos + first_half * sin", "second_half * cos - first_half * sin"),
+        ("torch.chunk(x, 2, dim=-1)", "x[..., ::2], x[..., 1::2]"),
+        ("torch.cat((first_, second_), dim=-1)", "torch.stack((first_, second_), dim=-1).flatten(-2)"),
+        ("def _turned(x, cos, sin)", "def _turned(x, sin, cos)"),
+    ],
+)
+def test_halves_that_are_turned_otherwise_are_declined(old: str, new: str) -> None:
+    assert old in HALVES
+    assert_untouched(RECIPE, HALVES.replace(old, new), "_turned does not rotate the first half against the second")
 
 
 HEAD = ROTATE + "\n\ndef apply_rotary_pos_emb(q, k, cos, sin, position_ids=None, unsqueeze_dim=1):\n"
@@ -106,16 +147,16 @@ MODERNBERT = (
 
 
 @pytest.mark.parametrize(
-    ("before", "arguments"),
+    ("before", "arguments", "asked"),
     [
-        (GPT_NEOX, "q, k, cos, sin"),
-        (NEMOTRON, "q, k, cos, sin"),
-        (PHIMOE, "q, k, cos[position_ids], sin[position_ids]"),
+        (GPT_NEOX, "q, k, cos, sin", ASKED),
+        (NEMOTRON, "q, k, cos, sin", ASKED),
+        (PHIMOE, "q, k, cos[position_ids], sin[position_ids]", BROKEN),
     ],
     ids=["gpt_neox", "nemotron", "phimoe"],
 )
-def test_other_spellings(before: str, arguments: str) -> None:
-    guard = f"    if _amd and _amd.on.rope:\n        return _amd.apply_rope({arguments}, unsqueeze_dim)\n"
+def test_other_spellings(before: str, arguments: str, asked: str) -> None:
+    guard = f"    {asked.format(arguments)}\n        return _amd.apply_rope({arguments}, unsqueeze_dim)\n"
     assert_edit(RECIPE, before, before.replace(HEAD, HEAD + guard))
 
 
@@ -128,7 +169,7 @@ def test_other_spellings(before: str, arguments: str) -> None:
     ids=["olmo", "modernbert"],
 )
 def test_forms_that_cast_the_result(before: str, arguments: str, casts: tuple[str, str]) -> None:
-    guard = f"""    if _amd and _amd.on.rope:
+    guard = f"""    {ASKED.format(arguments)}
         q_embed, k_embed = _amd.apply_rope({arguments}, unsqueeze_dim)
         return q_embed.to({casts[0]}), k_embed.to({casts[1]})
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import libcst as cst
 import pytest
-from rocm_overlay.patchgen.errors import SourceError
+from rocm_overlay.errors import SourceError
 from rocm_overlay.patchgen.source import Source, blocks
 
 TEXT = '''"""Modul mit Ü und 🚨."""

@@ -27,8 +27,8 @@ ON: dict[str, Any] = {
     "use_fused_projections": 1, "use_optimized_ops": 1, "use_aiter_attention": 1, "use_aiter_gemm": 1,
     "tiers": "torch,eager",
 }  # fmt: skip
-# "packed": everything on, and the projections are packed before the model is spread.
-TOGGLES: dict[str, dict[str, Any]] = {"off": {}, "on": ON, "packed": ON}
+# "packed": everything on, and the projections are packed before the model is spread. "kernelized": stock's classes.
+TOGGLES: dict[str, dict[str, Any]] = {"off": {}, "on": ON, "packed": ON, "kernelized": ON}
 PLANTED = "TESTS_RANKS_PLANT_A_FAULT"
 
 
@@ -40,13 +40,17 @@ def compare(scenario_name: str, architecture: str, folder: Path) -> dict[str, An
     references = {name: run(scenario.spread(scenario.load(stock_class, saved))) for name, run in scenario.cases.items()}
     found: dict[str, Any] = {"alone": list(_against_one_process(stock_class, saved, references))}
     for title, toggles in TOGGLES.items():
+        if title == "kernelized" and "training" not in scenario.cases:
+            continue
         amd_ops.reset_counters()
         outputs = {}
         with amd_ops.override(**toggles):
             for name, run in scenario.cases.items():
-                model = scenario.load(overlay_class, saved)
+                model = scenario.load(stock_class if title == "kernelized" else overlay_class, saved)
                 if title == "packed":
                     amd_ops.prepare(model)
+                if title == "kernelized":
+                    amd_ops.kernelize_model(model)
                 outputs[name] = run(scenario.spread(model))
             ops = amd_ops.report().as_dict()["ops"]
         deviating = [item for name in outputs for item in _deviating(name, references[name], outputs[name], title)]

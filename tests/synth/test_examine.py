@@ -1,4 +1,4 @@
-"""Text before it is run: extraction, policy, structure, duplicates, KernelBench."""
+"""Text before it is run: extraction, policy, structure, duplicates."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from .support import program
 def test_the_longest_block_is_the_program() -> None:
     assert extract("Sure!\n```python\nx = 1\n```\nand\n```\nimport torch\ny = 2\n```") == "import torch\ny = 2\n"
     assert extract("x = 1") == "x = 1\n"
+    assert extract("```bash\npip install torch\n```\n```python\nimport torch\nx = 1\n```") == "import torch\nx = 1\n"
+    with pytest.raises(Rejected, match="cut off"):
+        extract("Sure:\n```python\nimport torch\nclass A")
     with pytest.raises(Rejected, match="no code"):
         extract("```python\n\n```")
 
@@ -56,8 +59,6 @@ def test_ordinary_programs_keep_the_policy() -> None:
         (program().replace("get_inputs", "inputs"), "structure"),
         (program().replace("SynthModel_", "Other"), "structure"),
         (program().replace("forward", "backward"), "structure"),
-        (program("x = self.proj(x)\nx = torch.relu(x)\nreturn x.mean(dim=-1)"), "quality"),
-        (program("x = torch.relu(self.proj(x))\nreturn x * 2.0"), "quality"),
     ],
 )
 def test_what_is_rejected(source: str, category: str) -> None:
@@ -66,26 +67,12 @@ def test_what_is_rejected(source: str, category: str) -> None:
     assert caught.value.category == category
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        "return x + torch.relu(self.proj(x))",
-        "y = self.proj(x)\nreturn F.silu(y) * y",
-        "return torch.cumsum(self.proj(x), dim=1)",
-        "return self.proj(self.proj(x)).tanh()",
-    ],
-)
-def test_residuals_gates_and_rarer_operators_are_not_level_2(body: str) -> None:
-    assert examine(program(body)).name == "SynthModel_Small"
-
-
 def test_renaming_does_not_make_a_new_program() -> None:
     first = examine(program("h = self.proj(x)\nreturn F.silu(h) * h"))
     other = program("value = self.layer(x)\nreturn F.silu(value) * value", "self.layer = nn.Linear(8, 8)", "Other")
-    other = other.replace("        return F", "        # not the same text\n        return F").replace(
-        "torch.randn", "torch.rand"
-    )
-    renamed = examine(other)
-    assert first.signature == renamed.signature
-    assert examine(other.replace("torch.rand(", "torch.randn(")).shape == first.shape
-    assert examine(program("h = self.proj(x)\nreturn F.gelu(h) * h")).signature != first.signature
+    other = other.replace("        return F", "        # not the same text\n        return F")
+    assert examine(other).shape == first.shape
+    assert examine(program("h = self.proj(x)\nreturn F.gelu(h) * h")).shape != first.shape
+    renamed = first.renamed("SynthModel_Linear_silu_mul")
+    assert examine(renamed.source, renamed.name).shape == first.shape
+    assert "Small" not in renamed.source

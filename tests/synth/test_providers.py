@@ -3,86 +3,28 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rocm_overlay.install.transaction.errors import TargetError
+from rocm_overlay.errors import TargetError, UsageError
 from rocm_overlay.synth import providers, settings
-from rocm_overlay.synth.providers.base import Pace, ProviderError, Retry, Transient, retry_after
+from rocm_overlay.synth.providers.base import Feedback, Pace, ProviderError, Retry, Transient, retry_after
 from rocm_overlay.synth.sampler import catalogue
-from rocm_overlay.synth.sampler.plan import Counts, sample
+from rocm_overlay.synth.sampler.compose import compose
+from rocm_overlay.synth.sampler.plan import Counts, Plan, sample
 
-from .support import program, synth
+from .support import Script, chat, journal, program, serve, synth
 
-PLAN = sample(catalogue.load(), Counts((1, 1), (1, 1), (2, 2)), 5)
+LISTS = catalogue.load()
+PLAN = sample(LISTS, Counts((1, 1), (1, 1), (2, 2)), 5)
 KEY = "sk-never-shown"
-
-
-class Script(ThreadingHTTPServer):
-    """Answers one step per request: a status and a body, or a number of seconds to wait. The last step stays."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.steps: list[Any] = []
-        self.seen: list[dict[str, Any]] = []
-        self.keys: list[str] = []
-        self.lock = threading.Lock()
-        self.released = threading.Event()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        server = self.server
-        assert isinstance(server, Script)
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        with server.lock:
-            server.seen.append({"path": self.path, **body})
-            server.keys.append(self.headers.get("authorization", "") + self.headers.get("x-goog-api-key", ""))
-            step = server.steps.pop(0) if len(server.steps) > 1 else server.steps[0]
-        if step == "slow":
-            server.released.wait(10)
-            return
-        status, answer, *headers = step
-        if callable(answer):
-            answer = answer(len(server.seen))
-        data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-        self.send_response(status)
-        for name, value in headers:
-            self.send_header(name, value)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *arguments: object) -> None:
-        pass
 
 
 @pytest.fixture
 def server() -> Iterator[Script]:
-    made = Script()
-    thread = threading.Thread(target=made.serve_forever, daemon=True)
-    thread.start()
-    yield made
-    made.released.set()
-    made.shutdown()
-    made.server_close()
-
-
-def chat(text: str | None) -> dict[str, Any]:
-    message = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
-    usage = {"prompt_tokens": 100, "completion_tokens": 50, "total_tokens": 150}
-    return {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [message], "usage": usage}
+    yield from serve()
 
 
 def candidate(text: str) -> dict[str, Any]:
@@ -99,7 +41,7 @@ def make(server: Script, monkeypatch: pytest.MonkeyPatch, name: str = "openai", 
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("GEMINI_API_KEY", KEY)
     url = server.url if name == "gemini" else f"{server.url}/v1"
-    made = providers.make(settings.make(model_name=name, llm_model="m", base_url=url, **more))
+    made = providers.make(settings.make(model_name=name, **{"llm_model": "m", "base_url": url, **more}), LISTS)
     naps: list[float] = []
     made._retry.sleep = naps.append  # type: ignore[attr-defined]
     return made, naps
@@ -127,8 +69,7 @@ def test_429_and_500_are_tried_again(server: Script, monkeypatch: pytest.MonkeyP
     reply = provider.generate(PLAN)
     assert (reply.requests, len(naps)) == (3, 2)
     assert (reply.input_tokens, reply.output_tokens) == (100, 50)
-    if name == "openai":
-        assert naps[0] == 7.0
+    assert naps[0] == 7.0
     assert 0.5 <= naps[1] <= 1.0
     assert server.keys[0].removeprefix("Bearer ") == KEY
 
@@ -179,6 +120,61 @@ def test_no_server_at_all(monkeypatch: pytest.MonkeyPatch, server: Script) -> No
     assert len(naps) == 5
 
 
+@pytest.mark.parametrize(("name", "path"), [("openai", "/v1/chat/completions"), ("gemini", "/v1")])
+def test_no_model_needs_to_be_named(server: Script, monkeypatch: pytest.MonkeyPatch, name: str, path: str) -> None:
+    for variable in ("OPENAI_MODEL", "GEMINI_MODEL"):
+        monkeypatch.delenv(variable, raising=False)
+    server.steps = [(200, candidate("x = 1")) if name == "gemini" else GOOD]
+    provider, _ = make(server, monkeypatch, name, llm_model="")
+    provider.generate(PLAN)
+    default = settings.DEFAULT_MODELS[name]
+    assert server.seen[0]["path"].startswith(path)
+    assert default.name in (server.seen[0].get("model") or server.seen[0]["path"])
+    assert len(default.since.split("-")) == 3
+
+
+def test_a_local_server_says_its_model(server: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_MODEL", raising=False)
+    server.steps = [GOOD]
+    provider, _ = make(server, monkeypatch, "local", llm_model="")
+    provider.generate(PLAN)
+    assert server.seen[0]["model"] == "served"
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(TargetError, match="names no model"):
+        make(server, monkeypatch, "local", llm_model="")
+
+
+@pytest.mark.parametrize("name", ["openai", "gemini"])
+def test_a_rejected_answer_is_part_of_the_next_request(
+    server: Script, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    server.steps = [(200, candidate("x = 1")) if name == "gemini" else GOOD]
+    provider, _ = make(server, monkeypatch, name)
+    provider.generate(PLAN, Feedback("my answer", "missing operators", "no F.silu", ("F.silu",)))
+    sent = json.dumps(server.seen[0])
+    assert sent.index("my answer") < sent.index("Your answer was rejected (missing operators): no F.silu")
+    assert "must be called in forward, and were not: F.silu" in sent
+
+
+def test_a_plugin_is_a_provider_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine-1.dist-info").mkdir()
+    (tmp_path / "mine-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1\n")
+    points = "[rocm_overlay.synth_providers]\nmine = mine_provider:make\nbroken = mine_provider:gone\n"
+    (tmp_path / "mine-1.dist-info" / "entry_points.txt").write_text(points)
+    (tmp_path / "mine_provider.py").write_text(
+        "from rocm_overlay.synth.providers import Reply\n\n\nclass Mine:\n"
+        "    def generate(self, plan, feedback=None):\n        return Reply(plan.label)\n\n\n"
+        "def make(settings):\n    return Mine()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert settings.provider_names()[-2:] == ["broken", "mine"]
+    made = providers.make(settings.make(model_name="mine"), LISTS)
+    assert made.generate(PLAN).text == PLAN.label
+    with pytest.raises(UsageError, match=r"provider broken \(mine_provider:gone\) cannot be loaded"):
+        providers.make(settings.make(model_name="broken"), LISTS)
+
+
 def test_the_pace_is_kept() -> None:
     now, naps = [0.0], []
 
@@ -205,22 +201,39 @@ def test_pauses_grow_and_are_bounded() -> None:
 
 
 def test_a_run_against_a_server(server: Script, tmp_path: Path) -> None:
-    """Good programs are kept, prose and hostile ones are rejected by category, the key is nowhere."""
-    bodies = [f"y = self.proj(x)\nreturn x + torch.{name}(y)" for name in ("sin", "cos", "tanh", "erf", "atan", "exp")]
-    texts = [f"Here:\n```python\n{program(body, name=f'P{i}')}```" for i, body in enumerate(bodies)]
-    texts += ["I cannot.", f"```python\nimport os\n{program(name='Evil')}```", texts[0]]
-    server.steps = [(429, ERROR, ("retry-after", "0")), (200, lambda count: chat(texts[count % len(texts)]))]
-    arguments = ("num_total_samples=6", "num_worker=2", "compile_backend=none", "max_retries=9", "llm_model=m")
+    """A model that mostly does what it is asked for: its programs are kept, the rest is rejected by category."""
+    wrong = ["I cannot.", f"```python\nimport os\n{program(name='Evil')}```", f"```python\n{program(name='Other')}```"]
+
+    def answer(count: int) -> dict[str, Any]:
+        asked = server.seen[count - 1]["messages"]
+        return chat(wrong[count % 3] if len(asked) == 2 and count % 2 else written(asked[1]["content"], count))
+
+    server.steps = [(429, ERROR, ("retry-after", "0")), (200, answer)]
+    arguments = ("num_total_samples=6", "num_worker=1", "compile_backend=none", "max_retries=3", "llm_model=m")
     done = synth(
         "parallel", "model_name=local", f"base_url={server.url}/v1", *arguments, f"output_dir={tmp_path}", "--json",
         "price_in=1000000", cwd=tmp_path, OPENAI_API_KEY=KEY,
     )  # fmt: skip
     assert done.code == 0, done.err
     stats = done.json()["stats"]
-    assert stats["valid"] == len(list(tmp_path.glob("SynthModel_P*.py"))) == 6
+    assert stats["valid"] == len(list(tmp_path.glob("SynthModel_*.py"))) == 6
     assert stats["requests"] == len(server.seen)
     assert stats["tokens"]["input"] == 100 * (len(server.seen) - 1)
     assert stats["cost"] == pytest.approx(stats["tokens"]["input"])
-    assert set(stats["categories"]) <= {"duplicate", "policy", "structure", "syntax"}
-    written = "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
-    assert KEY not in done.out + done.err + written
+    assert set(stats["categories"]) == {"missing operators", "policy", "syntax"}
+    assert sum(stats["missing"].values()) > 0
+    assert sum(tried - passed for passed, tried in stats["operators"].values()) > 0
+    for record in journal(tmp_path):
+        assert set(record["attempts"][-1]["requested"]) <= set(record["operators"])
+    kept = "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
+    assert KEY not in done.out + done.err + kept
+
+
+def written(prompt: str, seed: int) -> str:
+    """Do what a prompt asks for: the program of the sampler for the operators that it names."""
+    lists: dict[str, tuple[catalogue.Operator, ...]] = {}
+    for kind in ("core", "compound", "supporting"):
+        line = next((one for one in prompt.splitlines() if one.startswith(f"- {kind}")), ": ")
+        known = {one.name: one for one in LISTS.operators[kind]}
+        lists[kind] = tuple(known[name] for name in line.partition(": ")[2].split(", ") if name)
+    return f"Here:\n```python\n{compose(Plan(seed, **lists), LISTS).source}```"

@@ -25,7 +25,7 @@ if "amd" not in pytest.importorskip("triton.backends").backends:
 if triton.knobs.runtime.interpret:
     pytest.skip("this process interprets kernels", allow_module_level=True)
 
-from amd_ops.backends.triton import gate, norm, rope  # noqa: E402
+from amd_ops.backends.triton import experts, gate, norm, rope  # noqa: E402
 
 from .compiling import Recorder, compiled, number  # noqa: E402
 
@@ -38,6 +38,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> list[Recorder]:
     made = []
     for module, name in (
         (norm, "rms_norm"), (norm, "rms_norm_backward"), (gate, "gate"), (gate, "gate_backward"), (rope, "rope"),
+        (experts, "softmax_top_k"), (experts, "gate_up"), (experts, "down"),
     ):  # fmt: skip
         recorder = Recorder(getattr(module.kernels, name))
         monkeypatch.setattr(module.kernels, name, recorder)
@@ -111,3 +112,41 @@ def test_a_launch_compiles_without_spills_and_with_wide_loads(recorded: list[Rec
     assert set(stores) <= WIDE, f"narrow stores: {sorted(set(stores) - WIDE)}"
     if "rope" not in name:  # a row of a table or of a head's weight is too short for 16 bytes a thread
         assert len(wide) == len(loads), f"narrow loads: {sorted(set(loads) - set(wide))}"
+
+
+def of_experts(target: Target) -> dict[str, Callable[[], object]]:
+    """The launches of one token through 8 experts of 128, and through clamped ones whose columns are dense."""
+    x, shares, ids = rand(1, 2048), torch.empty(1, 8), torch.empty(1, 8, dtype=torch.int32)
+    plain = (x, rand(128, 1536, 2048), rand(128, 2048, 768), shares, ids, "silu")
+    clamped = (x, rand(128, 2048, 1536), rand(128, 1536), rand(128, 768, 2048), rand(128, 2048), shares, ids, 1.7, 7.0)
+    found: dict[str, Callable[[], object]] = {
+        "top_k": lambda: experts.launch_top_k(rand(1, 128), 8, True, torch.bfloat16, target.wave)
+    }
+    for op, args in (("moe", plain), ("clamped_moe", clamped)):
+        made = experts.Experts(op, lambda *rest: None, target)
+        for index, kernel in enumerate(("gate_up", "down")):
+
+            def start(made: Any = made, args: Any = args, index: int = index, kernel: str = kernel) -> object:
+                hidden, w1, b1, w2, b2, weights, ids, *_ = made.split(args)
+                middle, out = rand(8, 768), rand(1, 2048)
+                first = (hidden, w1, w1 if b1 is None else b1, ids, middle)
+                second = (middle, w2, w2 if b2 is None else b2, weights, ids, out)
+                launch = made.plainly(getattr(experts.kernels, kernel), *made.settings(args)[index])
+                return launch(*(second if index else first))
+
+            found[f"{op} {kernel}"] = start
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(of_experts(Target("cuda", "gfx942", 64, 304))))
+@pytest.mark.parametrize("arch", sorted(CHIPS))
+def test_the_kernels_of_experts_compile_without_spills(recorded: list[Recorder], name: str, arch: str) -> None:
+    target = Target("cuda", arch, wave_of(arch), CHIPS[arch])
+    of_experts(target)[name]()
+    (recorder,) = [r for r in recorded if r.launches]
+    args, options = recorder.launches[0]
+    text = compiled(recorder.kernel, args, options, arch, ("num_warps",)).asm["amdgcn"]
+    assert number(text, "vgpr_spill_count") == number(text, "sgpr_spill_count") == 0
+    assert number(text, "private_segment_fixed_size") == 0, "the kernel uses scratch memory"
+    loads = re.findall(r"\b(?:global|buffer|flat)_load_(\w+)", text)
+    assert name == "top_k" or WIDE & set(loads), f"no loads of 16 bytes among {sorted(set(loads))}"

@@ -96,7 +96,7 @@ def test_a_damaged_file_is_ignored_and_counted(cache: Path, text: str) -> None:
 
 
 def test_a_folder_that_cannot_be_written_is_counted(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (cache / "amd-ops").write_text("a file where the folder should be")
+    (cache / "amd-overlay").write_text("a file where the folder should be")
     runs = clocked(monkeypatch, GUESS)
     table = tuning.Table("a", CHIP)
     table.tune(KEY, GUESS, runs.append)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 from collections.abc import Mapping
@@ -11,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer.main
-from rocm_overlay.tune.cli import app
+from rocm_overlay.app import run
 
 ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = [
@@ -101,12 +99,6 @@ class Answer:
         return json.loads(self.out)
 
 
-@functools.cache
-def _command() -> Any:
-    # app(...) builds the whole command tree on every call, which takes longer than most commands.
-    return typer.main.get_command(app)
-
-
 class Cli:
     """Calls `overlay tune` in this process, as a shell would see it."""
 
@@ -115,13 +107,8 @@ class Cli:
 
     def __call__(self, *arguments: object) -> Answer:
         self.capsys.readouterr()
-        try:
-            _command().main([str(argument) for argument in arguments], prog_name="overlay tune")
-            code: object = 0
-        except SystemExit as end:
-            code = end.code
+        code = run(["tune", *(str(argument) for argument in arguments)])
         captured = self.capsys.readouterr()
-        assert isinstance(code, int)
         return Answer(code, captured.out, captured.err)
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rocm_overlay.errors import OverlayError
 from rocm_overlay.tune import files, table
-from rocm_overlay.tune.errors import TuneError
 from rocm_overlay.tune.shapes import read_untuned
 from rocm_overlay.tune.table import read_table
 
@@ -192,7 +192,7 @@ def test_huge_files_and_endless_tables_are_refused_before_they_are_read(
     assert "more than 268435456" in answer.err
     monkeypatch.setattr(table, "MAX_ROWS", 3)
     long = write_table(tmp_path / "long.csv", *(cells(M=m) for m in range(1, 6)))
-    with pytest.raises(TuneError, match=r"long.csv:5: has more than 3 rows"):
+    with pytest.raises(OverlayError, match=r"long.csv:5: has more than 3 rows"):
         read_table(long)
 
 
@@ -207,7 +207,7 @@ def test_many_broken_lines_are_counted_not_repeated(tmp_path: Path) -> None:
 def test_untuned_files_are_read_as_strictly(tmp_path: Path, name: str) -> None:
     bad = tmp_path / "untuned.csv"
     bad.write_bytes(REFUSED[name][0])
-    with pytest.raises(TuneError, match=r"untuned\.csv"):
+    with pytest.raises(OverlayError, match=r"untuned\.csv"):
         read_untuned(bad)
 
 
@@ -215,7 +215,7 @@ def test_broken_untuned_lines(tmp_path: Path) -> None:
     path = tmp_path / "u.csv"
     good = "1,2,3,False,torch.bfloat16,torch.bfloat16,False"
     path.write_text(f"M,N,K,bias,dtype,outdtype,scaleAB\n{good}\n{good}\n,,,,,,\n1,2\n")
-    with pytest.raises(TuneError) as caught:
+    with pytest.raises(OverlayError) as caught:
         read_untuned(path)
     assert [finding.line for finding in caught.value.findings] == [4, 5]
     path.write_text(f"M,N,K,bias,dtype,outdtype,scaleAB\n{good}\n{good}\n")
@@ -235,7 +235,7 @@ def test_outputs_that_cannot_be_written(tmp_path: Path, tune: Cli) -> None:
     assert tune("merge", good, "--gpu", "gfx942:304").code == 2
 
 
-@pytest.mark.parametrize("gpu", ["gfx942", "304", "gfx942:0", "gfx942:x", "mi300", "gfx942:304:1", ""])
+@pytest.mark.parametrize("gpu", ["gfx1201", "304", "gfx942:0", "gfx942:x", "mi300", "gfx942:304:1", ""])
 def test_gpus_that_are_none(tmp_path: Path, tune: Cli, gpu: str) -> None:
     good = write_table(tmp_path / "good.csv", cells())
     answer = tune("merge", good, "-o", tmp_path / "out.csv", "--gpu", gpu)

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from rocm_overlay.errors import OverlayError
 from rocm_overlay.tune import detect, inputs
 from rocm_overlay.tune.device import Device
-from rocm_overlay.tune.errors import TuneError
 
 from .conftest import make_aiter
 from .support import Cli, cells, child_environment, write_table
@@ -64,7 +64,7 @@ def test_the_gpus_of_the_kernel_driver(tmp_path: Path) -> None:
         (gpus(tmp_path / "c", MI300, MI250), "gfx90a:104, gfx942:304"),
         (tmp_path / "none", "no AMD GPU"),
     ):
-        with pytest.raises(TuneError, match=said):
+        with pytest.raises(OverlayError, match=said):
             detect.only_device(nodes)
 
 

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from rocm_overlay.errors import OverlayError
 from rocm_overlay.tune.coverage import parse_mix
 from rocm_overlay.tune.device import Device
-from rocm_overlay.tune.errors import TuneError
 from rocm_overlay.tune.heatmap import COLOURS, page
 from rocm_overlay.tune.inputs import model_config
 from rocm_overlay.tune.lookup import TableIndex
@@ -163,7 +163,7 @@ def test_weights_and_mix(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "1", "1:x", "0:1", "1:-1", "1:0", "1:inf", "1:nan"])
 def test_bad_mixes(text: str) -> None:
-    with pytest.raises(TuneError, match="m-mix"):
+    with pytest.raises(OverlayError, match="m-mix"):
         parse_mix(text)
 
 

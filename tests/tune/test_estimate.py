@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,14 @@ def test_launches_bound_stock_and_memory_bounds_fused(tune: Cli) -> None:
     assert (stock["per_step"], stock["host_us"], stock["bound"]) == (1302, 6510, "launch-bound")
     assert (fused["per_step"], fused["host_us"], fused["bound"]) == (310, 1550, "memory-bound")
     assert stock["tokens_per_s"] == pytest.approx(154, rel=0.01)
+
+
+def test_launches_that_were_not_counted_are_told_as_assumed(tune: Cli, tmp_path: Path) -> None:
+    config = {"model_type": "granite", "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2, "vocab_size": 100}))
+    value = tune("estimate", "--config", tmp_path, "--gpu", "MI300X", "--json").json()
+    assert [step["per_step"] for step in value["steps"][0]["launches"]] == [2 * 40 + 22, 2 * 9 + 22]
+    assert any("granite: 40 stock and 9 overlaid assumed" in note for note in value["notes"])
 
 
 def test_not_measured_rows_are_not_times(tmp_path: Path, tune: Cli) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -121,12 +122,14 @@ def test_only_right_rows_that_beat_the_default_are_kept(bench: Bench) -> None:
     assert bench.tune("check", bench.out).code == 0
 
 
-def test_resumes_after_sigkill(bench: Bench) -> None:
+def test_resumes_after_sigkill(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = child_environment()
+    monkeypatch.setenv("PYTHONPATH", environment["PYTHONPATH"])  # all runs are in one environment
     names = [f"{2**i}x512x512" for i in range(4, 10)]
     bench.plan({"*": {"sleep": 0.15}})
     bench.shapes(*names)
     command = [sys.executable, "-m", "rocm_overlay.tune", *map(str, bench.arguments())]
-    child = subprocess.Popen(command, env=child_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     journal = bench.folder / "tuned.csv.session" / "session.jsonl"
     deadline = time.monotonic() + 30
     while not journal.exists() or journal.read_text().count("\n") < 3:
@@ -152,9 +155,17 @@ def test_resumes_after_sigkill(bench: Bench) -> None:
     assert answer.err.count("(from an earlier run)") == len(finished)
     bench.log.unlink()
     first = bench.out.read_bytes()
-    assert bench.run().code == 0
+    answer = bench.run("--json")
+    assert answer.code == 0
+    assert (answer.json()["reused"]["parts"], answer.json()["reused"]["of"]) == (len(names), len(names))
+    assert "6 of 6 shapes in" in answer.err
     assert not bench.log.exists(), "a finished session tunes nothing"
     assert bench.out.read_bytes() == first
+    monkeypatch.setenv("HIP_FORCE_DEV_KERNARG", "1")
+    answer = bench.run()
+    assert (answer.code, "environment.HIP_FORCE_DEV_KERNARG was not set, is 1" in answer.err) == (2, True)
+    assert bench.run("--fresh").code == 0
+    assert {call.split(" ")[0] for call in bench.calls()} == set(names)
 
 
 def test_another_setting_is_another_session(bench: Bench) -> None:
@@ -163,9 +174,9 @@ def test_another_setting_is_another_session(bench: Bench) -> None:
     before = bench.out.read_bytes()
     answer = bench.run("--margin", "10")
     assert answer.code == 2
-    assert "a session with another margin" in answer.err
+    assert "is another session: plan.margin was 0.03, is 0.1" in answer.err
     assert bench.out.read_bytes() == before
-    assert bench.run("--margin", "10", "--restart").code == 0
+    assert bench.run("--margin", "10", "--fresh").code == 0
     kept = bench.folder / "tuned.csv.session" / "notes.txt"
     kept.write_text("mine")
     assert bench.run("--margin", "5", "--restart").code == 0
@@ -233,9 +244,10 @@ def test_progress_on_a_terminal(bench: Bench) -> None:
         seen += part
     os.close(main)
     assert child.wait() == 0
-    assert b"\r\x1b[K[1/2] 16x4096x4096 bfloat16 ..." in seen
-    assert b"about 0 min left" in seen
-    assert b"[2/2] 32x4096x4096 bfloat16: kept 10 us, default 20 us" in seen
+    assert b"1/2" in seen
+    assert b"-:--:--" in seen, "an estimate, as soon as there is one"
+    line = rb"\x1b\[2K32x4096x4096 bfloat16: kept 10 us, default 20 us[^\r]*\r\n"
+    assert re.search(line, seen), "each shape leaves its line"
 
 
 def test_no_escape_codes_without_a_terminal(bench: Bench) -> None:
@@ -256,14 +268,27 @@ def test_the_ab_judges_by_intervals(bench: Bench, number: str, verdict: str) -> 
     answer = bench.run("--ab", command, "--ab-metric", r"tok/s: (\d+)", "--ab-higher", "--ab-runs", "3", "--json")
     assert answer.code == 0, answer.err
     ab = answer.json()["ab"]
-    assert (ab["verdict"], len(ab["without"]), len(ab["with"])) == (verdict, 3, 3)
+    assert (ab["verdict"], len(ab["without"]), len(ab["with"]), len(ab["without_again"])) == (verdict, 3, 3, 3)
     merged = bench.folder / "tuned.csv.session" / "ab.csv"
     assert len(Loader("v0.1.20.post1", "gfx942", 304).load(merged)) == 1
 
 
-def test_overlapping_intervals_are_no_gain() -> None:
-    assert Comparison(("x",), "seconds", False, (10.0, 11.0, 12.0), (8.0, 9.0, 10.5)).verdict == "no change"
-    assert Comparison(("x",), "seconds", False, (10.0, 11.0, 12.0), (8.0, 9.0, 9.9)).verdict == "faster"
+@pytest.mark.parametrize(
+    ("ours", "again", "verdict"),
+    [
+        ((8.0, 11.0, 12.5), (10.1, 10.9, 12.0), "no change"),  # too scattered for three rounds
+        ((9.0, 9.9, 10.8), (10.0, 11.0, 12.0), "faster"),  # a tenth in every round
+        ((9.0, 9.9, 10.8), (8.0, 9.0, 9.5), "no change"),  # but the same command differs as much from itself
+        ((8.0, 9.0, 9.9), (10.0, 11.0, 12.0), "faster"),
+    ],
+)
+def test_a_gain_is_beyond_what_the_command_shows_against_itself(
+    ours: tuple[float, ...], again: tuple[float, ...], verdict: str
+) -> None:
+    found = Comparison(("x",), "seconds", False, (10.0, 11.0, 12.0), ours, again)
+    assert found.verdict == verdict
+    inverse = [tuple(1 / value for value in side) for side in ((10.0, 11.0, 12.0), ours, again)]
+    assert Comparison(("x",), "tok/s", True, *inverse).verdict == verdict
 
 
 @pytest.mark.parametrize(
@@ -274,6 +299,7 @@ def test_overlapping_intervals_are_no_gain() -> None:
         (["--ab", "echo 'x"], "cannot be read"),
         (["--ab", "echo 1", "--ab-metric", "tok"], "one group"),
         (["--ab", "echo 1", "--ab-metric", "t=(.*)"], "printed no number"),
+        (["--ab", "echo t=0", "--ab-metric", "t=(.*)"], "printed no number above 0"),
     ],
 )
 def test_bad_abs(bench: Bench, options: list[str], said: str) -> None:

@@ -331,7 +331,7 @@ def test_bad_config_files(tmp_path: Path, tune: Cli) -> None:
     assert "not a JSON object" in tune("shapes", "--config", broken).err
     answer = tune("shapes", "--config", "lama-3.1-8b")
     assert answer.code == 2
-    assert "did you mean llama-3.1-8b" in answer.err
+    assert "a bundled name such as llama-3.1-8b" in answer.err
 
 
 def test_an_unknown_type_can_be_read_as_a_known_one(tmp_path: Path, tune: Cli) -> None:

@@ -32,7 +32,7 @@ from rocm_overlay.verify.compare import difference, judge
 
 from tests.numeric.worker import module_name
 from tests.verify import matrix_builds
-from tests.verify.matrix_builds import COLUMNS, Results, dtype_of
+from tests.verify.matrix_builds import COLUMNS, DOUBLED, Results, dtype_of
 
 DOC = Path(__file__).resolve().parents[2] / "docs" / "parity.md"
 
@@ -72,7 +72,8 @@ def _cell(column: str, stock: Results, overlaid: Results) -> str:
         if isinstance(found, str):
             deviating.append(f"{case} ({found})")
             continue
-        verdict = judge(want, found, tier=column.split()[0], dtype=dtype, bitwise=column == "off")
+        arch = DOUBLED if column == "aiter double" else ""
+        verdict = judge(want, found, tier=column.split()[0], dtype=dtype, bitwise=column == "off", arch=arch)
         if not verdict.ok and not (dtype != "float32" and _is_own_rounding(case, stock, want, found)):
             deviating.append(f"{case} ({verdict.worst.name} {verdict.worst.max_rel:.1e})")
     if deviating:
@@ -88,7 +89,8 @@ def _count(number: int, name: str) -> str:
 
 
 def _is_own_rounding(case: str, stock: Results, want: Outputs, found: Outputs) -> bool:
-    """True when the result is no further from the same weights in fp32 than twice what stock's own bf16 is.
+    """True when the double's result is no further from the same weights in fp32 than four times what stock's own bf16
+    is: twice for other places of the roundings, twice because it cuts, as its chip's kernels do, where stock rounds.
 
     Multipliers on the residual stream make rounding count for more than the table allows, in stock as in ours.
     """
@@ -100,7 +102,7 @@ def _is_own_rounding(case: str, stock: Results, want: Outputs, found: Outputs) -
         return False
     own = max(difference(name, exact[name], want[name].float()).max_rel for name in names)
     ours = max(difference(name, exact[name], found[name].float()).max_rel for name in names)
-    return ours <= 2 * own
+    return ours <= 4 * own
 
 
 def _forked(run: Callable[[], Results]) -> Results:
@@ -155,10 +157,11 @@ INTRO = """# Parity matrix
 
 Small models with seeded weights, stock against overlaid code, eager attention (composites: the default one). *equal*:
 every bit is that of stock. *within*: every case is within the tolerance table of `overlay verify` (fp32; bf16 for
-aiter, which is a double that runs on a CPU and is stricter than the real one; there also where it is no further from
-fp32 than twice stock's own bf16, and every token goes to every expert, for one rounding of two equal scores chooses
-another). The number of ops says how many ran on that tier. The cases of a composite are the classes of its file: a
-forward and, in fp32, 8 greedy tokens. Written by `python -m tests.verify.matrix --write`, once per installed release;
+aiter, which is a double that runs on a CPU: stricter than the real one about arguments, and rounding towards zero as
+gfx942's kernels do; there also where it is no further from fp32 than four times stock's own bf16, and every token goes
+to every expert, for one rounding of two equal scores chooses another). The number of ops says how many ran on that
+tier. The cases of a composite are the classes of its file: a forward and, in fp32, 8 greedy tokens. Written by
+`python -m tests.verify.matrix --write`, once per installed release;
 tests hold sampled rows to it.
 """
 

@@ -26,6 +26,8 @@ from tests.numeric import worker
 
 ON = {"use_fused_projections": 1, "use_optimized_ops": 1, "use_aiter_attention": 1, "use_aiter_gemm": 1}
 NAMES = ("forward", "prefill", "decode", "padded", "padded-encoder", "greedy", "generate", "training-step")
+DOUBLED = "gfx942"
+"""The chip that the double of aiter poses as."""
 COLUMNS = {"off": None, "torch tier": "torch,eager", "eager tier": "eager", "aiter double": "aiter,torch,eager"}
 """Column by column: the tiers, None with every toggle off."""
 
@@ -108,7 +110,7 @@ def overlaid(model: str, path: str, how: dict[str, How]) -> Results:
     for column, tiers in COLUMNS.items():
         settings = {} if tiers is None else {**ON, "tiers": tiers}
         aiter = column == "aiter double"
-        double: AbstractContextManager[Any] = fake_aiter("v0.1.20.post1", "gfx942", 304) if aiter else nullcontext()
+        double: AbstractContextManager[Any] = fake_aiter("v0.1.20.post1", DOUBLED, 304) if aiter else nullcontext()
         outputs = found.outputs[column] = {}
         amd_ops.reset_counters()
         with double, amd_ops.override(**settings):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 from dataclasses import replace
@@ -10,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
+from rocm_overlay import console
+from rocm_overlay.console import failure
+from rocm_overlay.errors import OverlayError
 from rocm_overlay.verify import command, plan, report, target
 from rocm_overlay.verify.workers import Results, Setup, run_all
 
@@ -34,9 +35,11 @@ def fewer_cases(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def verify(model: Path, capsys: pytest.CaptureFixture[str], **options: Any) -> tuple[int, dict[str, Any], str]:
     """Run the command with ``--json``; return exit code, report and what went to standard error."""
-    code = command.run(model, python=sys.executable, json_output=True, **options)
+    try:
+        code = command.run(command.Options(str(model), python=sys.executable, as_json=True, **options))
+    except OverlayError as error:
+        code = failure("verify", error, as_json=True)
     out, err = capsys.readouterr()
-    assert len(out.splitlines()) == 1, "standard output holds one JSON object and nothing else"
     found = json.loads(out)
     assert found["schema"] == "amd-overlay.verify/1"
     assert found["exit_code"] == code
@@ -62,7 +65,7 @@ def complete(model: Path) -> tuple[Setup, Results]:
         patch.setattr(plan, "IMPLEMENTATIONS", ("sdpa",))
         patch.setenv("USE_AITER_GEMM", "nonsense")
         patch.setenv("AMD_OPS_TIERS", "eager")
-        setup, runs = command.prepare(model, sys.executable, None, (), "float32", 6)
+        setup, runs = command.prepare(command.Options(str(model), sys.executable, max_new_tokens=6), "float32")
         steps: list[str] = []
         files = setup.interpreter.package / "models" / "llama"
         before = {path: path.stat().st_mtime_ns for path in files.rglob("*")}
@@ -96,10 +99,7 @@ def test_a_tier_that_cannot_run_here_is_shown_with_the_reason(complete: tuple[Se
 
 
 def test_the_json_report_is_complete(complete: tuple[Setup, Results]) -> None:
-    stream = io.StringIO()
-    report.write_json(*complete, 1.5, stream)
-    (line,) = stream.getvalue().splitlines()
-    found = json.loads(line)
+    found = report.as_json(*complete, 1.5)
     assert found["schema"] == "amd-overlay.verify/1"
     assert found["exit_code"] == 0
     assert found["ok"] is True
@@ -111,13 +111,42 @@ def test_the_json_report_is_complete(complete: tuple[Setup, Results]) -> None:
     assert worst.keys() >= {"max_abs", "max_rel", "cosine", "bitwise", "first_token"}
 
 
-def test_the_table_names_what_ran_and_what_did_not(complete: tuple[Setup, Results]) -> None:
-    stream = io.StringIO()
-    report.write_table(*complete, 1.5, Console(file=stream, width=160))
+def test_several_dtypes_are_one_report(complete: tuple[Setup, Results]) -> None:
+    first = report.as_json(*complete, 1.5)
+    kept = {"parts": 3, "of": 21, "newest": "2026-11-30T09:12:00+00:00"}
+    second = {**first, "dtype": "bfloat16", "ok": False, "exit_code": 1, "reused": kept}
+    found = report.joined([first, second])
+    assert report.joined([first]) is first
+    assert (found["dtype"], found["ok"], found["exit_code"], found["seconds"]) == ("float32,bfloat16", False, 1, 3.0)
+    assert [run["dtype"] for run in found["runs"]] == ["float32"] * 21 + ["bfloat16"] * 21
+    assert found["reused"] == kept
+    assert found.keys() == first.keys()
+
+
+def test_details_name_what_ran_and_what_did_not(
+    complete: tuple[Setup, Results], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr(console, "_level", console.VERBOSE)
+    report.show(*complete, 1.5)
+    out = capsys.readouterr().out
     for text in ("models/llama/modeling_llama.py", "stock expressions", "declined", "3 of 3", "attention", "equal"):
-        assert text in stream.getvalue()
-    assert "11 ok, 10 declined; 3 cases each" in stream.getvalue()
-    assert "no HIP device" in stream.getvalue()
+        assert text in out
+    assert out.startswith("11 ok, 10 declined; 3 cases each, 1.5 s\n")
+    assert "no HIP device" in out
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_a_narrow_terminal_gets_a_line_per_run(
+    complete: tuple[Setup, Results], columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    report.show(*complete, 1.5)
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= columns
+    assert "no HIP device" in " ".join(out.split()), "why a tier did not run is no detail"
+    if columns == 80:
+        assert sum(" ok " in line for line in out.splitlines()) == 11, "a line per run"
 
 
 def test_a_fault_in_the_overlay_is_found_and_named(
@@ -125,7 +154,7 @@ def test_a_fault_in_the_overlay_is_found_and_named(
 ) -> None:
     """The sign of the scale is wrong: every case deviates, and the first differing token is told."""
     mutate(monkeypatch, b"self.scaling = self.head_dim**-0.5", b"self.scaling = -self.head_dim**-0.5")
-    assert command.run(model, python=sys.executable, tiers="torch", toggles=["off"]) == 1
+    assert command.run(command.Options(str(model), python=sys.executable, tiers="torch", toggles=["off"])) == 1
     out = capsys.readouterr().out
     assert "deviates: off: sdpa prefill: logits: max rel" in out
     assert "deviates: off: sdpa padded: logits_left: max rel" in out

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 
 import pytest
 import torch
-from rocm_overlay.verify import tolerances
-from rocm_overlay.verify.compare import Verdict, difference, first_difference, judge, same_bits
+from rocm_overlay.verify.compare import Verdict, chip, difference, first_difference, judge, same_bits
+
+from amd_ops import tolerances
+from tests.doubles.aiter import fake_aiter, rounding
 
 ONE = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
 
@@ -192,11 +195,11 @@ def test_what_comes_from_quantised_values_points_the_same_way() -> None:
 def test_every_dtype_has_both_rows_with_a_reason() -> None:
     for dtype in ("float32", "bfloat16", "float16"):
         for kind in ("value", "grad"):
-            row = tolerances.tolerance("any tier", dtype, kind)
+            row = tolerances.tolerance(tolerances.WHOLE_MODEL, dtype, kind, tier="any tier")
             assert 0 < row.relative < 1
             assert len(row.reason) > 20
     with pytest.raises(KeyError):
-        tolerances.tolerance("torch", "int8", "value")
+        tolerances.tolerance(tolerances.WHOLE_MODEL, "int8")
 
 
 def test_a_report_is_strict_json() -> None:
@@ -219,3 +222,36 @@ def test_a_near_tie_does_not_hide_the_worst_value() -> None:
     assert outcome.ok
     assert outcome.worst.name == "logits"
     assert outcome.worst.max_rel == pytest.approx(0.01, rel=0.01)
+
+
+def test_a_chip_whose_kernels_cut_is_allowed_twice_a_rounding_and_the_shift() -> None:
+    """In bfloat16, where aiter ran: by the table of the doubles, and nowhere else."""
+    whole = functools.partial(tolerances.tolerance, tolerances.WHOLE_MODEL)
+    plain = whole("bfloat16").relative
+    for tier, arch, dtype in (
+        ("torch", "gfx942", "bfloat16"),
+        ("aiter", "gfx950", "bfloat16"),
+        ("aiter", "", "bfloat16"),
+    ):
+        assert whole(dtype, tier=tier, arch=arch).relative == plain
+    cut = whole("bfloat16", tier="aiter", arch="gfx942")
+    assert cut.relative == pytest.approx(2 * plain + 2 * tolerances.CUT_SHIFT)
+    assert "cut" in cut.reason
+    assert whole("bfloat16", tier="any", arch="gfx942") == cut
+    half = whole("float16", tier="aiter", arch="gfx942")
+    assert half == whole("float16")
+    assert pytest.approx(rounding.BIAS, rel=0.02) == tolerances.CUT_SHIFT
+    assert all(
+        rounding.truncates(arch, "norm") == arch.startswith(tolerances.CUTTING_CHIPS) for arch in ("gfx942", "gfx950")
+    )
+
+
+def test_the_chip_is_that_of_the_process() -> None:
+    off = torch.full((4,), 1.1)
+    for arch, ok in (("gfx942", True), ("gfx950", False)):
+        with fake_aiter("v0.1.20.post1", arch, 304):
+            assert chip() == arch
+            one = {"logits": torch.ones(4, dtype=torch.bfloat16)}
+            found = {"logits": off.bfloat16()}
+            assert judge(one, found, tier="aiter", dtype="bfloat16", bitwise=False).ok is ok
+    assert chip() == ""

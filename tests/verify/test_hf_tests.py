@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import transformers
-from rocm_overlay.install.transaction.errors import UsageError
+from rocm_overlay.errors import UsageError
 from rocm_overlay.verify import target
 from rocm_overlay.verify.hf_tests import command, layout
 

@@ -42,7 +42,7 @@ def test_sampled_rows_are_what_a_run_gives() -> None:
 
 @pytest.mark.full
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("release", ["4.53.3", "4.57.6", "5.23.0"])
+@pytest.mark.parametrize("release", ["4.53.3", "4.57.6", "5.23.0", "5.24.0"])
 def test_every_row_is_what_a_run_gives(release: str, python_with: Callable[[str], str]) -> None:
     command = [python_with(release), "-m", "tests.verify.matrix", "--check"]
     done = subprocess.run(command, cwd=matrix.DOC.parents[1], capture_output=True, text=True, check=False)

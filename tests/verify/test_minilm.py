@@ -70,16 +70,16 @@ def test_embeddings_of_real_sentences(folder: Path, implementation: str) -> None
 
 def test_overlay_verify_on_real_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command itself: an encoder from its folder, right and left padding, every tier of torch."""
-    monkeypatch.setattr(target, "find_sources", lambda interpreter, *types: [_bert(types)])
-    setup, runs = command.prepare(
-        folder, sys.executable, "torch", ["all"], "float32", 4, cases="forward,padded-encoder,hidden-states-of"
-    )
+    monkeypatch.setattr(target, "find_sources", lambda interpreter, *names: [_bert(names)])
+    cases = "forward,padded-encoder,hidden-states-of"
+    asked = command.Options(str(folder), sys.executable, "torch", ["all"], cases, max_new_tokens=4)
+    setup, runs = command.prepare(asked, "float32")
     results = run_all(setup, runs, lambda text: None)
     assert [(run.run.id, run.status) for run in results.runs] == [("off", "ok"), ("all/torch", "ok")]
     assert {case["case"] for case in results.runs[1].cases} == {"forward", "padded-encoder", "hidden-states-of"}
     assert results.loaded["kind"] == "encoder"
 
 
-def _bert(types: tuple[str, ...]) -> Source:
-    assert types == ("bert",)
+def _bert(names: tuple[str, ...]) -> Source:
+    assert names == ("bert", "BertModel"), "the model type and the class of its config.json"
     return generated("bert")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rocm_overlay.install.transaction.errors import UsageError
+from rocm_overlay.errors import UsageError
 from rocm_overlay.verify import api, plan, switches, target
 
 from examples.tiny_models import save_tiny

@@ -8,14 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from rocm_overlay.errors import ForeignError, OverlayError, TargetError, UnsupportedError, UsageError
 from rocm_overlay.install import catalog
-from rocm_overlay.install.transaction.errors import (
-    ForeignError,
-    OverlayError,
-    TargetError,
-    UnsupportedError,
-    UsageError,
-)
 from rocm_overlay.verify import plan, target
 from rocm_overlay.verify.target import Interpreter
 
@@ -84,9 +78,9 @@ def test_a_folder_that_is_no_model(files: dict[str, str], found: str, tmp_path: 
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(UsageError, match=found):
-        target.read_model_type(tmp_path)
-    with pytest.raises(UsageError, match="is not a folder"):
-        target.read_model_type(tmp_path / "absent")
+        target.read_model(tmp_path)
+    with pytest.raises(UsageError, match="is neither a folder nor in the local Hugging Face cache"):
+        target.read_model(tmp_path / "absent")
 
 
 def test_an_interpreter_without_torch(tmp_path: Path) -> None:
@@ -110,7 +104,10 @@ def test_what_is_no_interpreter(text: str | None, tmp_path: Path) -> None:
     assert str(path) in caught.value.message
 
 
-def interpreter(package: Path, release: str = "4.57.6") -> Interpreter:
+def interpreter(site: Path, release: str = "4.57.6") -> Interpreter:
+    package = site / "transformers"
+    package.mkdir(exist_ok=True)
+    (package / "__init__.py").write_text(f'__version__ = "{release}"\n')
     return Interpreter(sys.executable, "3.11.0", "2.13.0", release, package, None)
 
 
@@ -119,8 +116,8 @@ def entry(architecture: str = "llama", release: str = "4.57.6") -> catalog.FileE
     return found
 
 
-def place(package: Path, text: bytes, architecture: str = "llama") -> Path:
-    path = package / entry(architecture).path
+def place(site: Path, text: bytes, architecture: str = "llama") -> Path:
+    path = site / "transformers" / entry(architecture).path
     path.parent.mkdir(parents=True)
     path.write_bytes(text)
     return path
@@ -149,10 +146,10 @@ def test_the_text_of_another_release_gets_its_own_overlay(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("release", "text", "kind", "said"),
     [
-        ("4.57.6", b"# edited by hand\n", ForeignError, "neither the text of that release"),
-        ("4.99.0", b"# amd-overlay/1 base=sha256:0\n", ForeignError, "neither the text of that release"),
-        ("4.99.0", b"# another release\n", UnsupportedError, "no overlay was made from"),
-        ("4.99.0", None, UnsupportedError, "has no readable models/llama/modeling_llama.py"),
+        ("4.57.6", b"# edited by hand\n", ForeignError, "neither the stock text nor ours"),
+        ("4.99.0", b"# amd-overlay/1 base=sha256:0\n", ForeignError, "overlay of another version"),
+        ("4.99.0", b"# another release\n", UnsupportedError, "there is no overlay for 'llama'"),
+        ("4.99.0", None, UnsupportedError, "there is no overlay for 'llama'"),
     ],
 )
 def test_texts_without_an_overlay(
@@ -164,9 +161,9 @@ def test_texts_without_an_overlay(
         target.find_sources(interpreter(tmp_path, release), "llama")
     assert said in caught.value.message
     assert release in caught.value.message
-    assert caught.value.paths == (str(tmp_path / entry().path),)
+    assert caught.value.paths == (() if text is None else (str(tmp_path / "transformers" / entry().path),))
     if kind is UnsupportedError:
-        assert "4.57.6" in caught.value.remedy
+        assert "overlay gen --all" in caught.value.remedy
 
 
 def test_a_model_type_without_an_overlay(tmp_path: Path) -> None:

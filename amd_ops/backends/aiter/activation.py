@@ -36,4 +36,16 @@ def make(name: str, reference: Callable[..., Any], kind: str) -> Candidate:
         sample = made_up((3, x.shape[-1]), x.dtype, x.device, 1)
         return disagreement(run(sample), reference(sample.float()))
 
-    return Candidate(run, check, lambda x: x.dtype, apart(compare))
+    def bind(x: Tensor) -> Callable[..., Tensor] | None:
+        if x.dim() != 2:
+            return None
+        shape = (x.shape[0], x.shape[1] // 2)
+
+        def fast(x: Tensor) -> Tensor:
+            out = x.new_empty(shape)
+            function(out, x)
+            return out
+
+        return fast
+
+    return Candidate(run, check, lambda x: x.dtype, apart(compare), bind=bind)

@@ -12,6 +12,7 @@ import torch
 from .. import Unusable
 
 HALF = (torch.float16, torch.bfloat16)
+_TRITON = "aiter.ops.triton."
 _TRITON_HOMES = {
     "rms_norm": ("normalization.rmsnorm", "rmsnorm"),
     "rmsnorm2d_fwd_with_add": ("normalization.rmsnorm", "rmsnorm"),
@@ -49,10 +50,17 @@ def module_of(name: str) -> Any:
 
 def function_of(name: str, home: str = "aiter") -> tuple[Callable[..., Any], tuple[str, ...]]:
     """Return a public function of aiter and its argument names (from the registered schema where the wrapper hides
-    them).
+    them). Where its home is gone, aiter itself may still have it.
     """
-    module_of("aiter")
-    found = getattr(module_of(home), name, None)
+    root = module_of("aiter")
+    try:
+        owner = module_of(home)
+    except Unusable:
+        # The functions of aiter.ops.triton have namesakes among those of aiter itself.
+        if home.startswith(_TRITON) or not hasattr(root, name):
+            raise
+        owner = root
+    found = getattr(owner, name, None)
     if found is None:
         raise Unusable(f"this aiter has no {name}")
     names = _names(name, found)
@@ -85,7 +93,7 @@ def triton_function(name: str, first: tuple[str, ...], *needed: str) -> tuple[Ca
     reasons = []
     for home in _TRITON_HOMES[name]:
         try:
-            found, names = function_of(name, f"aiter.ops.triton.{home}")
+            found, names = function_of(name, _TRITON + home)
         except Unusable as reason:
             reasons.append(str(reason))
         else:

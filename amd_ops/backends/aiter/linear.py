@@ -43,15 +43,20 @@ def shuffler() -> Shuffle:
 
 
 def knows_shuffled() -> str:
-    """Return "" when this aiter's GEMM looks at the mark of a shuffled weight, else the reason.
+    """Return "" unless this aiter cannot shuffle, or its GEMM surely does not look at the mark of a shuffled weight.
 
-    Older ones multiply it as if it were plain. Their lookup has no ``bpreshuffle`` in its key: that is how one knows.
+    Older ones multiply it as if it were plain. Their lookup has no ``bpreshuffle`` in its key: that is how one knows
+    without a copy. A newer aiter may look up otherwise: there the probe, which compares numbers, decides.
     """
     try:
-        _, names = function_of("get_GEMM_A16W16_config", "aiter.tuned_gemm")
         shuffler()
+        function_of("gemm_a16w16", "aiter.tuned_gemm")
     except Unusable as reason:
         return str(reason)
+    try:
+        _, names = function_of("get_GEMM_A16W16_config", "aiter.tuned_gemm")
+    except Unusable:
+        return ""
     return "" if "bpreshuffle" in names else "this aiter's GEMM does not know shuffled weights"
 
 
@@ -61,8 +66,10 @@ def why_not_shuffled(weight: Tensor, arch: str) -> str:
     gfx942 gives any shape of the layout to hipBLASLt; elsewhere only assembly kernels read it, and without one aiter
     asserts instead of falling back.
     """
+    if weight.dim() == 3:
+        return ""  # experts, which fused_moe reads
     if weight.dim() != 2:
-        return "the weight is not [N, K]"
+        return "the weight is not [N, K] or [E, N, K]"
     if arch != "gfx942" and (weight.shape[0] % 64 or weight.shape[1] % 64):
         return f"on {arch} N and K must be multiples of 64"
     return knows_shuffled()
@@ -122,6 +129,16 @@ def make(reference: Callable[..., Any], kind: str) -> Candidate:
                     weight = weight.clone()
                 shuffled.keep(weight, shuffler())
             want = F.linear(sample, weight, bias)
+            found = disagreement(run(sample, weight, bias), want)
+            made = shuffled.find(weight)
+            if made is not None:
+                shuffled.drop(made)
+            return found
         return disagreement(run(sample, weight, bias), want)
 
-    return Candidate(run, check, variant, apart(compare))
+    def bind(x: Tensor, weight: Tensor, bias: Tensor | None) -> Callable[..., Tensor] | None:
+        if x.dim() != 2 or not x.is_contiguous() or shuffled.any_kept():
+            return None  # a shuffled copy is chosen call by call
+        return function
+
+    return Candidate(run, check, variant, apart(compare), bind=bind)

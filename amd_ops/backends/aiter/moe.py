@@ -18,8 +18,8 @@ from ...dispatch import Candidate
 from .. import Unusable
 from ..probing import apart, disagreement, made_up, unusable
 from .library import HALF, expect, function_of, module_of
-from .linear import shuffler
 
+UNFROZEN = "no shuffled copies of the experts are kept: prepare(model) makes them and freezes the experts"
 _ACTIVATIONS = {"silu": "Silu", "gelu": "Gelu"}
 _SINCE = "expert_mask", "activation", "quant_type", "doweight_stage1"
 
@@ -28,15 +28,14 @@ def make(reference: Callable[..., Any], kind: str) -> Candidate:
     """``fused_moe(hidden_states, w1, w2, topk_weight, topk_ids, ..., activation, quant_type)``; its tail grows with
     every version: keywords only.
 
-    Contract of the op: hidden [T, H], w1 [E, 2I, H] (gate, then up), w2 [E, H, I], topk_weight fp32 [T, k], topk_ids
-    int32 [T, k], activation ``silu`` or ``gelu`` -> [T, H] in hidden's dtype.
+    Contract of the op: hidden [T, H], w1 [E, 2I, H] (gate, then up), w2 [E, H, I], topk_weight [T, k], topk_ids [T, k]
+    (the function wants fp32 and int32), activation ``silu`` or ``gelu`` -> [T, H] in hidden's dtype.
     """
     function, names = function_of("fused_moe", "aiter.fused_moe")
     expect("fused_moe", names, ("hidden_states", "w1", "w2", "topk_weight", "topk_ids"), *_SINCE)
     kinds, quantisations = (getattr(module_of("aiter"), name, None) for name in ("ActivationType", "QuantType"))
     if kinds is None or quantisations is None:
         raise Unusable("this aiter has no ActivationType or QuantType")
-    shuffle = shuffler()
     plain = quantisations.No
 
     def check(hidden: Tensor, w1: Tensor, w2: Tensor, topk_weight: Tensor, topk_ids: Tensor, activation: str) -> str:
@@ -48,18 +47,19 @@ def make(reference: Callable[..., Any], kind: str) -> Candidate:
         return (
             _misfit(hidden, w1, w2, topk_weight, topk_ids)
             or unusable(kind, hidden, w1, w2, topk_weight, topk_ids)
-            or shuffled.why_not(w1)
-            or shuffled.why_not(w2)
+            or ("" if shuffled.find(w1) is not None and shuffled.find(w2) is not None else UNFROZEN)
         )
 
     def run(hidden: Tensor, w1: Tensor, w2: Tensor, topk_weight: Tensor, topk_ids: Tensor, activation: str) -> Tensor:
-        first, second = shuffled.keep(w1, shuffle), shuffled.keep(w2, shuffle)
+        first, second = shuffled.find(w1), shuffled.find(w2)
+        assert first is not None
+        assert second is not None
         out: Tensor = function(
             hidden.contiguous(),
             first.tagged(),
             second.tagged(),
-            topk_weight.contiguous(),
-            topk_ids.contiguous(),
+            topk_weight.float().contiguous(),
+            topk_ids.to(torch.int32).contiguous(),
             activation=getattr(kinds, _ACTIVATIONS[activation]),
             quant_type=plain,
             doweight_stage1=False,
@@ -90,8 +90,8 @@ def _misfit(hidden: Tensor, w1: Tensor, w2: Tensor, topk_weight: Tensor, topk_id
     experts, width = w1.shape[0], w2.shape[2]
     if w1.shape != (experts, 2 * width, hidden.shape[1]) or w2.shape != (experts, hidden.shape[1], width):
         return "the weights' shapes do not fit each other or the input"
-    if topk_weight.dtype is not torch.float32 or topk_ids.dtype is not torch.int32:
-        return "topk_weight is not fp32 or topk_ids not int32"
+    if topk_weight.dtype not in (torch.float32, hidden.dtype) or topk_ids.dtype not in (torch.int32, torch.int64):
+        return "topk_weight is not fp32 or of hidden's dtype, or topk_ids not int32 or int64"
     if topk_ids.shape[0] != hidden.shape[0] or topk_weight.shape != topk_ids.shape or topk_ids.shape[1] > experts:
         return "topk_weight and topk_ids are not [T, k] with k experts at most"
     return ""

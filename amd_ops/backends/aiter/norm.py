@@ -77,7 +77,14 @@ def make_rms_norm(reference: Callable[..., Any], kind: str) -> Candidate:
         scale = made_up((x.shape[-1],), x.dtype, x.device, 3)
         return disagreement(run(sample, scale, eps, form), reference(sample.float(), scale.float(), eps, form))
 
-    return Candidate(run, check, lambda x, weight, eps, form: (x.dtype, form, x.shape[-1]), apart(compare))
+    def bind(x: Tensor, weight: Tensor, eps: float, form: str) -> Callable[..., Tensor] | None:
+        options = _norm_options(form, "rmsnorm2d_fwd", names)
+        if x.dim() != 2 or not x.is_contiguous() or form == "gemma" or isinstance(options, str):
+            return None if x.dim() != 2 or not x.is_contiguous() else run
+        return lambda x, weight, eps, form: plain(x, weight, eps, **options)
+
+    variant = lambda x, weight, eps, form: (x.dtype, form, x.shape[-1])  # noqa: E731
+    return Candidate(run, check, variant, apart(compare), bind=bind)
 
 
 def make_add_rms_norm(reference: Callable[..., Any], kind: str) -> Candidate:
@@ -114,4 +121,19 @@ def make_add_rms_norm(reference: Callable[..., Any], kind: str) -> Candidate:
         want = reference(samples[0].float(), samples[1].float(), scale.float(), eps, form)
         return disagreement(got[0], want[0]) or disagreement(got[1], want[1])
 
-    return Candidate(run, check, lambda x, residual, weight, eps, form: (x.dtype, form, x.shape[-1]), apart(compare))
+    def bind(
+        x: Tensor, residual: Tensor, weight: Tensor, eps: float, form: str
+    ) -> Callable[..., tuple[Tensor, Tensor]] | None:
+        options = _norm_options(form, name, names)
+        if x.dim() != 2 or not x.is_contiguous() or not residual.is_contiguous() or isinstance(options, str):
+            return None
+
+        def fast(x: Tensor, residual: Tensor, weight: Tensor, eps: float, form: str) -> tuple[Tensor, Tensor]:
+            out, after = torch.empty_like(x), torch.empty_like(x)
+            function(out, x, residual, after, weight, eps, **options)
+            return out, after
+
+        return fast
+
+    variant = lambda x, residual, weight, eps, form: (x.dtype, form, x.shape[-1])  # noqa: E731
+    return Candidate(run, check, variant, apart(compare), bind=bind)

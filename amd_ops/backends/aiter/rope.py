@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -73,4 +74,23 @@ def make(reference: Callable[..., Any], kind: str) -> Candidate:
         want = reference(*(x.float() for x in (*xs, *tables)), unsqueeze_dim)
         return disagreement(got[0], want[0]) or disagreement(got[1], want[1])
 
-    return Candidate(run, check, variant, apart(compare))
+    return Candidate(run, check, variant, apart(compare), bind=functools.partial(_bind, shared))
+
+
+def _bind(
+    shared: Callable[..., Any], q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int
+) -> Callable[..., tuple[Tensor, Tensor]] | None:
+    alike = unsqueeze_dim == 1 and q.shape[2] == 1 and cos.shape[0] == 1
+    return _one_token(shared, cos.shape[2]) if alike else None
+
+
+def _one_token(shared: Callable[..., Any], width: int) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Return the call for one token of [B, H, 1, D] whose tables [1, 1, width] serve every row of the batch."""
+    table = (1, 1, 1, width)
+
+    def fast(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int) -> tuple[Tensor, Tensor]:
+        x, y = q.permute(2, 0, 1, 3), k.permute(2, 0, 1, 3)
+        x, y = shared(x, y, cos.view(table), sin.view(table), _NEOX, False, False, True)
+        return x.permute(1, 2, 0, 3), y.permute(1, 2, 0, 3)
+
+    return fast

@@ -1,22 +1,23 @@
 """Attention through aiter's own Triton kernel, where its CK and assembly kernels do not run. Inference only.
 
-Facts of v0.1.5 to v0.1.20.post1 and of the main branch of 2026-08: causality is aligned to the bottom right; windows
-exist from v0.1.12 on and bound the past alone; sinks exist from v0.1.8 on; there is no soft cap; the cut of the kernel
-comes from a file per chip, which exists for few chips, or (from v0.1.5 on) from the caller.
+Facts of v0.1.5 to v0.1.22: causality is aligned to the bottom right; windows exist from v0.1.12 on and bound the past
+alone; sinks exist from v0.1.8 on; there is no soft cap; the cut of the kernel comes from a file per chip, which exists
+for few chips and whose place and form change from release to release, or (from v0.1.5 on) from the caller. So nothing
+here looks for that file: whether aiter has a cut is learnt by calling it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from ...checks import OutOfMemoryError
 from ...device import Device
-from ...dispatch import Candidate
-from .. import Unusable
-from ..probing import needs_grad
+from ...dispatch import Candidate, logger
 from .attention import Flash, settled
-from .library import module_of, triton_function
+from .library import triton_function
 
 ARCHES = ("gfx90a", "gfx11", "gfx12")
 """Beginnings of the names of the chips that have no CK or assembly attention here and that Triton compiles for."""
@@ -36,24 +37,13 @@ takes 32 KiB of shared memory at 256 (docs/triton.md). Not timed.
 
 
 def make(reference: Callable[..., Any], found: Device) -> Candidate:
-    """Return the candidate, or raise Unusable where this aiter has no Triton attention or no cut of it for the chip."""
+    """Return the candidate, or raise Unusable where this aiter has no Triton attention."""
     options = ("softmax_scale", "causal", "window_size")
     dense, names = triton_function("flash_attn_func", ("q", "k", "v"), *options)
     lengths = ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")
     packed, packed_names = triton_function("flash_attn_varlen_func", ("q", "k", "v", *lengths), *options)
     both = set(names) & set(packed_names)
-    flash = TritonFlash(dense, packed, "sink" in both, False, found.type)
-    if not _has_cut(found.arch):
-        if "config" not in both:
-            raise Unusable(f"this aiter's Triton attention has no cut for {found.arch}, nor takes one")
-        flash.extra = {"config": CUT}
-    return flash.candidate(reference)
-
-
-def _has_cut(arch: str) -> bool:
-    """Whether aiter ships a cut of its kernel for this chip: without one its functions raise."""
-    home = getattr(module_of("aiter.ops.triton.utils.core"), "AITER_TRITON_CONFIGS_PATH", None)
-    return home is not None and (Path(home) / f"{arch}-MHA-DEFAULT.json").is_file()
+    return TritonFlash(dense, packed, "sink" in both, "config" in both, found.type).candidate(reference)
 
 
 class TritonFlash(Flash):
@@ -62,12 +52,38 @@ class TritonFlash(Flash):
     name = "aiter's Triton attention"
     sink_argument = "sink"
 
-    def check(self, *args: Any) -> str:
-        """Gradients first: there is a backward, which no one here has proved."""
-        q, k, v, sinks = args[0], args[1], args[2], args[9]
-        if needs_grad(q, k, v) if sinks is None else needs_grad(q, k, v, sinks):
-            return f"a gradient is needed and {self.name} is used for inference only"
-        return super().check(*args)
+    def __init__(
+        self, dense: Callable[..., Any], packed: Callable[..., Any], sinks: bool, takes_cut: bool, kind: str
+    ) -> None:
+        super().__init__(dense, packed, sinks, False, kind)
+        self.takes_cut = takes_cut
+
+    def compare(self, reference: Callable[..., Any], *args: Any) -> str:
+        """Probe with aiter's own cut; where the first variant raises, as it does on a chip that aiter has no cut for,
+        with ours.
+        """
+        try:
+            reason = super().compare(reference, *args)
+        except OutOfMemoryError:
+            raise
+        except Exception as error:
+            if not self.takes_cut:
+                raise
+            logger.warning(
+                "amd_ops: attention: aiter's own cut raised %s: %s. Ours is used.", type(error).__name__, error
+            )
+            self.takes_cut, self.extra = False, {"config": CUT}
+            try:
+                return super().compare(reference, *args)
+            except Exception:
+                self.takes_cut, self.extra = True, {}
+                raise
+        self.takes_cut = False  # one cut for all variants: what was proved with aiter's own must go on running with it
+        return reason
+
+    def untrainable(self, softcap: float | None, sinks: Tensor | None) -> str:
+        """There is a backward, which no one here has proved."""
+        return f"a gradient is needed and {self.name} is used for inference only"
 
     def sizes(self, size: int, value_size: int) -> str:
         """Values narrower than keys are taken where both parts are powers of two, wider ones never."""

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ...dispatch import Candidate
-from ..probing import made_up, needs_grad
-from . import tuning
-from .common import apply, prove, unfit
+from ..backward import once
+from ..probing import made_up, needs_grad, prove
+from . import launch, tuning
+from .common import apply, unfit
 from .configs import FEW, Config, for_columns
 from .kernels import gate as kernels
 from .layout import Via, directly, rows_of, specialised
@@ -61,7 +61,7 @@ class GateFunction(torch.autograd.Function):
         return launch_gate(x, kind, config)
 
     @staticmethod
-    @once_differentiable
+    @once("a gated activation in tier triton")
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
         return launch_gate_backward(x, dy, *ctx.rest), None, None
@@ -100,4 +100,21 @@ def make(op: str, reference: Callable[..., Any], target: Target) -> Candidate:
         table.tune((x.dtype, size, small), config(x), lambda cut: launch_gate(x.detach(), kind, cut))
         return prove(run, reference, [sample], ())
 
-    return Candidate(run, check, variant, probe)
+    def bind(x: Tensor) -> Callable[..., Tensor] | None:
+        if x.dim() != 2 or not x.is_contiguous() or needs_grad(x):
+            return None
+        count, size, cut = x.shape[0], x.shape[1] // 2, config(x)
+        blocks = -(-size // cut.block)
+        numbers = (blocks, 1, 1, x.shape[1], 0, 0, 1)
+        constants = {"D": size, "KIND": kind, "BLOCK": cut.block}
+        start = launch.settled(kernels.gate, (blocks * count,), numbers, constants, cut.warps)
+        shape = (count, size)
+
+        def fast(x: Tensor) -> Tensor:
+            out = x.new_empty(shape)
+            start(x, out)
+            return out
+
+        return fast
+
+    return Candidate(run, check, variant, probe, bind=bind)

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from ...dispatch import Candidate, capturing
 from .. import Unusable
-from ..probing import made_up, needs_grad
+from ..probing import made_up, needs_grad, prove, wanting
 from . import norm, rope
-from .common import apply, prove, unfit, wanting
+from .common import apply, unfit
 from .target import Target
 
 LONGEST = 65536

@@ -7,19 +7,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ...dispatch import Candidate
-from ..probing import made_up, needs_grad
-from . import tuning
-from .common import apply, prove, unfit, wanting
+from ..backward import once
+from ..probing import made_up, needs_grad, prove, wanting
+from . import launch, tuning
+from .common import apply, unfit
 from .configs import FEW, MAX_BLOCK, Config, for_rows
 from .kernels import norm as kernels
 from .layout import MAX_OFFSET, Rows, Via, directly, reach, rows_of, specialised
 from .target import Target
 
 FORMS = ("llama", "gemma", "fp32_weight", "t5")
-_PROGRAMS_PER_UNIT = 4
+PROGRAMS_PER_UNIT = 4
 
 
 def misfit(x: Tensor, weight: Tensor, form: str, *more: Tensor) -> str:
@@ -110,7 +110,7 @@ class NormFunction(torch.autograd.Function):
         return launch_norm(x, None, weight, eps, form, config)[0]
 
     @staticmethod
-    @once_differentiable
+    @once("rms_norm in tier triton")
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         dx, dw = launch_norm_backward(x, weight, dy, None, *ctx.rest)
@@ -130,11 +130,33 @@ class AddNormFunction(torch.autograd.Function):
         return out, total
 
     @staticmethod
-    @once_differentiable
+    @once("add_rms_norm in tier triton")
     def backward(ctx: Any, dy: Tensor, dtotal: Tensor) -> tuple[Tensor | None, ...]:
         total, weight = ctx.saved_tensors
         dx, dw = launch_norm_backward(total, weight, dy, dtotal, *ctx.rest)
         return dx, dx, dw, None, None, None, None
+
+
+def settled_norm(x: Tensor, residual: bool, weight: Tensor, eps: float, form: str, config: Config) -> launch.Run:
+    """Return ``run(x, residual or None, weight)`` for dense rows like these: (norm, sum)."""
+    size, count = x.shape[-1], x.shape[0]
+    rows = (1, 1, size, 0, 0, 1)
+    kind = result_type(form, x.dtype, weight.dtype)
+    same = kind is x.dtype
+    constants = {"D": size, "FORM": form, "ADD": residual, "ROWS": config.rows, "BLOCK": config.block}
+    numbers = (count, eps, *rows, *rows, weight.stride(0))
+    start = launch.settled(kernels.rms_norm, (-(-count // config.rows),), numbers, constants, config.warps)
+
+    def run(x: Tensor, other: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor]:
+        out = torch.empty_like(x) if same else torch.empty_like(x, dtype=kind)
+        if other is None:
+            start(x, x, weight, out, x)
+            return out, x
+        total = torch.empty_like(x)
+        start(x, other, weight, out, total)
+        return out, total
+
+    return run
 
 
 class Norm:
@@ -143,7 +165,7 @@ class Norm:
     def __init__(self, op: str, reference: Callable[..., Any], target: Target) -> None:
         self.reference, self.target = reference, target
         self.table = tuning.Table(op, target)
-        self.programs = _PROGRAMS_PER_UNIT * target.cu_count
+        self.programs = PROGRAMS_PER_UNIT * target.cu_count
 
     def config(self, x: Tensor) -> Config:
         """The cut for x's dtype, row length and class of row count."""
@@ -160,7 +182,7 @@ class Norm:
         return unfit(self.target, x, weight, *more)
 
     def variant(self, x: Tensor, weight: Tensor, form: str, *more: Tensor) -> Hashable:
-        """Whatever makes another kernel of it."""
+        """Return the key under which one compiled kernel is cached and proved."""
         strides = [None if rows is None else specialised(rows[2:]) for rows in map(rows_of, (x, *more))]
         grads = tuple(t.requires_grad for t in (x, weight, *more)) if needs_grad(x, weight, *more) else ()
         return form, x.dtype, weight.dtype, x.shape[-1], _few(x), weight.stride(0) == 1, grads, *strides
@@ -193,11 +215,18 @@ def _rms_norm(reference: Callable[..., Any], target: Target) -> Candidate:
         norm.tune(x, None, weight, eps, form)
         return prove(run, reference, norm.samples(x, weight), (eps, form))
 
+    def bind(x: Tensor, weight: Tensor, eps: float, form: str) -> Callable[..., Tensor] | None:
+        if x.dim() != 2 or not x.is_contiguous() or needs_grad(x, weight):
+            return None
+        fast = settled_norm(x, False, weight, eps, form, norm.config(x))
+        return lambda x, weight, eps, form: fast(x, None, weight)[0]
+
     return Candidate(
         run,
         lambda x, weight, eps, form: norm.check(x, weight, form),
         lambda x, weight, eps, form: norm.variant(x, weight, form),
         probe,
+        bind=bind,
     )
 
 
@@ -216,11 +245,21 @@ def _add_rms_norm(reference: Callable[..., Any], target: Target) -> Candidate:
         norm.tune(x, residual, weight, eps, form)
         return prove(run, reference, norm.samples(x, weight, residual), (eps, form))
 
+    def bind(
+        x: Tensor, residual: Tensor, weight: Tensor, eps: float, form: str
+    ) -> Callable[..., tuple[Tensor, Tensor]] | None:
+        dense = x.dim() == 2 and x.is_contiguous() and residual.is_contiguous()
+        if not dense or needs_grad(x, residual, weight):
+            return None
+        fast = settled_norm(x, True, weight, eps, form, norm.config(x))
+        return lambda x, residual, weight, eps, form: fast(x, residual, weight)
+
     return Candidate(
         run,
         lambda x, residual, weight, eps, form: norm.check(x, weight, form, residual),
         lambda x, residual, weight, eps, form: norm.variant(x, weight, form, residual),
         probe,
+        bind=bind,
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...dispatch import Candidate, Offered, Refusal
-from .. import Unusable
+from .. import attempt
 from .target import Target
 
 _HERE = __package__
@@ -28,6 +28,9 @@ HOMES: dict[str, dict[str, str]] = {
         "silu_and_mul": f"{_HERE}.gate",
         "gelu_and_mul": f"{_HERE}.gate",
         "gelu_tanh_and_mul": f"{_HERE}.gate",
+        "softmax_top_k": f"{_HERE}.experts",
+        "moe": f"{_HERE}.experts",
+        "clamped_moe": f"{_HERE}.experts",
     },
     "aiter": dict.fromkeys(("rms_norm", "add_rms_norm", "apply_rope", "silu_and_mul"), _AITER),
     "liger": dict.fromkeys(
@@ -52,10 +55,9 @@ def _make(provider: str, op: str, reference: Callable[..., Any], target: Target)
     home = HOMES[provider].get(op)
     if home is None:
         return Refusal(f"{provider} has no kernel for it", provider=name)
-    try:
-        made: Candidate = importlib.import_module(home).make(op, reference, target)
-    except Unusable as reason:  # whoever lists a provider asks for it, so to have none of its kernels is told
-        return Refusal(str(reason), unmet=True, provider=name)
+    made: Candidate | str = attempt(lambda: importlib.import_module(home).make(op, reference, target))
+    if isinstance(made, str):  # whoever lists a provider asks for it, so to have none of its kernels is told
+        return Refusal(made, unmet=True, provider=name)
     return replace(made, provider=name)
 
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ...dispatch import Candidate
-from ..probing import made_up, needs_grad
-from . import tuning
-from .common import apply, prove, unfit, wanting
+from ..backward import once
+from ..probing import made_up, needs_grad, prove, wanting
+from . import launch, tuning
+from .common import apply, unfit
 from .configs import FEW, Config, for_heads
 from .kernels import rope as kernels
 from .layout import MAX_OFFSET, Via, directly, power_of_two, reach, specialised
@@ -49,12 +49,12 @@ class Cache:
     positions: Tensor
 
 
-def _by_token(x: Tensor, dim: int) -> tuple[int, int, int]:
+def by_token(x: Tensor, dim: int) -> tuple[int, int, int]:
     """Strides (batch, token, head) of [B, H, S, D] (dim 1) or [B, S, H, D] (dim 2)."""
     return x.stride(0), x.stride(3 - dim), x.stride(dim)
 
 
-def _fresh(x: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+def fresh(x: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
     """Dense [B, S, H, D] memory, seen in x's order of dimensions."""
     batch, heads, length, size = x.shape[0], x.shape[dim], x.shape[3 - dim], x.shape[3]
     out = torch.empty((batch, length, heads, size), dtype=dtype, device=x.device)
@@ -80,25 +80,69 @@ def launch_rope(
     ``dtypes`` of the results; by default those that torch promotes q and k with the tables to.
     """
     kinds = dtypes or (torch.promote_types(q.dtype, cos.dtype), torch.promote_types(k.dtype, cos.dtype))
-    length, q_heads, k_heads, size = q.shape[3 - dim], q.shape[dim], k.shape[dim], q.shape[3]
-    half = cos.shape[2] // 2
-    q_out = _fresh(q, dim, kinds[0])
-    k_out, at = (_fresh(k, dim, kinds[1]), dim) if cache is None else (cache.keys, 1)
+    q_out = fresh(q, dim, kinds[0])
+    k_out = fresh(k, dim, kinds[1]) if cache is None else cache.keys
+    tensors = rope_tensors(q, k, cos, sin, q_out, k_out, norms, cache)
+    grid, numbers, constants = rope_settings(tensors, dim, config, norms, cache, backward=backward)
+    via(kernels.rope)[grid](*tensors, *numbers, **constants, num_warps=config.warps)
+    return q_out, k_out
+
+
+def rope_tensors(
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    q_out: Tensor,
+    k_out: Tensor,
+    norms: Norms | None,
+    cache: Cache | None,
+) -> tuple[Tensor, ...]:
+    """What the kernel reads and writes, in its order; where it needs none, one that is there."""
     v, v_out, positions = (k, k, cos) if cache is None else (cache.new_values, cache.values, cache.positions)
+    weights = (cos, cos) if norms is None else (norms.q_weight, norms.k_weight)
+    return q, k, v, cos, sin, q_out, k_out, v_out, positions, *weights
+
+
+def rope_settings(
+    tensors: tuple[Tensor, ...], dim: int, config: Config, norms: Norms | None, cache: Cache | None, *, backward: bool
+) -> tuple[tuple[int, int], tuple[float, ...], dict[str, Any]]:
+    """The grid, the numbers behind the tensors and the constants, in the order of the kernel's parameters."""
+    q, k, v, cos, sin, _, k_out, v_out, *_ = tensors
+    length, q_heads, k_heads, size = q.shape[3 - dim], q.shape[dim], k.shape[dim], q.shape[3]
+    half, at = cos.shape[2] // 2, dim if cache is None else 1
     table_strides = [(t.stride(0) if t.shape[0] > 1 else 0, t.stride(1)) for t in (cos, sin)]
     heads = -(-q_heads // config.rows) + -(-k_heads // config.rows) * (1 if cache is None else 2)
-    rest = power_of_two(size - 2 * half)
-    via(kernels.rope)[(q.shape[0] * length, heads)](
-        q, k, v, cos, sin, q_out, k_out, v_out, positions, *((cos, cos, 0.0) if norms is None else norms.parts()),
+    numbers = (
+        0.0 if norms is None else norms.eps,
         length, q_heads, k_heads, length if cache is None else cache.keys.shape[2],
-        *_by_token(q, dim), *_by_token(k, dim), *_by_token(v, dim if cache is None else 1),
-        *table_strides[0], *table_strides[1], *_by_token(k_out, at), *_by_token(v_out, at),
-        D=size, DV=v.shape[3], HALF=half, FORM=norms.form if norms else "", BACKWARD=backward,
-        CACHE=cache is not None,
-        BLOCK_H=config.rows, BLOCK=config.block, BLOCK_REST=rest, BLOCK_V=power_of_two(v.shape[3]),
-        num_warps=config.warps,
+        *by_token(q, dim), *by_token(k, dim), *by_token(v, at),
+        *table_strides[0], *table_strides[1], *by_token(k_out, at), *by_token(v_out, at),
     )  # fmt: skip
-    return q_out, k_out
+    constants = {
+        "D": size, "DV": v.shape[3], "HALF": half, "FORM": norms.form if norms else "", "BACKWARD": backward,
+        "CACHE": cache is not None, "BLOCK_H": config.rows, "BLOCK": config.block,
+        "BLOCK_REST": power_of_two(size - 2 * half), "BLOCK_V": power_of_two(v.shape[3]),
+    }  # fmt: skip
+    return (q.shape[0] * length, heads), numbers, constants
+
+
+def settled_rope(
+    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, config: Config, norms: Norms | None = None
+) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Return ``run(q, k, cos, sin, *weights of the norms)`` for one token of [B, H, 1, D] laid out like this."""
+    q_kind, k_kind = torch.promote_types(q.dtype, cos.dtype), torch.promote_types(k.dtype, cos.dtype)
+    tensors = rope_tensors(q, k, cos, sin, fresh(q, 1, q_kind), fresh(k, 1, k_kind), norms, None)
+    grid, numbers, constants = rope_settings(tensors, 1, config, norms, None, backward=False)
+    start = launch.settled(kernels.rope, grid, numbers, constants, config.warps)
+    q_shape, k_shape = tuple(q.shape), tuple(k.shape)
+
+    def run(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+        q_out, k_out = q.new_empty(q_shape, dtype=q_kind), k.new_empty(k_shape, dtype=k_kind)
+        start(q, k, k, cos, sin, q_out, k_out, k, cos, *(weights or (cos, cos)))
+        return q_out, k_out
+
+    return run
 
 
 class RopeFunction(torch.autograd.Function):
@@ -113,7 +157,7 @@ class RopeFunction(torch.autograd.Function):
         return launch_rope(q, k, cos, sin, dim, config)
 
     @staticmethod
-    @once_differentiable
+    @once("apply_rope in tier triton")
     def backward(ctx: Any, dq: Tensor, dk: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
         dim, config, dtypes = ctx.rest
@@ -178,8 +222,8 @@ class Rope:
         return unfit(self.target, q, k, cos, sin, *more)
 
     def variant(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, dim: int) -> Hashable:
-        """Whatever makes another kernel of it."""
-        strides = (*_by_token(q, dim), *_by_token(k, dim), cos.stride(1), sin.stride(1))
+        """Return the key under which one compiled kernel is cached and proved."""
+        strides = (*by_token(q, dim), *by_token(k, dim), cos.stride(1), sin.stride(1))
         grads = (q.requires_grad, k.requires_grad) if needs_grad(q, k) else ()
         own = cos.shape[0] > 1 and (cos.stride(0) != 0 or sin.stride(0) != 0)
         return *self.key(q, cos, dim), k.dtype, cos.dtype, dim, own, grads, specialised(strides)
@@ -206,4 +250,10 @@ def make(op: str, reference: Callable[..., Any], target: Target) -> Candidate:
             rope.table.tune(key, guess, lambda cut: launch_rope(q, k, cos, sin, dim, cut))
         return prove(run, reference, rope.samples(q, k, cos, dim), (dim,))
 
-    return Candidate(run, rope.check, rope.variant, probe)
+    def bind(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, dim: int) -> Callable[..., tuple[Tensor, Tensor]] | None:
+        if dim != 1 or q.shape[2] != 1 or needs_grad(q, k):
+            return None
+        fast = settled_rope(q, k, cos, sin, rope.config(q, cos, dim))
+        return lambda q, k, cos, sin, dim: fast(q, k, cos, sin)
+
+    return Candidate(run, rope.check, rope.variant, probe, bind=bind)

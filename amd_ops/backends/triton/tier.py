@@ -9,7 +9,7 @@ from typing import Any
 from ... import toggles
 from ...dispatch import Offer, Offered, Refusal
 from ...toggles import Settings
-from .. import Unusable
+from .. import attempt
 from . import providers
 from .target import Target, find
 
@@ -45,10 +45,7 @@ def offer(op: str, toggle: str, reference: Callable[..., Any]) -> Offer:
 def _target() -> Target | str:
     global _found
     if _found is None:
-        try:
-            _found = find()
-        except Unusable as reason:
-            _found = str(reason)
+        _found = attempt(find)
     return _found
 
 

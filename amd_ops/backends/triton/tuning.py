@@ -1,6 +1,6 @@
 """Which cut of a kernel is fastest on this chip: timed when a variant is first probed, kept in a file per chip.
 
-The file (``$XDG_CACHE_HOME/amd-ops/triton-<arch>-<triton>.json``) is read when ops are bound and written after a
+The file (``$XDG_CACHE_HOME/amd-overlay/triton/<arch>-<triton>.json``) is read when ops are bound and written after a
 probe; no forward touches it. Whatever is wrong with it is counted in ``notes``, told once, and the first guess or a
 new timing takes its place. A chip is a GPU here: the interpreter is never timed.
 """
@@ -21,7 +21,9 @@ import torch
 import triton
 
 from ... import toggles
+from ...checks import OutOfMemoryError
 from ...dispatch import capturing
+from ...folders import user_folder
 from .configs import Config, neighbours
 from .target import Target, environment
 
@@ -80,7 +82,7 @@ def fastest(
     for cut in cuts:
         try:
             run(cut)
-        except torch.OutOfMemoryError:
+        except OutOfMemoryError:
             raise
         except Exception as error:  # noqa: BLE001 - a cut may ask for more than the chip has; it is counted and left out
             note(f"a cut does not run: {type(error).__name__}")
@@ -106,13 +108,11 @@ def gpu_time(call: Callable[[], object], launches: int = 20) -> float:
 
 def cache_file(target: Target, environ: Mapping[str, str]) -> Path | None:
     """Return where the cuts of this chip are kept, or None without a home."""
-    stated = environ.get("XDG_CACHE_HOME", "")
-    home = environ.get("HOME", "")
-    if not os.path.isabs(stated) and not os.path.isabs(home):
-        note("no XDG_CACHE_HOME and no HOME: cuts are not kept")
+    folder = user_folder("cache", environ)
+    if folder is None:
+        note("no XDG_CACHE_HOME and no home folder: cuts are not kept")
         return None
-    root = Path(stated) if os.path.isabs(stated) else Path(home) / ".cache"
-    return root / "amd-ops" / f"triton-{target.arch}-{triton.__version__}.json"
+    return folder / "triton" / f"{target.arch}-{triton.__version__}.json"
 
 
 def note(reason: str) -> None:

@@ -5,62 +5,32 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+import tempfile
 import time
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from ..console import Step, notes, print_json, progress, say, show, table
+from ..errors import UsageError, WriteError
 from ..executor import check, make_executor
-from ..install.transaction.errors import UsageError, WriteError
-from ..progress import Step, progress
+from ..files import model_path
 from ..verify import target
 from ..verify.plan import DTYPES
-from . import comparison, matrix, optimum, output, ranks, report, runner, spread
+from . import comparison, formats, matrix, optimum, ranks, report, runner, spread
 from .memory import check_memory
+from .options import Options
 from .process import Process
 
 SEED = 0
-TIMEOUT = 1800.0
-
-
-@dataclass(frozen=True)
-class Options:
-    """The options of `overlay bench`, as typed."""
-
-    model: str
-    matrix: str = "onoff"
-    mode: str = "generate"
-    batch: str = "1"
-    isl: str = "128"
-    osl: int = 16
-    attn: str = "sdpa"
-    cache: str = "dynamic"
-    compile: str = "no"
-    dtype: str = "bfloat16"
-    rounds: int = 5
-    runs: int = 3
-    warmup: int = 1
-    timeout: float = TIMEOUT
-    python: str | None = None
-    output: Path | None = None
-    html: Path | None = None
-    gpu: str | None = None
-    baseline: Path | None = None
-    fail_over: str = "5%"
-    metric: str | None = None
-    as_json: bool = False
-    executor: str = "process"
-    workers: int | None = None
+PAGE_LIBRARIES = ("jinja2", "matplotlib")
 
 
 def run(options: Options) -> int:
     """Measure and report. 0: done. 1: a cell failed, deviates, or is slower than the baseline allows. 2: usage."""
     start = time.perf_counter()
-    notes = Console(stderr=True)
-    require_libraries()
+    require_libraries(html=options.html is not None)
     limit = comparison.parse_limit(options.fail_over)
     metrics = comparison.parse_metrics(options.metric)
     baseline = comparison.read(options.baseline) if options.baseline else None
@@ -71,27 +41,55 @@ def run(options: Options) -> int:
     if isinstance(team, ranks.Crew) and place.rank:
         runner.follow(setup, team)
         return 0
-    folder = options.output or Path(f"overlay-bench-{setup.digest()[:12]}")
-    processes, size = _measure(options, setup, folder, team, notes)
+    with _folder(options, setup) as folder:
+        return _run(options, setup, folder, team, start, baseline, limit, metrics)
+
+
+@contextmanager
+def _folder(options: Options, setup: runner.Setup) -> Iterator[Path]:
+    """Where samples and report go: what is named, else a folder here; a program that reads the JSON gets none."""
+    if options.output is not None:
+        yield options.output
+    elif options.as_json:
+        with tempfile.TemporaryDirectory(prefix="overlay-bench-") as name:
+            yield Path(name)
+    else:
+        yield Path(f"overlay-bench-{setup.key.digest[:12]}")
+
+
+def _run(
+    options: Options,
+    setup: runner.Setup,
+    folder: Path,
+    team: ranks.Team,
+    start: float,
+    baseline: dict[str, Any] | None,
+    limit: float,
+    metrics: tuple[str, ...],
+) -> int:
+    journal = runner.Journal(folder, setup, fresh=options.fresh)
+    reused = journal.reuse(len(setup.cells) * setup.rounds)
+    notes([reused.text(f"samples in {journal.folder}")] if reused else [])
+    processes, size = _measure(options, setup, journal, team)
     built = report.build(setup, processes, size, time.perf_counter() - start)
-    content = {**built.content, "tuning": tuning(setup, options.gpu, notes)}
-    _write(folder, content, options.html, notes)
+    content = {**built.content, "tuning": tuning(setup, options.gpu), "reused": reused and reused.as_json()}
+    _write(folder, content, options.html)
     compared = comparison.compare(baseline, content, limit, metrics=metrics) if baseline else None
-    _show(content, compared, folder, options.as_json)
-    return 0 if built.ok and not (compared and compared.failed) else 1
+    code = 0 if built.ok and not (compared and compared.failed) else 1
+    kept = None if options.as_json and options.output is None else folder
+    _show(content, compared, kept, code, options.as_json)
+    return code
 
 
 def _measure(
-    options: Options, setup: runner.Setup, folder: Path, team: ranks.Team, notes: Console
+    options: Options, setup: runner.Setup, journal: runner.Journal, team: ranks.Team
 ) -> tuple[list[Process], dict[str, Any]]:
     """Run the plan here or on a cluster; return every process, and the size of the model."""
     if options.executor == "process":
         size = runner.ask_size(setup)
         check_memory(size, setup)
-        journal = runner.Journal(folder, setup)
         with _progress(setup, journal) as step:
             return runner.run_all(setup, journal, step, team), size
-    journal = runner.Journal(folder, setup)
     pool = make_executor(options.executor, options.workers, whole=True)
     try:
         with _progress(setup, journal) as step:
@@ -111,14 +109,15 @@ def check_executor(options: Options, place: ranks.Place) -> None:
         raise UsageError("bad-workers", message, remedy="leave it out, or pass --executor ray for more machines")
 
 
-def require_libraries() -> None:
-    """Refuse before any work where a library of the report is missing."""
-    missing = [name for name in ("numpy", "safetensors") if importlib.util.find_spec(name) is None]
+def require_libraries(*, html: bool = False) -> None:
+    """Refuse before any work where a library of the report, or of the page that is wanted, is missing."""
+    needed = ("numpy", "safetensors", *(PAGE_LIBRARIES if html else ()))
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(
             "no-library",
-            f"`overlay bench` needs {' and '.join(missing)}, not found in {sys.prefix}",
-            remedy="run `pip install 'transformers-rocm-overlay[bench]'`",
+            f"`overlay bench{' --html' if html else ''}` needs {' and '.join(missing)}, not found in {sys.prefix}",
+            remedy=f"run `pip install {' '.join(missing)}`",
         )
 
 
@@ -128,7 +127,7 @@ def compare(old: Path, new: Path, fail_over: str, metric: str | None, other_mach
     before, after = comparison.read(old), comparison.read(new)
     found = comparison.compare(before, after, limit, other_machine=other_machine, metrics=metrics)
     if as_json:
-        print(json.dumps(found.as_json(), indent=1))
+        print_json("bench.compare", found.as_json(), code=1 if found.failed else 0)
     else:
         _print_comparison(found)
     return 1 if found.failed else 0
@@ -136,6 +135,9 @@ def compare(old: Path, new: Path, fail_over: str, metric: str | None, other_mach
 
 def prepare(options: Options, size: int = 1) -> runner.Setup:
     """Check what the user gave, cheapest first; nothing is loaded here."""
+    if options.model is None:
+        remedy = "name a folder with a config.json, as in `overlay bench --model ./Llama-3.2-1B`"
+        raise UsageError("no-model", "--model is missing", remedy=remedy)
     for name, value, least in (("rounds", options.rounds, 1), ("runs", options.runs, 1), ("warmup", options.warmup, 0)):
         if value < least:
             raise UsageError("bad-count", f"--{name} is {value}", remedy=f"use {least} or more")
@@ -148,15 +150,16 @@ def prepare(options: Options, size: int = 1) -> runner.Setup:
         for isl in _numbers("isl", options.isl)
     ]
     cells = matrix.plan(options.matrix, works)
-    model = Path(options.model)
+    model = model_path(options.model)
     folder = model.parent if model.name == "config.json" else model
-    model_type = target.read_model_type(folder)
+    found = target.read_model(folder)
     interpreter = target.probe(options.python)
+    sources = target.find_sources(interpreter, *found.names)
     return runner.Setup(
         interpreter=interpreter,
         model=folder.resolve(),
         has_weights=any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")),
-        sources=target.find_sources(interpreter, model_type),
+        sources=sources,
         mode=options.mode,
         dtype=options.dtype,
         seed=SEED,
@@ -165,15 +168,16 @@ def prepare(options: Options, size: int = 1) -> runner.Setup:
         warmup=options.warmup,
         timeout=options.timeout,
         cells=cells,
+        subject=target.fingerprint_of(interpreter, folder, sources),
     )
 
 
-def tuning(setup: runner.Setup, gpu: str | None, notes: Console) -> dict[str, Any] | None:
+def tuning(setup: runner.Setup, gpu: str | None) -> dict[str, Any] | None:
     """Which hot shapes of the model have a tuned row, where a GPU with tables is named; None otherwise."""
     if gpu is None:
         return None
+    from ..errors import OverlayError
     from ..tune import coverage, inputs, shapes
-    from ..tune.errors import TuneError
     from ..tune.models import read_model
 
     try:
@@ -183,8 +187,8 @@ def tuning(setup: runner.Setup, gpu: str | None, notes: Console) -> dict[str, An
         model = read_model(setup.model / "config.json", fused=fused, tp=1, assume=None)
         ladder = shapes.parse_ladder("decode")
         found = coverage.cover(model, index, ladder, shapes.parse_dtype(setup.dtype), fused)
-    except TuneError as error:
-        notes.print(f"warning: tuned coverage is left out: {error.message}", highlight=False, markup=False)
+    except OverlayError as error:
+        say(f"warning: tuned coverage is left out: {error.message}")
         return None
     lines = [
         {"name": f"{line.linear.role} {line.linear.n}x{line.linear.k}", "cells": [cell.state for cell in line.cells]}
@@ -202,11 +206,11 @@ def _numbers(name: str, text: str) -> list[int]:
         raise UsageError("bad-length", message, remedy=f"write --{name} 1,8,32") from None
 
 
-def _write(folder: Path, content: dict[str, Any], html: Path | None, notes: Console) -> None:
+def _write(folder: Path, content: dict[str, Any], html: Path | None) -> None:
     texts = {
         "report.json": json.dumps(content, indent=1) + "\n",
-        "report.csv": output.as_csv(content),
-        "report.md": output.as_markdown(content),
+        "report.csv": formats.as_csv(content),
+        "report.md": formats.as_markdown(content),
     }
     try:
         for name, text in texts.items():
@@ -216,7 +220,7 @@ def _write(folder: Path, content: dict[str, Any], html: Path | None, notes: Cons
                 place = folder / "optimum" / row["id"].replace(" ", "_")
                 place.mkdir(parents=True, exist_ok=True)
                 (place / "benchmark_report.json").write_text(json.dumps(optimum.report(row), indent=1) + "\n")
-        page = _page(content, notes, wanted=html is not None)
+        page = _page(content)
         if page is not None:
             (html or folder / "report.html").write_text(page, encoding="utf-8")
     except OSError as error:
@@ -224,48 +228,48 @@ def _write(folder: Path, content: dict[str, Any], html: Path | None, notes: Cons
         raise WriteError("no-output", message, remedy="run the same command again: nothing is measured twice") from None
 
 
-def _page(content: dict[str, Any], notes: Console, *, wanted: bool) -> str | None:
-    """Return the HTML page, or None where its libraries are missing and nobody asked for it by name."""
+def _page(content: dict[str, Any]) -> str | None:
+    """Return the HTML page, or None where its libraries are missing; `--html` refuses that beforehand."""
     try:
         from .page import render
 
         return render(content)
     except ModuleNotFoundError as error:
-        remedy = "run `pip install 'transformers-rocm-overlay[bench]'`"
-        if wanted:
-            raise UsageError("no-plot", f"--html needs {error.name}, which is not installed", remedy=remedy) from None
-        notes.print(f"note: no report.html, since {error.name} is not installed ({remedy})", highlight=False)
+        notes([f"no report.html, since {error.name} is not installed (run `pip install {error.name}`)"])
         return None
 
 
-def _show(content: dict[str, Any], compared: comparison.Comparison | None, folder: Path, as_json: bool) -> None:
+def _show(
+    content: dict[str, Any], compared: comparison.Comparison | None, folder: Path | None, code: int, as_json: bool
+) -> None:
     if as_json:
-        whole = {**content, **({"baseline": compared.as_json()} if compared else {}), "folder": str(folder)}
-        print(json.dumps(whole, indent=1))
+        whole = {**content, **({"baseline": compared.as_json()} if compared else {}), "folder": folder and str(folder)}
+        print_json("bench", whole, code=code)
         return
-    console = Console()
-    output.table(content, console if console.is_terminal else Console(width=200))
+    formats.show(content)
     if compared:
         _print_comparison(compared)
-    print(f"report.json, report.csv, report.md and the samples are in {folder}")
+    show(f"report.json, report.csv, report.md and the samples are in {folder}")
 
 
 def _print_comparison(found: comparison.Comparison) -> None:
-    for note in found.notes:
-        print(f"note: {note}")
-    for change in found.changes:
-        mark = "FAIL" if change.fails else "    "
-        print(
-            f"{mark} {change.cell:40} {change.measure:10} {output.milliseconds(change.old_s):>8} ms -> "
-            f"{output.milliseconds(change.new_s):>8} ms  {change.outcome}"
+    failed = sum(change.fails for change in found.changes) + len(found.only_old)
+    show(f"{failed or 'no'} failure{'' if failed == 1 else 's'} against the earlier report")
+    notes(found.notes)
+    rows = [
+        (
+            change.cell,
+            change.measure,
+            f"{formats.milliseconds(change.old_s)} -> {formats.milliseconds(change.new_s)}",
+            change.outcome,
+            "FAIL" if change.fails else "",
         )
-    for cell in found.only_old:
-        print(f"FAIL {cell}: only in the old report")
-    for cell in found.only_new:
-        print(f"     {cell}: only in the new report")
+        for change in found.changes
+    ]
+    rows += [(cell, "", "", "only in the old report", "FAIL") for cell in found.only_old]
+    rows += [(cell, "", "", "only in the new report", "") for cell in found.only_new]
+    table(("cell", "measure", "ms", "outcome", ""), rows)
 
 
 def _progress(setup: runner.Setup, journal: runner.Journal) -> AbstractContextManager[Step]:
-    total, done = len(setup.cells) * setup.rounds, len(journal.done())
-    lines: Step = lambda text: print(f"overlay bench: {text}", file=sys.stderr)  # noqa: E731
-    return progress(sys.stderr, total, "starting", elsewhere=lines, done=done)
+    return progress(len(setup.cells) * setup.rounds, "starting", done=len(journal.done()))

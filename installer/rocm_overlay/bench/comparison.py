@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..install.transaction.errors import UsageError
+from ..errors import UsageError
+from ..statistics import faster, log_ratios
+from .matrix import AGAIN, STOCK
 from .report import MEASURES, SCHEMA
 
 SCHEMA_COMPARE = "amd-overlay.bench-compare/1"
@@ -18,7 +21,9 @@ METRICS = tuple(dict.fromkeys(name for measures in MEASURES.values() for name, _
 
 @dataclass(frozen=True)
 class Change:
-    """One measure of one cell in both reports. ``ratio`` is new over old; ``outcome`` is faster, slower or same."""
+    """One measure of one cell in both reports. ``outcome`` is faster, slower or same; ``ratio`` is new over old, in
+    units of stock's time in each report, for stock itself in seconds.
+    """
 
     cell: str
     measure: str
@@ -104,8 +109,9 @@ def compare(
 ) -> Comparison:
     """Compare reports. Another machine is refused unless ``other_machine``; then nothing fails, it is only shown.
 
-    A measure counts as changed where the intervals of the medians do not overlap, and fails where it is then slower by
-    more than ``limit``.
+    A measure counts as changed where `statistics.faster` says so, and fails where it is then slower by more than
+    ``limit``. Cells are judged in units of stock's time in the same round, so that a machine which was slower that day
+    changes nothing, and their noise is what the same comes to for stock again. Stock itself is judged by the clock.
     """
     differing = [key for key in _MACHINE if old["machine"].get(key) != new["machine"].get(key)]
     if differing and not other_machine:
@@ -125,13 +131,19 @@ def compare(
     ]
     before = {row["id"]: row for row in old["cells"] if row["measures"]}
     after = {row["id"]: row for row in new["cells"] if row["measures"]}
-    changes = tuple(
-        _change(cell, name, before[cell], after[cell], limit, gate=not differing)
+    pairs = [
+        (cell, name)
         for cell in before
         if cell in after
         for name in metrics
         if name in before[cell]["measures"] and name in after[cell]["measures"]
-    )
+    ]
+    changes = tuple(_change(pair, before, after, limit, len(pairs), gate=not differing) for pair in pairs)
+    notes += [
+        f"stock itself became {one.outcome} ({one.measure} of {one.cell}): the machine or its libraries changed"
+        for one in changes
+        if before[one.cell]["name"] == STOCK and one.outcome != "same"
+    ]
     return Comparison(
         changes,
         tuple(cell for cell in before if cell not in after),
@@ -141,11 +153,27 @@ def compare(
     )
 
 
-def _change(cell: str, name: str, old: dict[str, Any], new: dict[str, Any], limit: float, *, gate: bool) -> Change:
-    was, now = old["measures"][name]["latency"], new["measures"][name]["latency"]
-    ratio = now["p50"] / was["p50"]
-    overlap = now["low"] <= was["high"] and was["low"] <= now["high"]
-    outcome = "same" if overlap else "slower" if ratio > 1 else "faster"
-    return Change(
-        cell, name, was["p50"], now["p50"], ratio, outcome, gate and outcome == "slower" and ratio > 1 + limit
-    )
+Rows = dict[str, dict[str, Any]]
+
+
+def _change(pair: tuple[str, str], before: Rows, after: Rows, limit: float, tests: int, *, gate: bool) -> Change:
+    cell, name = pair
+    row = after[cell]
+    was, now = before[cell]["measures"][name]["latency"], row["measures"][name]["latency"]
+
+    def rounds(rows: Rows, kind: str) -> list[list[float]]:
+        found = rows.get(row["against"].replace(STOCK, kind, 1), {"measures": {}})["measures"].get(name)
+        return found["latency"]["values"] if found else []
+
+    def in_units(rows: Rows, values: list[list[float]]) -> list[list[float]]:
+        return [[math.exp(one)] for one in log_ratios(values, rounds(rows, STOCK))]
+
+    if row["name"] == STOCK:
+        noise = [one for rows in (before, after) for one in log_ratios(rounds(rows, AGAIN), rounds(rows, STOCK))]
+        found = faster(now["values"], was["values"], noise, tests=tests)
+    else:
+        noise = log_ratios(*(in_units(rows, rounds(rows, AGAIN)) for rows in (after, before)))
+        found = faster(in_units(after, now["values"]), in_units(before, was["values"]), noise, tests=tests)
+    ratio = found.ratio.value if found.ratio else now["p50"] / was["p50"]
+    fails = gate and found.outcome == "slower" and ratio > 1 + limit
+    return Change(cell, name, was["p50"], now["p50"], ratio, found.outcome, fails)

@@ -6,13 +6,16 @@ calls a difference when there is none.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..install.transaction.errors import UsageError
+from ..errors import UsageError
+from ..fingerprint import sha256
+from ..shared import folders
 from ..verify.plan import ACCEPTED, SINGLE, TIERS, WITH_FALLBACK
 
 STOCK = "stock"
@@ -92,6 +95,16 @@ def plan(matrix: str, works: Sequence[Work]) -> list[Cell]:
     if twice:
         raise UsageError("twice", f"two cells are called {', '.join(twice)}", remedy="give each cell a name of its own")
     return cells
+
+
+def profiles(cells: Sequence[Cell], environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the sha256 of every profile that a cell may read: what its AMD_OPS names, all of them for auto."""
+    data = [folder / "profiles" for folder in folders().readable_folders("data", environ)]
+    places = [Path(environ["AMD_OPS_PROFILES"])] if environ.get("AMD_OPS_PROFILES") else data
+    named = {value for cell in cells for name, value in (*cell.toggles.items(), *cell.env.items()) if name == "AMD_OPS"}
+    files = [Path(name) for name in named - {"off", "auto"}]
+    files += [path for place in places for path in place.glob("*.json")] if "auto" in named else []
+    return {str(path): sha256(path) for path in files if path.is_file()}
 
 
 def _sides(matrix: str) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..install.transaction.errors import UsageError
+from ..errors import UsageError
 from .runner import Setup
 
 # Weights, activations, the packed copy of the largest matrix and the libraries' own memory, in units of the weights.

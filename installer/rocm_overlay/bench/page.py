@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from . import plots
-from .output import columns, describe, headline, parity, sentence, tiers, verdict
+from .formats import columns, describe, headline, parity, sentence, tiers, verdict
 
 _TEMPLATE = Path(__file__).with_name("page.html.jinja")
 _MISSING = {

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..verify.tolerances import tolerance
+from ..shared import tolerances
 from .matrix import STOCK, Cell
 from .process import Process
 
@@ -49,7 +49,8 @@ def _pair(ours: Process, stock: Process, dtype: str) -> Parity:
         return Parity(False, "it left no outputs")
     mine, theirs = load_file(ours.values), load_file(str(stock.values))
     max_abs = max_rel = 0.0
-    allowed = tolerance("*", dtype, "grad" if "grad_norm" in theirs else "value").relative
+    table = tolerances()
+    allowed = table.tolerance(table.WHOLE_MODEL, dtype, "grad" if "grad_norm" in theirs else "value").relative
     for name, want in theirs.items():
         if name == "tokens":
             continue

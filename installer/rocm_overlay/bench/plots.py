@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable
 from typing import Any
 
-from .output import headline
+from .formats import headline
 
 Report = dict[str, Any]
 Draw = Callable[[Any, Report], bool]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,8 @@ from typing import Any
 class Process:
     """One cell of one round. ``status`` is ok, crashed, timeout, unfit, or disagree (the ranks' outputs differ).
 
-    ``ranks`` holds each rank's own samples where several ran; the other fields are then those of the slowest.
+    ``ranks`` holds each rank's own samples where several ran; the other fields are then those of the slowest. ``at`` is
+    when it was measured, in seconds since 1970.
     """
 
     cell: str
@@ -31,6 +33,7 @@ class Process:
     host: str = field(default_factory=socket.gethostname)
     device: str = ""
     ranks: list[dict[str, Any]] = field(default_factory=list)
+    at: float = field(default_factory=time.time)
 
     def take(self, event: dict[str, Any]) -> None:
         """Take one event of the worker."""

@@ -1,4 +1,4 @@
-"""`overlay profile`: where the time of one prefill and one decode step goes, stock and overlaid."""
+"""`overlay profile`: where the time of a prefill and of a decode step goes, stock and overlaid."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from ..install.transaction.errors import UsageError
+from ..console import print_json, progress, show, table
+from ..errors import UsageError
 from . import command, matrix, runner
 from .memory import check_memory
+from .options import Options
 
 SCHEMA = "amd-overlay.profile/1"
 
 
-def run(options: command.Options) -> int:
-    """Trace both builds and report; 0 when both could be traced, 1 otherwise."""
+def run(options: Options) -> int:
+    """Trace both builds and report; UsageError where one of them cannot be traced."""
     setup = command.prepare(options)
     check_memory(runner.ask_size(setup), setup)
     folder = (options.output or Path("overlay-profile")).resolve()
@@ -26,10 +25,13 @@ def run(options: command.Options) -> int:
     cells = {cell.name: cell for cell in setup.cells}
     builds = {"stock": cells["stock"], "overlaid": cells["all"]}
     found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="overlay-profile-") as name:
+    shown = progress(1 + len(builds), "preparing the model")
+    with tempfile.TemporaryDirectory(prefix="overlay-profile-") as name, shown as step:
         weights = runner.stage(setup, Path(name))
+        step("tracing stock")
         for title, cell in builds.items():
             found[title] = _trace(setup, cell, weights, Path(name), folder)
+            step(f"{title} traced")
     report = {
         "schema": SCHEMA,
         "model": setup.model.name,
@@ -39,10 +41,10 @@ def run(options: command.Options) -> int:
     report |= {"builds": found, "folder": str(folder)}
     (folder / "profile.json").write_text(json.dumps(report, indent=1) + "\n")
     if options.as_json:
-        print(json.dumps(report, indent=1))
+        print_json("profile", report)
     else:
-        _table(report, Console())
-    return 0 if all(len(build["phases"]) == 2 for build in found.values()) else 1
+        _show(report)
+    return 0
 
 
 def _trace(setup: runner.Setup, cell: matrix.Cell, weights: Path, scratch: Path, folder: Path) -> dict[str, Any]:
@@ -62,13 +64,27 @@ def _trace(setup: runner.Setup, cell: matrix.Cell, weights: Path, scratch: Path,
     return {"phases": phases}
 
 
-def _table(report: dict[str, Any], console: Console) -> None:
-    shown = Table(title=f"{report['model']}, {report['dtype']}: share of time in ops of this project, and what is left")
-    for title in ("build", "phase", "total ms", "covered", "largest gaps"):
-        shown.add_column(title)
-    for name, build in report["builds"].items():
-        for phase, row in build["phases"].items():
-            gaps = ", ".join(f"{gap['op']} {gap['us'] / max(row['total_us'], 1e-9):.0%}" for gap in row["gaps"][:4])
-            shown.add_row(name, phase, f"{row['total_us'] / 1e3:.2f}", f"{row['coverage']:.0%}", gaps)
-    console.print(shown)
-    console.print(f"traces for ui.perfetto.dev and profile.json are in {report['folder']}", highlight=False)
+def _show(report: dict[str, Any]) -> None:
+    show(f"{report['model']}, {report['dtype']}: share of time in ops of this project, and what is left")
+    rows = [
+        (
+            name,
+            phase,
+            _times(row["total_us"], row["totals_us"]),
+            f"{row['coverage']:.0%}",
+            ", ".join(f"{gap['op']} {gap['us'] / max(row['total_us'], 1e-9):.0%}" for gap in row["gaps"][:4]),
+        )
+        for name, build in report["builds"].items()
+        for phase, row in build["phases"].items()
+    ]
+    table(("build", "phase", "ms [min, max]", "covered", "largest gaps"), rows)
+    steps = len(next(iter(report["builds"].values()))["phases"]["decode"]["totals_us"])
+    counted = f"the middle one of {steps} steps" if steps > 1 else "one step"
+    show(f"{counted} under the profiler, which slows every op: to compare the two builds, run `overlay bench`")
+    show(f"traces for ui.perfetto.dev and profile.json are in {report['folder']}")
+
+
+def _times(middle_us: float, totals_us: list[float]) -> str:
+    """Return ``1.15 [1.10, 1.40]``; one sample alone has no range."""
+    middle = f"{middle_us / 1e3:.2f}"
+    return f"{middle} [{min(totals_us) / 1e3:.2f}, {max(totals_us) / 1e3:.2f}]" if len(totals_us) > 1 else middle

@@ -16,7 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..install.transaction.errors import UsageError
+from ..errors import UsageError
 from .process import Process
 
 Measure = Callable[[Mapping[str, str]], Process]

@@ -6,19 +6,20 @@ optimum-benchmark, too; `bench.optimum` writes a cell as its report.
 
 from __future__ import annotations
 
+import math
 import platform
 import statistics
 import sys
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from typing import Any
 
 from .. import __version__
+from ..journal import stamp
+from ..statistics import Rounds, Verdict, bootstrap, faster, log_ratios, summarise
 from .matrix import AGAIN, STOCK, Cell, shape_name
 from .parity import Parity, compare
 from .process import Process
 from .runner import Setup
-from .statistics import Rounds, Verdict, judge, noise_of, summarise
 
 SCHEMA = "amd-overlay.bench/1"
 MAX_CLOCK_JUMP = 1.0
@@ -46,11 +47,12 @@ def build(setup: Setup, processes: list[Process], size: dict[str, Any], seconds:
     """Assemble the report of a run."""
     by_cell = {cell.id: [p for p in processes if p.cell == cell.id] for cell in setup.cells}
     noise = {cell.against: _noise(setup, by_cell, cell) for cell in setup.cells}
-    rows = [_row(setup, cell, by_cell, noise[cell.against], size) for cell in setup.cells]
+    judged = sum(cell.name not in (STOCK, AGAIN) for cell in setup.cells) * len(MEASURES[setup.mode])
+    rows = [_row(setup, cell, by_cell, noise[cell.against], judged, size) for cell in setup.cells]
     return Built(
         {
             "schema": SCHEMA,
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "created": stamp(max(process.at for process in processes)),
             "command": sys.argv[1:],
             "seconds": round(seconds, 1),
             "machine": machine(setup, size),
@@ -69,7 +71,7 @@ def build(setup: Setup, processes: list[Process], size: dict[str, Any], seconds:
                 "fresh_process_per_cell": True,
                 "ranks": setup.ranks,
             },
-            "noise": {name: dict(values) for name, values in noise.items()},
+            "noise": {name: {measure: loudest(logs) for measure, logs in one.items()} for name, one in noise.items()},
             "cells": rows,
             "warnings": _warnings(processes, rows),
         }
@@ -89,29 +91,44 @@ def machine(setup: Setup, size: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def rounds_of(processes: list[Process], key: str) -> list[list[float]]:
-    """Return one list of samples per round, of complete processes, in the order of rounds."""
-    found = []
-    for process in sorted(processes, key=lambda p: p.round):
+def by_round(setup: Setup, processes: list[Process], key: str) -> list[list[float]]:
+    """Return one list of samples per round, in order; it is empty where a process is missing or was not whole."""
+    found: list[list[float]] = [[] for _ in range(setup.rounds)]
+    for process in processes:
         if process.status == "ok":
             values = [run[key] for run in process.runs]
-            found.append([v for value in values for v in (value if isinstance(value, list) else [value])])
+            found[process.round] = [v for value in values for v in (value if isinstance(value, list) else [value])]
     return found
 
 
-def _noise(setup: Setup, by_cell: dict[str, list[Process]], cell: Cell) -> dict[str, float]:
-    """The largest |log ratio| between stock and stock again, by measure; nothing where that was not measured."""
+def rounds_of(setup: Setup, processes: list[Process], key: str) -> list[list[float]]:
+    """Return one list of samples per round that was measured whole."""
+    return [one for one in by_round(setup, processes, key) if one]
+
+
+def _noise(setup: Setup, by_cell: dict[str, list[Process]], cell: Cell) -> dict[str, list[float]]:
+    """The log ratios of stock again to stock, by measure; nothing where that was not measured."""
     again = by_cell.get(f"{AGAIN} {shape_name(cell.work)}", [])
     stock = by_cell.get(cell.against, [])
     return {
-        name: noise_of(rounds_of(again, key), rounds_of(stock, key))
+        name: log_ratios(by_round(setup, again, key), by_round(setup, stock, key))
         for name, key in MEASURES[setup.mode]
         if again and stock
     }
 
 
+def loudest(logs: list[float]) -> float:
+    """Return how far the interval of a noise reaches from equality, as a share."""
+    return math.expm1(max(map(abs, bootstrap(logs))))
+
+
 def _row(
-    setup: Setup, cell: Cell, by_cell: dict[str, list[Process]], noise: dict[str, float], size: dict[str, Any]
+    setup: Setup,
+    cell: Cell,
+    by_cell: dict[str, list[Process]],
+    noise: dict[str, list[float]],
+    judged: int,
+    size: dict[str, Any],
 ) -> dict[str, Any]:
     mine, stock = by_cell[cell.id], by_cell.get(cell.against, [])
     good = [process for process in mine if process.status == "ok"]
@@ -132,8 +149,8 @@ def _row(
     row["measures"] = _measures(setup, cell, good)
     if cell.name != STOCK:
         for name, key in MEASURES[setup.mode]:
-            verdict = _verdict(rounds_of(mine, key), rounds_of(stock, key), noise.get(name, 0.0), parity)
-            row["verdicts"][name] = verdict.as_json()
+            ours, theirs = by_round(setup, mine, key), by_round(setup, stock, key)
+            row["verdicts"][name] = _verdict(ours, theirs, noise.get(name, []), judged, parity).as_json()
     row["throughput"] = _throughput(cell, row["measures"])
     row["memory"] = {name: max(p.memory.get(name, 0) for p in good) for name in good[0].memory}
     if cell.work.ranks > 1:
@@ -147,21 +164,21 @@ def _row(
 def _rank(setup: Setup, good: list[Process], rank: int) -> dict[str, Any]:
     """One rank's own samples, where the row's measures are those of the slowest one."""
     mine = [replace(process, runs=process.ranks[rank]["runs"]) for process in good]
-    measures = {name: _latency(rounds_of(mine, key)) for name, key in MEASURES[setup.mode]}
+    measures = {name: _latency(rounds_of(setup, mine, key)) for name, key in MEASURES[setup.mode]}
     return {"rank": rank, "host": good[0].ranks[rank]["host"], "measures": measures}
 
 
-def _verdict(ours: Rounds, stock: Rounds, noise: float, parity: Parity) -> Verdict:
+def _verdict(ours: Rounds, stock: Rounds, noise: list[float], judged: int, parity: Parity) -> Verdict:
     """Judge only what computes the same: a wrong answer has no speed."""
-    if not ours or not stock:
+    if not any(ours) or not any(stock):
         return Verdict("same", "one of the two was not measured")
     if not parity.ok:
         return Verdict("same", f"parity failed, so no speed is told: {parity.reason}")
-    return judge(ours, stock, noise)
+    return faster(ours, stock, noise, tests=judged)
 
 
 def _measures(setup: Setup, cell: Cell, good: list[Process]) -> dict[str, Any]:
-    found = {name: _latency(rounds_of(good, key)) for name, key in MEASURES[setup.mode]}
+    found = {name: _latency(rounds_of(setup, good, key)) for name, key in MEASURES[setup.mode]}
     loads = [[p.loaded_s] for p in good if p.loaded_s is not None]
     found["load"] = _latency(loads)
     cold = [[_cold(p)] for p in good if p.first]

@@ -7,7 +7,6 @@ not favour a cell. What is done is in ``samples.jsonl``; the same plan in the sa
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,23 +16,26 @@ from typing import Any
 
 from .. import journal
 from ..child import Child
-from ..install.transaction.errors import UsageError, WriteError
-from ..progress import Step
+from ..console import Step
+from ..errors import UsageError, WriteError
+from ..fingerprint import Fingerprint
 from ..verify.target import Interpreter, Source
 from ..verify.workers import served
 from ..verify.workers import stage as lay_out
-from .matrix import Cell
+from .matrix import Cell, profiles
 from .process import Process
 from .ranks import Alone, Crew, Team
 
 WORKER = "rocm_overlay.bench.worker"
 SAMPLES = "samples.jsonl"
-SCHEMA = "amd-overlay.bench.samples/1"
+SCHEMA = "amd-overlay.bench.samples/2"
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What is the same for every process of a benchmark. ``runs`` and ``warmup`` are per process."""
+    """What is the same for every process of a benchmark. ``runs`` and ``warmup`` are per process; ``subject`` is what
+    the samples depend on beside the plan.
+    """
 
     interpreter: Interpreter
     model: Path
@@ -47,55 +49,51 @@ class Setup:
     warmup: int
     timeout: float
     cells: list[Cell]
+    subject: Fingerprint
 
     @property
     def ranks(self) -> int:
         """How many ranks each cell runs on."""
         return self.cells[0].work.ranks
 
-    def settings(self) -> dict[str, Any]:
-        """Return the plan: what must not change between a run and its resumption."""
-        return {
-            "interpreter": self.interpreter.as_json(),
-            "model": str(self.model),
-            "sources": [source.as_json() for source in self.sources],
-            "numbers": [self.mode, self.dtype, self.seed, self.rounds, self.runs, self.warmup],
-            "cells": [cell.as_json() for cell in self.cells],
-        }
-
-    def digest(self) -> str:
-        """Identify the plan."""
-        return hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest()
+    @property
+    def key(self) -> Fingerprint:
+        """What must not change between a run and its resumption."""
+        numbers = {name: getattr(self, name) for name in ("mode", "dtype", "seed", "rounds", "runs", "warmup")}
+        cells = {cell.id: cell.as_json() for cell in self.cells}
+        return self.subject.planned({**numbers, "cells": cells, "profiles": profiles(self.cells)})
 
 
 class Journal(journal.Journal):
     """The journal in the folder of a run: one line per finished process."""
 
-    def __init__(self, folder: Path, setup: Setup) -> None:
+    def __init__(self, folder: Path, setup: Setup, *, fresh: bool = False) -> None:
         self.folder = folder.resolve()  # workers run in another folder
         with self._said():
-            super().__init__(self.folder / SAMPLES, SCHEMA, setup.settings())
+            super().__init__(self.folder / SAMPLES, SCHEMA, setup.key.ingredients, fresh=fresh)
 
     def done(self) -> dict[tuple[str, int], Process]:
         """Return the finished processes."""
-        processes = [Process(**record) for record in self.records]
+        processes = [Process(**record, at=at) for record, at in zip(self.records, self.times, strict=True)]
         return {(process.cell, process.round): process for process in processes}
 
     def keep(self, process: Process) -> None:
         """Keep one result."""
         with self._said():
-            self.append(vars(process))
+            self.append({name: value for name, value in vars(process).items() if name != "at"})
+        process.at = self.times[-1]
 
     @contextmanager
     def _said(self) -> Iterator[None]:
-        remedy = "pass -o another folder, or remove this one"
         try:
             yield
-        except journal.OtherRunError:
-            message = f"{self.folder} holds a run of another plan"
+        except journal.OtherRunError as error:
+            message = f"{self.folder} holds samples of another run: {error}"
+            remedy = "pass -o another folder, or --fresh to measure anew in this one"
             raise UsageError("other-plan", message, remedy=remedy, paths=[self.folder / SAMPLES]) from None
         except journal.NotAJournalError as error:
             message = f"{self.folder / SAMPLES} is not the samples of a run: {error}"
+            remedy = "pass -o another folder, or remove this file"
             raise UsageError("other-plan", message, remedy=remedy, paths=[self.folder / SAMPLES]) from None
         except OSError as error:
             message = f"{self.folder} cannot be written: {error.strerror}"

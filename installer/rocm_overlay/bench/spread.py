@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..console import Step
 from ..executor import Answer, Executor, answers
-from ..progress import Step
 from .memory import check_memory
 from .process import Process
 from .runner import Journal, Setup, ask_size, run_all

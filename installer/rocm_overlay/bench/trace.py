@@ -1,4 +1,4 @@
-"""The worker's part of `overlay profile`: one prefill and one decode step under torch's profiler.
+"""The worker's part of `overlay profile`: some prefills and decode steps under torch's profiler, each by itself.
 
 Each op of ours becomes a region named ``amd_ops::<op>``. On a GPU the time of kernels counts, elsewhere that of ops on
 the CPU. Coverage is the share of that time which lies inside our regions, TileGym's figure: what is left over shows
@@ -7,7 +7,9 @@ where the next recipe or kernel is wanted.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +32,15 @@ def run(job: dict[str, Any], emit: measure.Emit) -> None:
         for _ in range(job["warmup"] + 1):
             _step(model, ids, work, "decode")()
         for phase in ("prefill", "decode"):
-            step = _step(model, ids, work, phase)
-            emit("phase", phase=phase, **_profiled(step, Path(job["trace"]) / f"{job['cell']['build']}.{phase}.json"))
+            path = Path(job["trace"]) / f"{job['cell']['build']}.{phase}.json"
+            steps = [_profiled(_step(model, ids, work, phase)) for _ in range(job["runs"])]
+            middle = sorted(steps, key=lambda step: step.total_us)[len(steps) // 2]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            middle.profile.export_chrome_trace(str(path))
+            covered = statistics.median(step.summary["coverage"] for step in steps)
+            totals = [step.total_us for step in steps]
+            told = {**middle.summary, "coverage": covered, "totals_us": totals}
+            emit("phase", phase=phase, trace=path.name, **told)
 
 
 def _step(model: Any, ids: torch.Tensor, work: dict[str, Any], phase: str) -> Callable[[], object]:
@@ -49,15 +58,28 @@ def _step(model: Any, ids: torch.Tensor, work: dict[str, Any], phase: str) -> Ca
     return lambda: model(ids[:, :1], past_key_values=cache, use_cache=True, **one)
 
 
-def _profiled(step: Callable[[], object], path: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Step:
+    """One step under the profiler. Of several the one in the middle is shown, with the times of all and the median of
+    their coverages.
+    """
+
+    profile: Any
+    summary: dict[str, Any]
+
+    @property
+    def total_us(self) -> float:
+        """The time of all its ops."""
+        return float(self.summary["total_us"])
+
+
+def _profiled(step: Callable[[], object]) -> Step:
     on_gpu = torch.cuda.is_available()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with launches.wrapped_ops(_region), profile(activities=activities) as found:
         step()
         measure.sync()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    found.export_chrome_trace(str(path))
-    return {"trace": path.name, **summary(list(found.events()), on_gpu)}
+    return Step(found, summary(list(found.events()), on_gpu))
 
 
 def summary(events: list[Any], on_gpu: bool) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.util import find_spec
 
-from ..install.transaction.errors import TargetError, UsageError
+from ..errors import TargetError, UsageError
 from .pool import Answer, Calls, Executor, Pool, Worker, answers
 
 __all__ = ["EXECUTORS", "Answer", "Calls", "Executor", "Pool", "Worker", "answers", "check", "make_executor"]
@@ -21,7 +21,7 @@ def check(kind: str, workers: int | None = None) -> None:
     if workers is not None and workers < 1:
         raise UsageError("bad-workers", f"--workers is {workers}", remedy="use 1 or more")
     if kind == "ray" and find_spec("ray") is None:
-        remedy = "run `pip install 'transformers-rocm-overlay[ray]'`"
+        remedy = "run `pip install ray`"
         raise TargetError("no-ray", "the executor ray needs Ray, which is not installed", remedy=remedy)
 
 

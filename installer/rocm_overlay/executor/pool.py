@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
+import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, as_completed
 from typing import Any, Protocol
 
 Answer = dict[str, Any]
@@ -54,30 +56,46 @@ class Calls:
 
 
 class Pool:
-    """Several workers; a job goes to the next idle one."""
+    """Several workers, each driven by a thread; a job goes to the next idle one."""
 
     def __init__(self, workers: Sequence[Worker]) -> None:
         self._workers = list(workers)
-        self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[Future[Answer], Any] | None] = queue.SimpleQueue()
+        try:
+            for worker in self._workers:
+                worker.start()
+        except BaseException:
+            self._end_workers()
+            raise
+        # Not a ThreadPoolExecutor: at the end of the process that waits for jobs whose answer nobody wants any more.
         for worker in self._workers:
-            self._idle.put(worker)
-            worker.start()
-        self._threads = ThreadPoolExecutor(len(self._workers), thread_name_prefix="overlay-executor")
+            threading.Thread(target=self._serve, args=(worker,), daemon=True, name="overlay-executor").start()
 
     def submit(self, job: Any) -> Future[Answer]:
         """Queue a job."""
-        return self._threads.submit(self._ask, job)
+        future: Future[Answer] = Future()
+        self._jobs.put((future, job))
+        return future
 
-    def _ask(self, job: Any) -> Answer:
-        worker = self._idle.get()
-        try:
-            return worker.ask(job)
-        finally:
-            self._idle.put(worker)
+    def _serve(self, worker: Worker) -> None:
+        while (item := self._jobs.get()) is not None:
+            future, job = item
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(worker.ask(job))
+                except BaseException as error:  # noqa: BLE001 - raised where the answer is awaited
+                    future.set_exception(error)
 
     def close(self) -> None:
-        """Drop what is queued, wait for what runs, end all workers."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        """Drop what is queued and end all workers. A job that still runs, as after an interrupt, is not waited for."""
+        with contextlib.suppress(queue.Empty):
+            while item := self._jobs.get_nowait():
+                item[0].cancel()
+        for _ in self._workers:
+            self._jobs.put(None)
+        self._end_workers()
+
+    def _end_workers(self) -> None:
         for worker in self._workers:
             worker.close()
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..install.transaction.errors import TargetError
+from ..errors import TargetError
 from .pool import Answer, Pool, Worker
 
 Options = dict[str, Any]
@@ -138,9 +138,7 @@ class RayPool(Pool):
 
     def close(self) -> None:
         """Drop what is queued; end the actors, and the cluster where this started it."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        for worker in self._workers:
-            worker.close()
+        super().close()
         self._end()
 
     def _end(self) -> None:

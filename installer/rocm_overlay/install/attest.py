@@ -6,11 +6,14 @@ No clock and no random number are in it: the same installation gives the same by
 
 from __future__ import annotations
 
+import json
 import uuid
 from dataclasses import dataclass
+from pathlib import Path
 
 import rocm_overlay
 
+from ..errors import UsageError
 from .inspection import Status, status
 from .session import Options
 from .transaction.states import FileState
@@ -47,16 +50,17 @@ class Attestation:
 
     def files(self) -> list[dict[str, object]]:
         """Return one object per managed file: hashes before, wanted and found."""
-        base = {} if self.status.receipt is None else self.status.receipt.by_path()
         return [
             {
                 "path": f"transformers/{file.path}",
                 "model": file.model,
                 "state": file.state.value,
-                "before_sha256": file.stock,
+                "origin": file.origin,
+                "stock_sha256": file.stock,
+                "before_sha256": file.base or file.stock,
                 "after_sha256": file.overlay,
                 "found_sha256": file.found,
-                "adopted": file.path in base and base[file.path].made_from is not None,
+                "adopted": file.base not in (None, file.stock),
             }
             for file in self.status.files
         ]
@@ -80,7 +84,14 @@ class Attestation:
                     "bom-ref": f"{ref}#{file.path}",
                     "name": f"transformers/{file.path}",
                     "hashes": [{"alg": "SHA-256", "content": file.found}],
-                    "properties": _properties({"state": file.state.value, "stock-sha256": file.stock or "unknown"}),
+                    "properties": _properties(
+                        {
+                            "state": file.state.value,
+                            "origin": file.origin or "none",
+                            "stock-sha256": file.stock or "unknown",
+                            "base-sha256": file.base or file.stock or "unknown",
+                        }
+                    ),
                 }
                 for file in self.status.files
                 if file.found is not None
@@ -110,6 +121,34 @@ class Attestation:
 def collect(options: Options) -> Attestation:
     """Look at an environment. Raises OverlayError where there is none."""
     return Attestation(status(options))
+
+
+def read(path: Path) -> dict[str, str]:
+    """Return the hash of every file that an attestation of either form names. Raises UsageError for another file."""
+    try:
+        content = json.loads(path.read_bytes())
+        if content.get("bomFormat") == "CycloneDX":
+            files = content["components"][0]["components"]
+            return {file["name"]: file["hashes"][0]["content"] for file in files}
+        return {file["path"]: file["found_sha256"] for file in content["files"] if file["found_sha256"]}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UsageError(
+            "no-attestation",
+            f"{path} is no attestation ({type(error).__name__}: {error})",
+            remedy="pass a file that `overlay attest` wrote, in either of its forms",
+            paths=[path],
+        ) from None
+
+
+def differences(made: Attestation, before: dict[str, str]) -> list[dict[str, str | None]]:
+    """Return the files whose hash is not the attested one: path, expected, found; None is no file."""
+    now = {f"transformers/{file.path}": file.found for file in made.status.files if file.found}
+    paths = sorted({*before, *now})
+    return [
+        {"path": path, "expected": before.get(path), "found": now.get(path)}
+        for path in paths
+        if before.get(path) != now.get(path)
+    ]
 
 
 def _properties(values: dict[str, str]) -> list[dict[str, str]]:

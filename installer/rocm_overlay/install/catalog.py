@@ -11,9 +11,10 @@ from pathlib import Path
 
 import rocm_overlay
 
+from ..errors import BundleError
 from .transaction.decode import MalformedError, Reader, parse
 from .transaction.entry import is_sha256, sha256
-from .transaction.errors import BundleError
+from .transaction.receipt import BUNDLE as BUNDLE_ORIGIN
 
 SCHEMA = "amd-overlay.manifest/1"
 MAX_BYTES = 5_000_000
@@ -51,6 +52,15 @@ class FileEntry:
     releases: tuple[str, ...]
     edits: tuple[Edit, ...] = field(repr=False)
     folder: Path = field(repr=False)
+
+    @property
+    def origin(self) -> str:
+        """Where the overlay comes from, as the receipt says it."""
+        return BUNDLE_ORIGIN
+
+    def fits(self, digest: str) -> bool:
+        """Tell whether the overlay was made from this text."""
+        return self.stock_sha256 == digest
 
     def overlay_bytes(self) -> bytes:
         """Return the overlay text. Raises BundleError unless its hash is the manifest's."""

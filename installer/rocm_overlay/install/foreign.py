@@ -21,14 +21,14 @@ def added_files(target: Target, record: Record) -> list[str]:
         base = os.path.relpath(folder, target.package).replace(os.sep, "/")
         for name in sorted(names):
             path = name if base == "." else f"{base}/{name}"
-            if name.endswith(".py") and path not in record.digests:
+            if name.endswith(".py") and not record.lists(path):
                 found.append(path)
     return found
 
 
 def others(target: Target, record: Record) -> Iterator[tuple[str, str]]:
     """Yield (name, evidence) for every other tool that changes transformers and can be recognised."""
-    if (target.package / _OPENPI).is_file() and _OPENPI not in record.digests:
+    if (target.package / _OPENPI).is_file() and not record.lists(_OPENPI):
         yield (
             "openpi",
             f"{target.package / _OPENPI} is a file that openpi copies in; transformers has none of that name",

@@ -1,7 +1,7 @@
 """`overlay install --generated DIR`: overlays that the user made with `overlay gen --all -o DIR`, under the same rules.
 
 Such a folder has no manifest. What it says is checked against the installed files instead: the marker on line 1 names
-the stock text that an overlay was made from, and only that exact text is replaced by it.
+the text that an overlay was made from, and only that exact text is replaced by it.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import BundleError, UsageError, nearest
 from .catalog import MAX_BYTES, FileEntry, Manifest
-from .nearest import nearest
 from .target import Target
 from .transaction.entry import sha256
-from .transaction.errors import BundleError, UsageError
+from .transaction.receipt import GENERATED
 from .transaction.states import MARKER_LINE
 
 PREFIX = "generated-"
@@ -29,9 +29,14 @@ _FOLDER = re.compile(r"[a-z0-9_]+")
 class GeneratedEntry(FileEntry):
     """An overlay from a folder of the user. The stock text cannot be derived from it: only the blobs have it."""
 
+    @property
+    def origin(self) -> str:
+        """Where the overlay comes from."""
+        return GENERATED
+
     def overlay_bytes(self) -> bytes:
         """Return the overlay text as it was read when the folder was examined. Raises BundleError if it changed."""
-        data = _read(self.folder / self.payload)
+        data = read(self.folder / self.payload)
         if sha256(data) != self.overlay_sha256:
             raise _wrong(self.folder / self.payload, "changed while it was being installed")
         return data
@@ -52,7 +57,7 @@ def load(folder: Path, target: Target, models: Sequence[str] | None) -> Manifest
             paths=[folder],
         )
     entries, recipes, generators = [], set(), set()
-    for path in sorted(root.glob("*/*.py")):
+    for path in sorted((*root.glob("*/*.py"), *root.glob("deprecated/*/*.py"))):
         entry, generator, made_by = _entry(path, folder, target)
         entries.append(entry)
         generators.add(generator)
@@ -66,7 +71,7 @@ def load(folder: Path, target: Target, models: Sequence[str] | None) -> Manifest
         )
     if len(recipes) > 1 or len(generators) > 1:
         raise _wrong(root, f"mixes overlays of several generators ({', '.join(sorted(recipes))})")
-    _check_names(models, entries)
+    check_names(models, entries)
     digest = sha256("".join(f"{one.path} {one.stock_sha256} {one.overlay_sha256}\n" for one in entries).encode("ascii"))
     return Manifest(
         line=".".join((target.version or "0.0").split(".")[:2]),
@@ -81,9 +86,11 @@ def load(folder: Path, target: Target, models: Sequence[str] | None) -> Manifest
 
 def _entry(path: Path, folder: Path, target: Target) -> tuple[GeneratedEntry, int, str]:
     model, name = path.parent.name, path.name
-    if _FOLDER.fullmatch(model) is None or _NAME.fullmatch(name) is None or path.parent.is_symlink():
+    between = path.parent.relative_to(folder / "models").parts[:-1]
+    linked = any(one.is_symlink() for one in (path.parent, path.parent.parent))
+    if _FOLDER.fullmatch(model) is None or _NAME.fullmatch(name) is None or linked:
         raise _wrong(path, "is not called models/<model>/modeling_<model>.py")
-    data = _read(path)
+    data = read(path)
     marker = MARKER_LINE.match(data)
     if marker is None:
         raise _wrong(path, "does not begin with the marker of an overlay")
@@ -91,7 +98,7 @@ def _entry(path: Path, folder: Path, target: Target) -> tuple[GeneratedEntry, in
         ast.parse(data)
     except (SyntaxError, ValueError) as error:
         raise _wrong(path, f"is not Python: {error}") from error
-    relative = f"models/{model}/{name}"
+    relative = "/".join(("models", *between, model, name))
     stock = target.package / relative
     size = stock.stat().st_size if stock.is_file() else 0
     if size == len(data) and sha256(stock.read_bytes()) == marker["base"].decode():
@@ -112,7 +119,8 @@ def _entry(path: Path, folder: Path, target: Target) -> tuple[GeneratedEntry, in
     return entry, int(marker["generator"]), marker["recipes"].decode()
 
 
-def _read(path: Path) -> bytes:
+def read(path: Path) -> bytes:
+    """Return the bytes of a file that may be installed. Raises BundleError for a link, a large or an empty file."""
     try:
         status = path.lstat()
         if not stat.S_ISREG(status.st_mode) or not 0 < status.st_size <= MAX_BYTES:
@@ -122,7 +130,8 @@ def _read(path: Path) -> bytes:
         raise _wrong(path, f"cannot be read ({error.strerror})") from error
 
 
-def _check_names(models: Sequence[str] | None, entries: Sequence[FileEntry]) -> None:
+def check_names(models: Sequence[str] | None, entries: Sequence[FileEntry]) -> None:
+    """Raise UsageError for a model that a folder does not have."""
     known = sorted({entry.model for entry in entries})
     for name in models or ():
         if name not in known:

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import UsageError, alike
+
 NODES = Path("/sys/class/kfd/kfd/topology/nodes")
+PRODUCTS = {
+    "MI300X": ("gfx942", 304),
+    "MI325X": ("gfx942", 304),
+    "MI300A": ("gfx942", 228),
+    "MI308X": ("gfx942", 80),
+    "MI350X": ("gfx950", 256),
+    "MI355X": ("gfx950", 256),
+    "MI250X": ("gfx90a", 110),
+    "MI250": ("gfx90a", 104),
+    "MI210": ("gfx90a", 104),
+}
+"""Architecture and compute units of products, the usual one of an architecture first."""
+_GFX = re.compile(r"(gfx[0-9a-f]{3,5})(?:[:_](\d{1,4}))?")
 
 
 @dataclass(frozen=True, order=True)
@@ -19,6 +35,24 @@ class Gpu:
     def is_rdna(self) -> bool:
         """Radeon: gfx10, gfx11 and gfx12 below gfx125, which is an Instinct again."""
         return self.arch.startswith(("gfx10", "gfx11", "gfx12")) and not self.arch.startswith("gfx125")
+
+
+def parse(text: str) -> Gpu:
+    """Return the GPU of ``MI300X``, ``gfx942`` or ``gfx942:304``; without a count the usual one, 0 where none is known.
+
+    Raises UsageError.
+    """
+    word = text.strip()
+    products = {name.lower(): Gpu(*pair) for name, pair in PRODUCTS.items()}
+    if word.lower() in products:
+        return products[word.lower()]
+    match = _GFX.fullmatch(word)
+    if match is None or match[2] == "0":
+        near = alike(word, PRODUCTS) or ["MI300X"]
+        remedy = f"write a product such as {', '.join(near)}, or an architecture: gfx942, gfx942:304, gfx1201"
+        raise UsageError("bad-gpu", f"{text!r} is not a GPU", remedy=remedy)
+    usual = next((gpu.compute_units for gpu in products.values() if gpu.arch == match[1]), 0)
+    return Gpu(match[1], int(match[2]) if match[2] else usual)
 
 
 def gpus(nodes: Path = NODES) -> tuple[Gpu, ...]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from ..errors import ForeignError, UnrecoveredError, UnsupportedError, UsageError, WriteError
 from . import catalog, planning, record, spec
 from .planning import Changes
 from .recompile import recompile, survey
@@ -18,15 +19,15 @@ from .session import (
     heal,
     lock_seconds,
     manifests_of,
+    model_folders,
     open_place,
-    read_situation,
+    read_environment,
 )
-from .situation import Situation
+from .state import Environment
 from .target import HOOK, Target, resolve
-from .transaction import journal, receipt, states
+from .transaction import blobs, journal, receipt, states
 from .transaction.apply import Done, execute, preflight
 from .transaction.decode import Reader
-from .transaction.errors import BundleError, ForeignError, UnrecoveredError, UnsupportedError, UsageError, WriteError
 from .transaction.lock import locked
 from .transaction.place import LOCK, RECEIPT, STATE, Place, new_id
 from .transaction.recovery import Recovered, recover, set_aside
@@ -52,55 +53,101 @@ class Outcome:
 
 def install(
     options: Options,
-    transformers: str,
+    transformers: str | None = None,
     models: Sequence[str] | None = None,
     *,
+    generate: bool = False,
     generated: Path | None = None,
+    replacements: Path | None = None,
     adopt: bool = False,
 ) -> Outcome:
     """Make the overlays of ``models`` (None: all) the full desired set of an environment.
 
-    They come from the bundle, or from a folder that `overlay gen` made. ``adopt`` overlays edited files, too.
+    They come from the bundle, from a folder that `overlay gen` made, from a folder of the user's own files, or with
+    ``generate`` from the installed files, here and now. ``transformers`` says which release is expected; None: the
+    installed one. With ``adopt`` an overlay is made from every edited text, which is what revert then returns.
     """
     target = resolve(site_packages=options.site_packages, python=options.python)
-    manifest = _choose(options, target, transformers, models, generated)
-    chosen = planning.select_models(manifest, models)
     place = open_place(target)
+    remarks: tuple[str, ...] = ()
+    if generate:
+        _refuse_other_sources(generated, replacements)
+        spec.require(spec.parse(transformers, target, options.bundle), target, options.bundle)
+    else:
+        manifest = _choose(options, target, transformers, models, generated, replacements)
+        planning.select_models(manifest.models(), manifest.line, models)
     _refuse_hook(place)
     recovered = heal(place, target, options)
+    if generate:
+        manifest, remarks = _generate(read_environment(place, target, options.bundle), models)
 
     def plan() -> Changes:
-        return planning.plan_install(read_situation(place, target, options.bundle), manifest, chosen, adopt=adopt)
+        return planning.plan_install(environment(), manifest, models, adopt=adopt)
+
+    def environment() -> Environment:
+        return read_environment(place, target, options.bundle)
 
     changes = _settled(place, plan)
+    notes = (*target.notes, *remarks, *changes.notes)
     if options.dry_run:
-        return Outcome("planned", target, changes, manifest, notes=target.notes)
-    folders = {place.folder(path) for path in manifest.by_path()}
-    if changes.plan is None and not has_strays(place, folders):
-        return Outcome("nothing", target, changes, manifest, recovered=recovered, notes=target.notes)
+        return Outcome("planned", target, changes, manifest, notes=notes)
+    if changes.plan is None and not has_strays(place):
+        return Outcome("nothing", target, changes, manifest, recovered=recovered, notes=notes)
     if changes.plan is not None:
         preflight(place, {place.folder(step.path) for step in changes.plan.steps})
-    with exclusive(place, target, options, folders):
+    with exclusive(place, target, options):
         changes = plan()
         if changes.plan is None:
-            return Outcome("nothing", target, changes, manifest, recovered=recovered, notes=target.notes)
+            return Outcome("nothing", target, changes, manifest, recovered=recovered, notes=notes)
         _keep_orphaned_receipt(place, target, changes)
-        done, notes = _run(place, target, changes, options)
+        kept = _keep_texts(place, changes)
+        done, after = _run(place, target, changes, options)
     if changes.adopted:
-        notes = [*notes, f"adopted, so revert returns exactly what was found: {', '.join(changes.adopted)}"]
-    return Outcome("installed", target, changes, manifest, done, recovered, (*target.notes, *notes))
+        after = [*after, f"adopted, so revert returns exactly what was found: {', '.join(changes.adopted)}"]
+    return Outcome("installed", target, changes, manifest, done, recovered, (*notes, *kept, *after))
+
+
+def _refuse_other_sources(generated: Path | None, replacements: Path | None) -> None:
+    if generated is not None or replacements is not None:
+        other = "--generated" if generated is not None else "--replacements"
+        raise UsageError(
+            "two-sources",
+            f"--generate makes the overlays here, and {other} names a folder with others: expected one of them.",
+            remedy=f"leave --generate or {other} out",
+        )
+
+
+def _generate(environment: Environment, models: Sequence[str] | None) -> tuple[catalog.Manifest, tuple[str, ...]]:
+    from .generate import generate
+
+    found = generate(environment, models, shown=True)
+    return found.manifest, found.notes
 
 
 def _choose(
-    options: Options, target: Target, transformers: str, models: Sequence[str] | None, folder: Path | None
+    options: Options,
+    target: Target,
+    transformers: str | None,
+    models: Sequence[str] | None,
+    generated: Path | None,
+    replacements: Path | None,
 ) -> catalog.Manifest:
-    wanted = spec.parse(transformers, options.bundle)
-    if folder is None:
+    """Return the set to choose from. The user's own files stand beside the bundle's where models are named."""
+    wanted = spec.parse(transformers, target, options.bundle)
+    if generated is None and replacements is None:
         return spec.choose(wanted, target, options.bundle)
-    from . import generated
+    from . import generated as folders
+    from . import own
 
-    spec.require(wanted, target)
-    return generated.load(folder, target, models)
+    spec.require(wanted, target, options.bundle)
+    if replacements is None:
+        assert generated is not None
+        return folders.load(generated, target, models)
+    if generated is not None:
+        return own.together(folders.load(generated, target, None), own.load(replacements, target, None))
+    files = own.load(replacements, target, None)
+    bundled = manifests_of(target, options.bundle)
+    return own.together(bundled[0], files) if bundled and models is not None else files
 
 
 def _refuse_hook(place: Place) -> None:
@@ -133,14 +180,15 @@ def _revert_files(options: Options, *, force: bool) -> Outcome:
     if options.dry_run:
         return Outcome("planned", target, changes, notes=(*target.notes, *notes))
     if changes.plan is None:
-        return Outcome("nothing", target, changes, recovered=recovered, notes=(*target.notes, *notes))
-    folders = {place.folder(step.path) for step in changes.plan.steps}
-    preflight(place, folders)
-    with exclusive(place, target, options, folders):
+        swept = _sweep(place)
+        return Outcome("nothing", target, changes, recovered=recovered, notes=(*target.notes, *notes, *swept))
+    preflight(place, {place.folder(step.path) for step in changes.plan.steps})
+    with exclusive(place, target, options):
         changes, notes = _plan_revert(place, target, options, force)
         if changes.plan is None:
             return Outcome("nothing", target, changes, recovered=recovered, notes=(*target.notes, *notes))
         kept = _keep_receipt(place, target, force)
+        kept += _keep_texts(place, changes)
         done, remarks = _run(place, target, changes, options)
     return Outcome("reverted", target, changes, None, done, recovered, (*target.notes, *notes, *kept, *remarks))
 
@@ -149,16 +197,20 @@ def recover_only(options: Options) -> Outcome:
     """Finish an interrupted transaction, and remove temporary files that a stopped process left."""
     target = resolve(site_packages=options.site_packages, python=options.python, allow_missing=True)
     place = open_place(target)
-    folders = {f"{place.package}/models/{name}" for name in place.tree.names(f"{place.package}/models")}
-    folders = {folder for folder in folders if (place.tree.root / folder).is_dir()}
-    strays = has_strays(place, folders)
-    if not strays and not journal.is_open(place):
+    if not has_strays(place) and not journal.is_open(place):
         return Outcome("nothing", target, Changes(None), notes=target.notes)
     with locked(place, lock_seconds()):
         recovered = recover(place, target.version, catalog.source(options.bundle))
-        removed = sum(place.tree.sweep(folder) for folder in sorted(folders | place.state_folders()))
-    notes = (f"removed {removed} temporary file(s)",) if removed else ()
-    return Outcome("recovered", target, Changes(None), recovered=recovered, notes=(*target.notes, *notes))
+    return Outcome("recovered", target, Changes(None), recovered=recovered, notes=(*target.notes, *_sweep(place)))
+
+
+def _sweep(place: Place) -> tuple[str, ...]:
+    """Remove temporary files that a stopped process left anywhere, the probes of a preflight included."""
+    if not has_strays(place):
+        return ()
+    with locked(place, lock_seconds()):
+        removed = sum(place.tree.sweep(folder) for folder in sorted(model_folders(place) | place.state_folders()))
+    return (f"removed {removed} temporary file(s)",) if removed else ()
 
 
 def _settled(place: Place, plan: Callable[[], T]) -> T:
@@ -197,57 +249,47 @@ def _had_pyc(on_disk: dict[str, object] | None, paths: set[str]) -> list[tuple[s
 
 def _plan_revert(place: Place, target: Target, options: Options, force: bool) -> tuple[Changes, list[str]]:
     try:
-        situation = read_situation(place, target, options.bundle, keep_orphan=True)
+        found = read_environment(place, target, options.bundle, keep_orphan=True, without_bundle=True)
     except UnrecoveredError:
         if not force:
             raise
-        source = catalog.source(options.bundle)
-        situation = Situation(place, target, record.load(target.dist_info), None, None, source)
-        changes = planning.plan_revert_without_receipt(situation, manifests_of(target, options.bundle), force=True)
-        return (changes if changes.plan else planning.plan_forget(situation)), ["the unreadable receipt was set aside"]
-    current = situation.receipt
+        known = tuple(manifests_of(target, options.bundle))
+        found = Environment(place, target, record.load(target.dist_info), None, None, options.bundle, known)
+        changes = planning.plan_revert_without_receipt(found, force=True)
+        return (changes if changes.plan else planning.plan_forget(found)), ["the unreadable receipt was set aside"]
+    current = found.receipt
     if current is None:
         if target.version is None:
             return Changes(None), []
-        changes = planning.plan_revert_without_receipt(situation, manifests_of(target, options.bundle), force=force)
+        manifests_of(target, options.bundle)  # without a receipt all rests on the bundle: a damaged one is an error
+        changes = planning.plan_revert_without_receipt(found, force=force)
         notes = ["no receipt: files were recognised by their hashes; their original times are unknown"]
         return changes, [*notes, *_of_the_left(changes)] if changes.plan else []
-    if not states.is_orphaned(current, target.version, situation.record):
-        changes = planning.plan_revert(situation, _manifests_at_hand(target, options.bundle), force=force)
+    if not states.is_orphaned(current, target.version, found.record):
+        changes = planning.plan_revert(found, force=force)
         return changes, _of_the_left(changes)
-    _refuse_half_upgraded(situation, current)
-    found = f"transformers {target.version}" if target.version else "no transformers"
-    return planning.plan_forget(situation), [
-        f"the receipt belongs to transformers {current.target.version}, found {found}: no file was touched, and "
+    _refuse_half_upgraded(found, current)
+    release = f"transformers {target.version}" if target.version else "no transformers"
+    return planning.plan_forget(found), [
+        f"the receipt belongs to transformers {current.target.version}, found {release}: no file was touched, and "
         "the receipt was set aside"
     ]
-
-
-def _manifests_at_hand(target: Target, bundle: Path) -> list[catalog.Manifest]:
-    """Where there is a receipt, it is enough for what it lists: a bundle that is gone or damaged must not stand in the
-    way.
-    """
-    try:
-        return manifests_of(target, bundle)
-    except BundleError:
-        return []
 
 
 def _of_the_left(changes: Changes) -> list[str]:
     return [f"neither stock nor ours, and left as they are: {', '.join(changes.left)}"] if changes.left else []
 
 
-def _refuse_half_upgraded(situation: Situation, current: receipt.Receipt) -> None:
+def _refuse_half_upgraded(environment: Environment, current: receipt.Receipt) -> None:
     """Another release, but our text is still there: nothing may be written, and the way back must stay."""
     left = []
     for file in current.files:
-        found = situation.observe(file.path)
-        if found is not None and found.entry.sha256 == file.overlay_sha256:
-            left.append(situation.target.package / file.path)
+        if environment.facts(file.path).digest == file.overlay_sha256:
+            left.append(environment.target.package / file.path)
     if left:
         raise ForeignError(
             "half-upgraded",
-            f"The receipt belongs to transformers {current.target.version}, found {situation.target.version}, and "
+            f"The receipt belongs to transformers {current.target.version}, found {environment.target.version}, and "
             f"these files still hold overlay text: {', '.join(map(str, left))}. Nothing was written.",
             remedy="reinstall transformers with your package manager (with its force-reinstall option), then run "
             "`overlay revert` again",
@@ -273,3 +315,16 @@ def _keep_receipt(place: Place, target: Target, force: bool) -> list[str]:
 def _keep_orphaned_receipt(place: Place, target: Target, changes: Changes) -> None:
     if changes.plan is not None and changes.plan.receipt_before is not None:
         _keep_receipt(place, target, force=False)
+
+
+def _keep_texts(place: Place, changes: Changes) -> list[str]:
+    """Set aside adopted texts that are about to be forgotten without being put back: nobody else has them."""
+    if changes.plan is None:
+        return []
+    kept = []
+    for path, digest in planning.left_behind(place, changes.plan):
+        data = blobs.get(place, digest)
+        if data is not None:
+            kept.append(f"the text that was adopted as {path} is kept as "
+                        f"{set_aside(place, changes.plan.id, path, data)}")  # fmt: skip
+    return kept

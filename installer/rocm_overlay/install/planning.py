@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Collection, Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import rocm_overlay
 
-from . import foreign
+from ..errors import UsageError, nearest
+from . import refusals
 from .catalog import FileEntry, Manifest
-from .nearest import nearest
 from .record import Record
-from .situation import Situation
+from .state import ADOPTABLE, EDITED, Environment, Facts
 from .target import Target
-from .transaction import blobs, journal
+from .transaction import journal
 from .transaction.apply import Plan, Step
 from .transaction.bytecode import compiled
+from .transaction.decode import Reader
 from .transaction.entry import FILE, Entry, Observed
-from .transaction.errors import ForeignError, UnsupportedError, UsageError
-from .transaction.place import now_ns
-from .transaction.receipt import Receipt, ReceiptFile, ReceiptTarget
-from .transaction.states import MARKER
+from .transaction.place import Place, now_ns
+from .transaction.receipt import ADOPTED, BUNDLE, OWN, Receipt, ReceiptFile, ReceiptTarget
+from .transaction.states import BACK, FileState
 
 
 @dataclass(frozen=True)
@@ -38,20 +37,21 @@ class Changes:
     left: tuple[str, ...] = ()
     """Files that are neither stock nor ours, and stay as they are."""
     adopted: tuple[str, ...] = ()
-    """Files of ``installed`` whose text of other people is what revert returns."""
+    """Files of ``installed`` and ``updated`` whose base is a text of the user's: revert returns that one."""
+    notes: tuple[str, ...] = ()
+    """What the reader should know about single files."""
 
 
-def select_models(manifest: Manifest, names: Iterable[str] | None) -> tuple[str, ...]:
+def select_models(known: Sequence[str], line: str, names: Sequence[str] | None) -> tuple[str, ...]:
     """Check model names; None means all. Raises UsageError that names the nearest known one."""
-    known = manifest.models()
     if names is None:
-        return known
+        return tuple(known)
     chosen = list(dict.fromkeys(names))
     if not chosen:
         raise UsageError(
             "no-model",
-            f"--models names no model, expected some of {manifest.line}: {', '.join(known)}",
-            remedy=f"run `overlay install --transformers {manifest.line} --models {known[0]}`, "
+            f"--models names no model, expected some of {line}: {', '.join(known)}",
+            remedy=f"run `overlay install --transformers {line} --models {known[0]}`, "
             "or leave --models out for all of them",
         )
     unknown = [name for name in chosen if name not in known]
@@ -60,207 +60,259 @@ def select_models(manifest: Manifest, names: Iterable[str] | None) -> tuple[str,
         hint = f"; did you mean {near}?" if near else ""
         raise UsageError(
             "unknown-model",
-            f"--models: {', '.join(unknown)} is not among the models of {manifest.line}: {', '.join(known)}{hint}",
-            remedy=f"run `overlay install --transformers {manifest.line} --models {near or known[0]}`, "
+            f"--models: {', '.join(unknown)} is not among the models of {line}: {', '.join(known)}{hint}",
+            remedy=f"run `overlay install --transformers {line} --models {near or known[0]}`, "
             "or leave --models out for all of them",
         )
     return tuple(sorted(chosen))
 
 
-def plan_install(situation: Situation, manifest: Manifest, models: tuple[str, ...], *, adopt: bool = False) -> Changes:
-    """Plan the full desired set: these models overlaid, everything else stock.
+def plan_install(
+    environment: Environment, manifest: Manifest, models: Sequence[str] | None, *, adopt: bool = False
+) -> Changes:
+    """Plan the full desired set: these models (None: all of the manifest) overlaid, everything else stock.
 
-    Raises ForeignError for edited files, unless ``adopt``: then they are overlaid, too, and what they hold now is what
-    revert returns. Raises UnsupportedError for stock texts that no overlay was made for.
+    Raises ForeignError for edited files, unless ``adopt``: then an overlay is made from the text that is there, which
+    is what revert returns. Raises UnsupportedError for stock texts that no overlay was made for.
     """
-    run = _Install(situation, manifest, adopt)
-    wanted = {path: entries for path, entries in manifest.by_path().items() if entries[0].model in models}
-    for path, entries in wanted.items():
-        run.want(path, entries)
-    old = situation.receipt.by_path() if situation.receipt else {}
-    for path, file in old.items():
-        if path not in wanted:
-            run.drop(file)
+    run = _Install(environment, manifest, adopt)
+    chosen = select_models(manifest.models(), manifest.line, models)
+    for path, entries in manifest.by_path().items():
+        if entries[0].model in chosen:
+            run.want(path, entries, named=models is not None)
+    for path, file in run.old.items():
+        if path not in run.seen:
+            if models is None and file.origin in (ADOPTED, OWN):
+                run.keep(file)
+            else:
+                run.drop(file)
+    run.make()
     run.refuse()
     return run.changes()
 
 
 class _Install:
-    def __init__(self, situation: Situation, manifest: Manifest, adopt: bool) -> None:
-        self.s = situation
+    def __init__(self, environment: Environment, manifest: Manifest, adopt: bool) -> None:
+        self.e = environment
         self.manifest = manifest
         self.adopt = adopt
-        self.adopted: list[str] = []
-        self.old = situation.receipt.by_path() if situation.receipt else {}
+        self.old = environment.receipt.by_path() if environment.receipt else {}
+        self.seen: set[str] = set()
         self.steps: list[Step] = []
         self.files: list[ReceiptFile] = []
-        self.keep: list[bytes] = []
-        self.installed: list[str] = []
-        self.updated: list[str] = []
-        self.removed: list[str] = []
-        self.unchanged: list[str] = []
+        self.texts: list[bytes] = []
+        self.done: dict[str, list[str]] = {
+            "installed": [],
+            "updated": [],
+            "removed": [],
+            "unchanged": [],
+            "adopted": [],
+        }
+        self.notes: list[str] = []
+        self.to_make: dict[str, tuple[Observed, Entry, bytes, tuple[str, ...]]] = {}
         self.foreign: list[tuple[str, str]] = []
         self.unseen: list[tuple[str, str]] = []
+        self.absent: list[str] = []
+        self.damaged: list[tuple[str, str]] = []
 
-    def want(self, path: str, entries: tuple[FileEntry, ...]) -> None:
+    def want(self, path: str, entries: tuple[FileEntry, ...], *, named: bool) -> None:
         """Decide for one path that shall hold an overlay."""
-        found = self.s.observe(path)
-        recorded = self.s.record.get(path)
-        if found is None or (self.s.record.present and recorded is None):
-            self._absent(path, found)
+        self.seen.add(path)
+        facts = self.e.facts(path)
+        state, found, old = facts.state, facts.observed, self.old.get(path)
+        if state is FileState.ABSENT:
+            if named:
+                self.absent.append(path)
             return
-        digest, old = found.entry.sha256, self.old.get(path)
-        fitting = {entry.stock_sha256: entry for entry in entries}
-        if digest in fitting and recorded in (None, digest):
-            self._overlay(found, fitting[digest], found.entry, compiled(self.s.place, path))
-            self.installed.append(path)
-        elif old is not None and digest == old.overlay_sha256:
-            self._keep_or_update(found, old, fitting)
-        elif any(digest == entry.overlay_sha256 and entry.edits for entry in entries):
-            self._recognise(path, found, next(entry for entry in entries if digest == entry.overlay_sha256))
-        elif digest == recorded:
-            self.unseen.append((path, digest))
-        elif self.adopt and old is None and not found.data.startswith(MARKER):
-            self._adopt(path, found, entries)
+        if state is FileState.MISSING or found is None:
+            self.damaged.append((path, "is missing"))
+            return
+        fitting = next((one for one in entries if one.fits(found.entry.sha256)), None)
+        if state is FileState.OVERLAY and old is not None:
+            self._keep_or_update(found, old, entries)
+        elif state is FileState.OVERLAY:
+            self._recognise(found, facts, entries)
+        elif state in EDITED:
+            self._edited(found, facts, fitting)
+        elif fitting is not None:
+            self._overlay(found, fitting, found.entry, compiled(self.e.place, path))
         else:
-            self._foreign(path, found)
+            self.unseen.append((path, found.entry.sha256))
+
+    def keep(self, file: ReceiptFile) -> None:
+        """Leave a file of the user's as it is: nobody named it, and it is in the receipt.
+
+        Where a reinstall has replaced it, only the receipt forgets it; what was adopted is set aside.
+        """
+        state = self.e.facts(file.path).state
+        if state is FileState.OVERLAY:
+            self.files.append(file)
+            self.done["unchanged"].append(file.path)
+        elif state not in BACK:
+            self.drop(file)
 
     def drop(self, file: ReceiptFile) -> None:
         """Decide for one path that was overlaid and is not wanted any more."""
-        found = self.s.observe(file.path)
-        if found is None:
-            self.foreign.append((file.path, "is missing"))
-        elif found.entry.sha256 == file.overlay_sha256:
-            text = blobs.fetch(self.s.place, file.path, file.stock.sha256, self.s.stock_text)
-            self.steps.append(Step(file.path, found, file.stock, text))
-            self.removed.append(file.path)
-        elif found.entry.sha256 != file.stock.sha256:
-            self._foreign(file.path, found)
+        facts = self.e.facts(file.path)
+        if facts.observed is None:
+            self.damaged.append((file.path, "is missing"))
+        elif facts.state not in (FileState.OVERLAY, *BACK):
+            self._foreign(facts)
+        elif facts.digest != file.stock.sha256:
+            text = self.e.base_text(file.path, file.stock.sha256)
+            self.steps.append(Step(file.path, facts.observed, file.stock, text))
+            self.done["removed"].append(file.path)
+
+    def make(self) -> None:
+        """Make the overlays of adopted texts; what no recipe fits is refused later."""
+        if not self.to_make:
+            return
+        from . import made
+
+        sizes = {path: {one.stock_size for one in self.e.facts(path).entries} for path in self.to_make}
+        texts = {path: base for path, (_, _, base, _) in self.to_make.items()}
+        result = made.make(texts, version=self.e.target.version or "", sizes=sizes)
+        for entry in result.entries:
+            found, stock, _, had_pyc = self.to_make[entry.path]
+            self.notes += [f"adopted: {line}" for line in entry.account]
+            self._overlay(found, entry, stock, had_pyc)
+        self.foreign += [(path, f"was edited, and no overlay can be made from it: {why}") for path, why in
+                         result.refused.items()]  # fmt: skip
 
     def refuse(self) -> None:
         """Raise for the first kind of trouble that was met."""
-        version = self.s.target.version
-        if self.foreign:
-            paths = [self.s.target.package / path for path, _ in self.foreign]
-            if all(self.s.observe(path) is None for path, _ in self.foreign):
-                raise _damaged(self.s.target, paths)
-            raise ForeignError(
-                "edited-files",
-                f"{len(self.foreign)} file(s) are neither the stock text of transformers {version} nor ours: "
-                + "; ".join(f"{self.s.target.package / path} {what}" for path, what in self.foreign)
-                + "."
-                + foreign.culprit(self.s.target, self.s.record)
-                + " Nothing was written.",
-                remedy="keep your edits elsewhere and reinstall transformers "
-                f"(`{_reinstall(self.s.target)}`), leave these models out with --models, or overlay them as they are "
-                "with --adopt: revert then returns exactly their text",
-                paths=paths,
-            )
+        if self.damaged and not self.foreign:
+            raise refusals.damaged(self.e.target, [path for path, _ in self.damaged])
+        if self.foreign or self.damaged:
+            raise refusals.edited(self.e, [*self.foreign, *self.damaged], adopt=self.adopt)
+        if self.absent:
+            raise refusals.absent(self.e.target, self.absent)
         if self.unseen:
-            paths = [self.s.target.package / path for path, _ in self.unseen]
-            nearest = self.manifest.releases[-1]
-            raise UnsupportedError(
-                "unseen-text",
-                f"transformers {version} has stock texts that no overlay was made for: "
-                + "; ".join(f"{self.s.target.package / path} (sha256 {digest[:12]})" for path, digest in self.unseen)
-                + f"; the nearest known release is {nearest}. Nothing was written.",
-                remedy=f"install transformers=={nearest}, or generate overlays for this release with "
-                "`overlay gen --all --from-installed -o DIR`",
-                paths=paths,
-            )
+            raise refusals.unseen(self.e.target, self.unseen, self.manifest)
 
     def changes(self) -> Changes:
         """Return the plan with the new receipt; None as plan where the disk already is as wanted."""
         files = tuple(sorted(self.files, key=lambda file: file.path))
-        old = self.s.receipt
-        if not self.steps and old is not None and old.files == files:
-            return Changes(None, unchanged=tuple(self.unchanged))
+        old = self.e.receipt
+        told = {word: tuple(paths) for word, paths in self.done.items()}
+        if not self.steps and files == (old.files if old is not None else ()):
+            return Changes(None, unchanged=told["unchanged"], notes=tuple(self.notes))
         receipt = Receipt(
             line=self.manifest.line,
             overlay_version=self.manifest.version,
             manifest_sha256=self.manifest.sha256,
             tool_version=rocm_overlay.__version__,
             time=timestamp(),
-            target=receipt_target(self.s.target, self.s.record),
+            target=receipt_target(self.e.target, self.e.record),
             files=files,
         )
         plan = Plan(
             kind=journal.INSTALL,
-            version=self.s.target.version or "",
+            version=self.e.target.version or "",
             created=receipt.time,
             steps=tuple(sorted(self.steps, key=lambda step: step.path)),
-            receipt_before=self.s.receipt_on_disk,
+            receipt_before=self.e.receipt_on_disk,
             receipt_after=receipt.to_json(),
-            keep=tuple(self.keep),
+            keep=tuple(self.texts),
         )
-        return Changes(
-            plan,
-            installed=tuple(self.installed),
-            updated=tuple(self.updated),
-            removed=tuple(self.removed),
-            unchanged=tuple(self.unchanged),
-            adopted=tuple(self.adopted),
-        )
+        return Changes(plan, **told, notes=(*self.notes, *self._moved_on(files)))
 
-    def _overlay(
-        self, found: Observed, entry: FileEntry, stock: Entry, had_pyc: tuple[str, ...], *, adopted: bool = False
-    ) -> None:
+    def _edited(self, found: Observed, facts: Facts, fitting: FileEntry | None) -> None:
+        """A text that is not stock: an overlay that was made from exactly this one fits, and --adopt makes one."""
+        again = facts.state is FileState.BASE and facts.receipt is not None and facts.receipt.origin != OWN
+        asked = again or (self.adopt and facts.state in ADOPTABLE)
+        had_pyc = compiled(self.e.place, facts.path)
+        exact = fitting is not None and fitting.origin != BUNDLE and fitting.stock_sha256 == facts.digest
+        if fitting is not None and (asked or exact):
+            self._overlay(found, fitting, found.entry, had_pyc)
+        elif asked and facts.entry is not None:
+            self._overlay(found, facts.entry, found.entry, had_pyc)
+        elif asked:
+            self.to_make[facts.path] = (found, found.entry, found.data, had_pyc)
+        else:
+            self._foreign(facts)
+
+    def _overlay(self, found: Observed, entry: FileEntry, stock: Entry, had_pyc: tuple[str, ...]) -> None:
         """Plan to replace what was found by the overlay of ``entry``; ``stock`` is what revert restores."""
+        facts = self.e.facts(entry.path)
+        users = stock.sha256 not in facts.stock
+        origin = ADOPTED if users and entry.origin == BUNDLE else entry.origin
+        recorded = None if origin == BUNDLE else facts.recorded
+        digest = entry.overlay_sha256
+        self.files.append(
+            ReceiptFile(entry.path, entry.model, stock, digest, had_pyc, origin=origin, recorded=recorded)
+        )
+        if found.entry.sha256 == digest:  # made again, with the same result
+            self.done["unchanged"].append(entry.path)
+            return
         data = entry.overlay_bytes()
         avoided = dataclasses.replace(found, seconds=found.seconds | {stock.mtime_ns // 10**9})
         after = dataclasses.replace(
-            found.entry.as_file(), sha256=entry.overlay_sha256, size=len(data), mtime_ns=avoided.fresh_mtime(now_ns())
+            found.entry.as_file(), sha256=digest, size=len(data), mtime_ns=avoided.fresh_mtime(now_ns())
         )
         self.steps.append(Step(entry.path, found, after, data))
-        made_from = entry.stock_sha256 if adopted else None
-        self.files.append(ReceiptFile(entry.path, entry.model, stock, entry.overlay_sha256, had_pyc, made_from))
+        self.done["updated" if facts.state is FileState.OVERLAY else "installed"].append(entry.path)
+        if users:
+            self.done["adopted"].append(entry.path)
+        if entry.origin == OWN:
+            self._say_what_is_lost(entry, stock)
 
-    def _keep_or_update(self, found: Observed, old: ReceiptFile, fitting: dict[str, FileEntry]) -> None:
-        entry = fitting.get(old.made_from or old.stock.sha256)
-        if entry is None:
+    def _say_what_is_lost(self, entry: FileEntry, stock: Entry) -> None:
+        from . import own
+
+        lost = own.lost_names(self.e.target, entry, self._base(entry.path, stock))
+        if lost:
+            self.notes.append(f"{entry.path} lacks what other files import from it: {', '.join(lost)}")
+
+    def _base(self, path: str, stock: Entry) -> bytes:
+        observed = self.e.facts(path).observed
+        if observed is not None and observed.entry.sha256 == stock.sha256:
+            return observed.data
+        return self.e.base_text(path, stock.sha256)
+
+    def _keep_or_update(self, found: Observed, old: ReceiptFile, entries: tuple[FileEntry, ...]) -> None:
+        """An overlay that the receipt lists: there may be another one now for the text that it was made from."""
+        if old.made_from is not None and not self.adopt:
+            raise refusals.adopted_by_an_older_version(self.e.target, old)
+        entry = next((one for one in entries if one.fits(old.stock.sha256)), None)
+        if old.origin == OWN and entry is not None and entry.origin != OWN:
+            self.notes.append(f"{old.path} stays your own file; `overlay revert` makes way for another overlay")
+            entry = None
+        if entry is None and (old.made_from is not None or (old.origin == ADOPTED and self.adopt)):
+            self.to_make[old.path] = (found, old.stock, self._base(old.path, old.stock), old.had_pyc)
+        elif entry is not None:
+            self._overlay(found, entry, old.stock, old.had_pyc)
+        elif old.origin == BUNDLE:
             self.unseen.append((old.path, old.stock.sha256))
-        elif entry.overlay_sha256 == old.overlay_sha256:
+        else:
             self.files.append(old)
-            self.unchanged.append(old.path)
-        else:
-            self._overlay(found, entry, old.stock, old.had_pyc, adopted=old.made_from is not None)
-            self.updated.append(old.path)
+            self.done["unchanged"].append(old.path)
 
-    def _adopt(self, path: str, found: Observed, entries: tuple[FileEntry, ...]) -> None:
-        """Overlay a text that somebody else wrote, as they asked: what is there now is what revert will return."""
-        recorded, version = self.s.record.get(path), self.s.target.version
-        fitting = [
-            one for one in entries if recorded == one.stock_sha256 or (recorded is None and version in one.releases)
-        ]
-        if len(fitting) != 1:
-            self._foreign(path, found)
-            return
-        self._overlay(found, fitting[0], found.entry, compiled(self.s.place, path), adopted=True)
-        self.installed.append(path)
-        self.adopted.append(path)
-
-    def _recognise(self, path: str, found: Observed, entry: FileEntry) -> None:
+    def _recognise(self, found: Observed, facts: Facts, entries: tuple[FileEntry, ...]) -> None:
         """Our text without a receipt (the state folder was lost): write the receipt anew, from the bundle."""
-        if self.s.record.get(path) not in (None, entry.stock_sha256):
-            self._foreign(path, found)
-            return
-        self.keep.append(entry.stock_bytes())
-        stock = restored_entry(found, entry)
-        self.files.append(ReceiptFile(path, entry.model, stock, entry.overlay_sha256, compiled(self.s.place, path)))
-        self.unchanged.append(path)
+        entry = facts.shipped
+        assert entry is not None
+        self.texts.append(entry.stock_bytes())
+        had_pyc = compiled(self.e.place, facts.path)
+        wanted = next((one for one in entries if one.fits(entry.stock_sha256)), entry)
+        self._overlay(found, wanted, restored_entry(found, entry), had_pyc)
 
-    def _absent(self, path: str, found: Observed | None) -> None:
-        if found is None and path in self.s.record.digests:
-            self.foreign.append((path, "is missing, although the package's RECORD lists it"))
-        elif found is None:
-            self.foreign.append((path, "is missing"))
-        else:
-            self.foreign.append((path, "is not listed in the package's RECORD"))
+    def _moved_on(self, files: tuple[ReceiptFile, ...]) -> list[str]:
+        """Say which of the user's own files lie on another stock text now than at their last install."""
+        before = self.e.receipt_on_disk if self.e.receipt is None else None
+        if before is None:
+            return []
+        last = Receipt.from_json(Reader(before, "receipt.json"))
+        then = {file.path: file for file in last.files if file.origin == OWN}
+        return [
+            f"{file.path}: your file was installed on the text {then[file.path].stock.sha256[:12]} of transformers "
+            f"{last.target.version}, and this release has {file.stock.sha256[:12]}: check that it still fits"
+            for file in files
+            if file.origin == OWN and file.path in then and then[file.path].stock.sha256 != file.stock.sha256
+        ]
 
-    def _foreign(self, path: str, found: Observed) -> None:
-        recorded = self.s.record.get(path)
-        expected = f", expected {recorded[:12]}" if recorded else ""
-        self.foreign.append((path, f"has sha256 {found.entry.sha256[:12]}{expected}"))
+    def _foreign(self, facts: Facts) -> None:
+        self.foreign.append((facts.path, refusals.describe(facts)))
 
 
 def restored_entry(found: Observed, entry: FileEntry) -> Entry:
@@ -271,48 +323,48 @@ def restored_entry(found: Observed, entry: FileEntry) -> Entry:
     )
 
 
-def plan_revert(situation: Situation, manifests: Iterable[Manifest], *, force: bool) -> Changes:
-    """Plan to put back every stock text of the receipt, and of files that show by themselves that we were there: an
+def plan_revert(environment: Environment, *, force: bool) -> Changes:
+    """Plan to put back every base text of the receipt, and of files that show by themselves that we were there: an
     earlier state folder was lost. Raises ForeignError for edited files unless ``force``.
     """
-    receipt = situation.receipt
+    receipt = environment.receipt
     assert receipt is not None
-    others = _recognised(situation, manifests, without={file.path for file in receipt.files})
+    others = _recognised(environment)
     edited = [path for path in others.edited if path not in others.strange]  # the strange ones no force restores
     steps, removed, unchanged = [*others.steps], [*others.removed], []
     for file in receipt.files:
-        found = situation.observe(file.path)
-        digest = found.entry.sha256 if found else None
-        if digest == file.stock.sha256:
+        facts = environment.facts(file.path)
+        if facts.digest == file.stock.sha256:
             unchanged.append(file.path)
             continue
-        foreign = digest not in (None, file.overlay_sha256)
+        # A reinstall that put stock in the place of an adopted text is no edit: RECORD has that text.
+        foreign = facts.state not in (FileState.OVERLAY, FileState.MISSING, *BACK)
         if foreign:
             edited.append(file.path)
-        text = blobs.fetch(situation.place, file.path, file.stock.sha256, situation.stock_text)
-        steps.append(Step(file.path, found, file.stock, text, rescue=foreign))
+        text = environment.base_text(file.path, file.stock.sha256)
+        steps.append(Step(file.path, facts.observed, file.stock, text, rescue=foreign))
         removed.append(file.path)
     if edited and not force:
-        raise edited_since(situation.target, edited)
+        raise refusals.edited_since(environment.target, edited)
     # What never carried our marker is somebody's own file, of which a receipt of other files says nothing.
     left = tuple(path for path in others.strange if path in others.edited)
-    return dataclasses.replace(_revert(situation, steps, removed, unchanged), left=left)
+    return dataclasses.replace(_revert(environment, steps, removed, unchanged), left=left)
 
 
-def plan_revert_without_receipt(situation: Situation, manifests: Iterable[Manifest], *, force: bool) -> Changes:
+def plan_revert_without_receipt(environment: Environment, *, force: bool) -> Changes:
     """Plan to put back stock texts where only the files themselves show that we were here.
 
     Raises ForeignError for texts that carry our marker but are not ours as shipped, unless ``force`` and the marker's
     stock hash is known to the bundle; and where the only texts that are not stock are none that we could put back.
     """
-    found = _recognised(situation, manifests)
+    found = _recognised(environment)
     if found.edited and not force:
-        raise edited_since(situation.target, found.edited)
+        raise refusals.edited_since(environment.target, found.edited)
     if found.strange and not found.steps:
-        raise _not_ours(situation.target, found.strange)
+        raise refusals.not_ours(environment.target, found.strange)
     if not found.steps:
         return Changes(None)
-    return dataclasses.replace(_revert(situation, found.steps, found.removed, []), left=tuple(found.strange))
+    return dataclasses.replace(_revert(environment, found.steps, found.removed, []), left=tuple(found.strange))
 
 
 @dataclass(frozen=True)
@@ -327,90 +379,67 @@ class _Recognised:
     strange: list[str] = dataclasses.field(default_factory=list)
 
 
-def _recognised(situation: Situation, manifests: Iterable[Manifest], without: Collection[str] = ()) -> _Recognised:
+def _recognised(environment: Environment) -> _Recognised:
+    """Look at every path of the bundle that the receipt does not list."""
     seen = _Recognised()
-    for path, entries in _all_paths(manifests).items():
-        if path in without:
+    listed = environment.receipt.by_path() if environment.receipt is not None else {}
+    for path in environment.bundled():
+        facts = environment.facts(path)
+        state, found = facts.state, facts.observed
+        known = state in BACK or (state is FileState.UNLISTED and facts.entry is not None)
+        if path in listed or found is None or known:
             continue
-        found = situation.observe(path)
-        recorded = situation.record.get(path)
-        if found is None or found.entry.sha256 in ({recorded} if recorded else {e.stock_sha256 for e in entries}):
-            continue
-        entry = next((entry for entry in entries if entry.overlay_sha256 == found.entry.sha256), None)
-        foreign = entry is None
-        if entry is None and found.data.startswith(MARKER):
+        entry = facts.shipped if state is FileState.OVERLAY else None
+        if state is FileState.OVERLAY_OTHER:
             seen.edited.append(path)
-            entry = next((entry for entry in entries if f"base=sha256:{entry.stock_sha256}".encode() in
-                          found.data.split(b"\n", 1)[0]), None)  # fmt: skip
-        if entry is None or recorded not in (None, entry.stock_sha256):
+            first = found.data.split(b"\n", 1)[0]
+            named = (one for one in facts.entries if b"base=sha256:" + one.stock_sha256.encode() in first)
+            entry = next((one for one in named if facts.recorded in (None, one.stock_sha256)), None)
+        if entry is None:
             seen.strange.append(path)
             continue
-        seen.steps.append(Step(path, found, restored_entry(found, entry), entry.stock_bytes(), rescue=foreign))
+        edited = state is not FileState.OVERLAY
+        seen.steps.append(Step(path, found, restored_entry(found, entry), entry.stock_bytes(), rescue=edited))
         seen.removed.append(path)
     return seen
 
 
-def plan_forget(situation: Situation) -> Changes:
+def plan_forget(environment: Environment) -> Changes:
     """Plan to drop a receipt that belongs to another release, without touching any file."""
-    return _revert(situation, [], [], [])
+    return _revert(environment, [], [], [])
 
 
-def _revert(situation: Situation, steps: list[Step], removed: list[str], unchanged: list[str]) -> Changes:
+def _revert(environment: Environment, steps: list[Step], removed: list[str], unchanged: list[str]) -> Changes:
     plan = Plan(
         kind=journal.REVERT,
-        version=situation.target.version or "",
+        version=environment.target.version or "",
         created=timestamp(),
         steps=tuple(sorted(steps, key=lambda step: step.path)),
-        receipt_before=situation.receipt_on_disk,
+        receipt_before=environment.receipt_on_disk,
         receipt_after=None,
     )
     return Changes(plan, removed=tuple(sorted(removed)), unchanged=tuple(sorted(unchanged)))
 
 
-def edited_since(target: Target, edited: list[str]) -> ForeignError:
-    """Refuse to replace texts that somebody changed after the install."""
-    paths = [target.package / path for path in edited]
-    return ForeignError(
-        "edited-since",
-        f"{len(edited)} overlaid file(s) were edited after the install: {', '.join(map(str, paths))}. "
-        "Nothing was written.",
-        remedy="run `overlay revert --force`: it copies your text to .amd-overlay/rescued/ and then restores stock",
-        paths=paths,
-    )
+def left_behind(place: Place, plan: Plan) -> list[tuple[str, str]]:
+    """Return (path, sha256) of the users' texts that this plan takes from the receipt without putting them back.
 
-
-def _not_ours(target: Target, strange: list[str]) -> ForeignError:
-    """Refuse where nothing tells which stock text a file shall get back."""
-    paths = [target.package / path for path in strange]
-    return ForeignError(
-        "not-ours",
-        f"There is no receipt, and {len(strange)} file(s) are neither the stock text of transformers {target.version} "
-        f"nor ours: {', '.join(map(str, paths))}. Nothing was written.",
-        remedy=f"keep your edits elsewhere and reinstall transformers: `{_reinstall(target)}`",
-        paths=paths,
-    )
-
-
-def _damaged(target: Target, paths: list[Path]) -> ForeignError:
-    return ForeignError(
-        "damaged-install",
-        f"The installed transformers {target.version} is damaged: {len(paths)} of its files are missing: "
-        f"{', '.join(map(str, paths))}. Nothing was written.",
-        remedy=f"reinstall transformers: `{_reinstall(target)}`",
-        paths=paths,
-    )
-
-
-def _reinstall(target: Target) -> str:
-    return f"pip install --force-reinstall --no-deps transformers=={target.version}"
-
-
-def _all_paths(manifests: Iterable[Manifest]) -> dict[str, list[FileEntry]]:
-    paths: dict[str, list[FileEntry]] = {}
-    for manifest in manifests:
-        for file in manifest.files:
-            paths.setdefault(file.path, []).append(file)
-    return dict(sorted(paths.items()))
+    That is so where an upgrade or reinstall of transformers has replaced the overlay of an adopted text.
+    """
+    if plan.receipt_before is None:
+        return []
+    wanted = {step.path: step.after.sha256 for step in plan.steps}
+    after = Receipt.from_json(Reader(plan.receipt_after, "receipt.json")).by_path() if plan.receipt_after else {}
+    found = []
+    for file in Receipt.from_json(Reader(plan.receipt_before, "receipt.json")).files:
+        base = file.stock.sha256
+        kept = file.path in after and after[file.path].stock.sha256 == base
+        if base == file.belongs_to or kept:
+            continue
+        found_now = place.tree.observe(place.target(file.path))
+        if (wanted.get(file.path) or (found_now and found_now.entry.sha256)) != base:
+            found.append((file.path, base))
+    return found
 
 
 def receipt_target(target: Target, record: Record) -> ReceiptTarget:

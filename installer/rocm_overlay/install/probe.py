@@ -6,8 +6,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import TargetError
 from .transaction.decode import MalformedError, Reader, parse
-from .transaction.errors import TargetError
 
 TIMEOUT_SECONDS = 60
 SHOWN_CHARACTERS = 160

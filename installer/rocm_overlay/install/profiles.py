@@ -5,11 +5,9 @@ The names of our toggles are the public interface of amd_ops, which is not impor
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
-from .gpu import Gpu, gpus
-from .transaction.errors import UsageError
+from .gpu import Gpu, gpus, parse
 
 PROFILES = ("off", "auto", "max")
 FAMILIES = {
@@ -19,7 +17,6 @@ FAMILIES = {
     "USE_AITER_GEMM": "linears through aiter's tuned GEMMs; tuned bf16 rows ship for gfx950 only",
     "USE_PRESHUFFLE": "weights in the layout of aiter's kernels; no tuned bf16 row for it ships for any GPU",
 }
-_GFX = re.compile(r"gfx[0-9a-f]{3,5}")
 
 
 @dataclass(frozen=True)
@@ -42,13 +39,9 @@ class Profile:
 
 def make(name: str, gpu: str | None, found: tuple[Gpu, ...] | None = None) -> Profile:
     """Return a profile for ``gpu``, or for the first GPU of this machine. Raises UsageError for a name that is none."""
-    if gpu is not None and _GFX.fullmatch(gpu) is None:
-        raise UsageError(
-            "bad-gpu",
-            f"--gpu {gpu!r} is not an architecture.",
-            remedy="write it like gfx942, gfx950, gfx1100 or gfx1201",
-        )
-    if gpu is None:
+    if gpu is not None:
+        gpu = parse(gpu).arch
+    else:
         present = gpus() if found is None else found
         gpu = present[0].arch if present else None
     if name == "off":
@@ -61,8 +54,8 @@ def make(name: str, gpu: str | None, found: tuple[Gpu, ...] | None = None) -> Pr
         ]
     else:
         ours = [
-            Setting("AMD_OPS", "off", "every toggle is named below"),
             *(Setting(one, "auto" if one == "USE_PRESHUFFLE" else "1", why) for one, why in FAMILIES.items()),
+            Setting("AMD_OPS", "off", "no default for other toggles: those above are all that is asked for"),
         ]
     return Profile(name, gpu, (*ours, *_rocm(gpu, everything=name == "max")))
 

@@ -17,6 +17,12 @@ class Record:
     present: bool
     digests: dict[str, str] = field(default_factory=dict)
     sha256: str | None = None
+    unhashed: frozenset[str] = frozenset()
+    """Paths that RECORD lists without a hash: some repackagers leave it out."""
+
+    def lists(self, path: str) -> bool | None:
+        """Tell whether RECORD has a path; None where there is no RECORD."""
+        return path in self.digests or path in self.unhashed if self.present else None
 
     def get(self, path: str) -> str | None:
         """Return the sha256 that RECORD states for a path, in hex; None where it states none."""
@@ -31,12 +37,9 @@ def load(dist_info: Path | None, package: str = "transformers") -> Record:
     data = path.read_bytes()
     prefix = f"{package}/"
     lines = (line for line in data.decode("utf-8", "surrogateescape").splitlines() if line.startswith(prefix))
-    digests = {
-        row[0][len(prefix) :]: row[1][len("sha256=") :]
-        for row in csv.reader(lines)
-        if len(row) >= 2 and row[1].startswith("sha256=")
-    }
-    return Record(True, digests, sha256(data))
+    rows = {row[0][len(prefix) :]: row[1] if len(row) >= 2 else "" for row in csv.reader(lines)}
+    digests = {path: digest[len("sha256=") :] for path, digest in rows.items() if digest.startswith("sha256=")}
+    return Record(True, digests, sha256(data), frozenset(rows.keys() - digests.keys()))
 
 
 def _hex(digest: str) -> str:

@@ -9,18 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import BundleError, UnrecoveredError, UsageError
 from . import catalog, record
-from .situation import Situation
+from .state import Environment
 from .target import Target
 from .transaction import journal, receipt, states
-from .transaction.errors import UnrecoveredError, UsageError
 from .transaction.fs import TEMPORARY
 from .transaction.place import JOURNAL, Place
 
 if TYPE_CHECKING:
     from .transaction.recovery import Recovered
 
-LOCK_VARIABLE = "OVERLAY_LOCK_SECONDS"
+LOCK_VARIABLE = "AMD_OVERLAY_LOCK_SECONDS"
+FORMER_LOCK_VARIABLE = "OVERLAY_LOCK_SECONDS"
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Options:
 
 def lock_seconds() -> float:
     """Return how long to wait for another overlay command. Raises UsageError for a value that is not a number."""
-    text = os.environ.get(LOCK_VARIABLE, "30")
+    text = os.environ.get(LOCK_VARIABLE) or os.environ.get(FORMER_LOCK_VARIABLE) or "30"
     try:
         seconds = float(text)
     except ValueError as error:
@@ -51,14 +52,24 @@ def open_place(target: Target) -> Place:
     return Place.of(target.site, pycache_prefix=target.pycache_prefix)
 
 
-def read_situation(place: Place, target: Target, bundle: Path, *, keep_orphan: bool = False) -> Situation:
-    """Read receipt and RECORD. A receipt of another release counts as none, unless ``keep_orphan``."""
+def read_environment(
+    place: Place, target: Target, bundle: Path, *, keep_orphan: bool = False, without_bundle: bool = False
+) -> Environment:
+    """Read receipt, RECORD and the bundle's manifest. A receipt of another release counts as none, unless
+    ``keep_orphan``; a bundle that is damaged is an error, unless ``without_bundle``.
+    """
     found = record.load(target.dist_info)
     current = receipt.load(place)
     on_disk = current.to_json() if current is not None else None
     if current is not None and not keep_orphan and states.is_orphaned(current, target.version, found):
         current = None
-    return Situation(place, target, found, current, on_disk, catalog.source(bundle))
+    try:
+        manifests = manifests_of(target, bundle)
+    except BundleError:
+        if not without_bundle:
+            raise
+        manifests = []
+    return Environment(place, target, found, current, on_disk, bundle, tuple(manifests))
 
 
 def heal(place: Place, target: Target, options: Options, *, force: bool = False) -> Recovered | None:
@@ -80,21 +91,29 @@ def heal(place: Place, target: Target, options: Options, *, force: bool = False)
 
 
 @contextmanager
-def exclusive(place: Place, target: Target, options: Options, folders: set[str]) -> Iterator[None]:
+def exclusive(place: Place, target: Target, options: Options) -> Iterator[None]:
     """Hold the lock with nothing left over from others: recovered, and without stray temporary files."""
     from .transaction.lock import locked
     from .transaction.recovery import recover
 
     with locked(place, lock_seconds()):
         recover(place, target.version, catalog.source(options.bundle))
-        for folder in sorted(folders | place.state_folders()):
+        for folder in sorted(model_folders(place) | place.state_folders()):
             place.tree.sweep(folder)
         yield
 
 
-def has_strays(place: Place, folders: set[str]) -> bool:
-    looked_in = folders | place.state_folders()
+def has_strays(place: Place) -> bool:
+    """Tell whether a stopped process left a temporary file in any folder where one may be."""
+    looked_in = model_folders(place) | place.state_folders()
     return any(TEMPORARY.fullmatch(name) for folder in looked_in for name in place.tree.names(folder))
+
+
+def model_folders(place: Place) -> set[str]:
+    """Return the folders of all models: in each of them a stopped process may have left a temporary file."""
+    top = f"{place.package}/models"
+    folders = {f"{above}/{name}" for above in (top, f"{top}/deprecated") for name in place.tree.names(above)}
+    return {folder for folder in folders if (place.tree.root / folder).is_dir()}
 
 
 def manifests_of(target: Target, bundle: Path) -> list[catalog.Manifest]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import UnsupportedError, UsageError
 from . import catalog
 from .target import Target
-from .transaction.errors import UnsupportedError, UsageError
 
 _BARE = re.compile(r"[0-9]+(\.[0-9]+)*")
 
@@ -21,14 +22,21 @@ class Wanted:
     specifier: str
 
 
-def parse(text: str, bundle: Path) -> Wanted:
-    """Read ``4.57`` (that line), ``4.57.3`` (that release) or a full specifier. Raises UsageError."""
+def parse(text: str | None, target: Target, bundle: Path) -> Wanted:
+    """Read ``4.57`` (that line), ``4.57.3`` or ``5.25.0.dev0`` (that release), a full specifier, or None: the installed
+    release. Raises UsageError.
+    """
     from packaging.specifiers import InvalidSpecifier, SpecifierSet
+    from packaging.version import InvalidVersion, Version
 
+    if text is None:
+        return Wanted(target.version or "unknown", "")
     stripped = text.strip()
     if _BARE.fullmatch(stripped):
         suffix = "" if stripped.count(".") >= 2 else ".*"
         return Wanted(text, f"=={stripped}{suffix}")
+    with contextlib.suppress(InvalidVersion):
+        return Wanted(text, f"=={Version(stripped)}")
     try:
         specifier = SpecifierSet(stripped)
     except InvalidSpecifier:
@@ -36,50 +44,55 @@ def parse(text: str, bundle: Path) -> Wanted:
     if not str(specifier):
         raise UsageError(
             "bad-version",
-            f"--transformers {text!r} is not a version, expected for example 4.57, 4.57.3 or '>=4.57,<4.58'; "
-            f"this bundle has {supported(bundle)}.",
-            remedy=f"run `overlay install --transformers {_newest(bundle)}`",
+            f"--transformers {text!r} is not a version, expected for example 4.57, 4.57.3, "
+            f"5.25.0.dev0 or '>=4.57,<4.58'; this bundle has {supported(bundle)}.",
+            remedy="run `overlay install` without --transformers, which takes the installed release",
         )
     return Wanted(text, str(specifier))
 
 
 def choose(wanted: Wanted, target: Target, bundle: Path) -> catalog.Manifest:
     """Return the manifest for the installed release. Raises UnsupportedError naming found, supported and what to do."""
-    from packaging.specifiers import SpecifierSet
     from packaging.version import InvalidVersion, Version
 
-    specifier = SpecifierSet(wanted.specifier)
-    lines = catalog.lines(bundle)
-    known = [release for line in lines for release in catalog.load(line, bundle).releases]
-    if not any(specifier.contains(release, prereleases=False) for release in known):
-        raise UnsupportedError(
-            "no-such-line",
-            f"--transformers {wanted.text}: no overlay for it; this bundle has {supported(bundle)}, "
-            f"found transformers {target.version} in {target.package}.",
-            remedy=_remedy(wanted, target, known),
-            paths=[target.package],
-        )
+    require(wanted, target, bundle)
     try:
         version = Version(target.version or "")
     except InvalidVersion as error:
-        raise _refused(wanted, target, bundle, known) from error
+        raise _uncommitted(target, bundle) from error
     line = f"{version.major}.{version.minor}"
-    if line not in lines or not specifier.contains(version, prereleases=False):
-        raise _refused(wanted, target, bundle, known)
+    if line not in catalog.lines(bundle):
+        raise _uncommitted(target, bundle)
     return catalog.load(line, bundle)
 
 
-def require(wanted: Wanted, target: Target) -> None:
+def require(wanted: Wanted, target: Target, bundle: Path) -> None:
     """Check that the installed release is one that was asked for, whatever the bundle has. Raises UnsupportedError."""
     from packaging.specifiers import SpecifierSet
+    from packaging.version import InvalidVersion
 
-    if target.version is None or not SpecifierSet(wanted.specifier).contains(target.version, prereleases=False):
+    try:
+        asked = not wanted.specifier or SpecifierSet(wanted.specifier).contains(target.version or "", prereleases=True)
+    except InvalidVersion:
+        asked = False
+    if not asked:
         raise UnsupportedError(
             "unsupported-version",
-            f"--transformers {wanted.text} does not include transformers {target.version} in {target.package}.",
-            remedy=f"generate overlays for the release that is installed and pass --transformers {target.version}",
+            f"Found transformers {target.version} in {target.package}, expected "
+            f"{wanted.specifier.replace(',', ', ')}; supported: {supported(bundle)}. Nothing was written.",
+            remedy=_remedy(target, bundle),
             paths=[target.package],
         )
+
+
+def _uncommitted(target: Target, bundle: Path) -> UnsupportedError:
+    return UnsupportedError(
+        "unsupported-version",
+        f"Found transformers {target.version} in {target.package}, for which no overlays are committed; committed: "
+        f"{supported(bundle)}. Nothing was written.",
+        remedy=_remedy(target, bundle),
+        paths=[target.package],
+    )
 
 
 def supported(bundle: Path) -> str:
@@ -91,39 +104,15 @@ def supported(bundle: Path) -> str:
     return "; ".join(parts) or "no overlays at all"
 
 
-def _refused(wanted: Wanted, target: Target, bundle: Path, known: list[str]) -> UnsupportedError:
-    return UnsupportedError(
-        "unsupported-version",
-        f"Found transformers {target.version} in {target.package}, expected {wanted.specifier.replace(',', ', ')}; "
-        f"supported: {supported(bundle)}. Nothing was written.",
-        remedy=_remedy(wanted, target, known),
-        paths=[target.package],
-    )
-
-
-def _remedy(wanted: Wanted, target: Target, known: list[str]) -> str:
-    """Say what to run: nothing has to be installed where the release that is there has overlays."""
-    from packaging.specifiers import SpecifierSet
-
-    if not known:
+def _remedy(target: Target, bundle: Path) -> str:
+    """Say what to run: no other release has to be installed."""
+    lines = catalog.lines(bundle)
+    if not lines:
         return "reinstall transformers-rocm-overlay"
-    if target.version in known:
-        return f"run `overlay install --transformers {_line(target.version)}` for the release that is installed"
-    specifier = SpecifierSet(wanted.specifier)
-    newest = next((one for one in reversed(known) if specifier.contains(one, prereleases=False)), known[-1])
-    if target.executable is None:
-        command = f"python -m pip install --upgrade --target {target.site} transformers=={newest}"
-    elif target.installer == "uv":
-        command = f"uv pip install --python {target.executable} transformers=={newest}"
-    else:
-        command = f"{target.executable} -m pip install transformers=={newest}"
-    return f"run `{command}`, then `overlay install --transformers {_line(newest)}`"
+    if ".".join((target.version or "").split(".")[:2]) in lines:
+        return "run `overlay install`, which takes the installed release"
+    return GENERATE
 
 
-def _line(release: str) -> str:
-    return ".".join(release.split(".")[:2])
-
-
-def _newest(bundle: Path) -> str:
-    found = catalog.lines(bundle)
-    return found[-1] if found else "4.57"
+GENERATE = "run `overlay install --generate`, which makes the overlays here from the installed files"
+"""What to do where the release that is installed has no committed overlays."""

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import TargetError
 from .probe import View, views
-from .transaction.errors import TargetError
 from .transaction.place import STATE
 
 PACKAGE = "transformers"
@@ -181,6 +181,9 @@ def _from_python(origin: str, executable: Path, allow_missing: bool) -> _Candida
     others = [entry for entry in _holders(normal) if entry != site]
     if others:
         notes.append("other copies on the path, not used: " + ", ".join(str(other / PACKAGE) for other in others))
+    own = Path(os.path.realpath(normal.prefix))
+    if site is not None and normal.prefix != normal.base_prefix and not site.is_relative_to(own):
+        notes.append(f"{site / PACKAGE} lies outside this environment: whoever else uses it meets the change, too")
     if site is None and allow_missing:
         site = next((Path(os.path.realpath(entry)) for entry in normal.path if _has_state(Path(entry))), None)
     if site is None:
@@ -271,7 +274,7 @@ def _examine(candidate: _Candidate, allow_missing: bool, writes: bool) -> Target
         prefix=view.prefix if view else None,
         kind=_kind(site, view),
         installer=_installer(dist_info),
-        pycache_prefix=Path(view.pycache_prefix) if view and view.pycache_prefix else None,
+        pycache_prefix=_pycache_prefix(view),
         cache_tag=view.cache_tag if view else None,
         notes=tuple(notes),
         others=candidate.others,
@@ -360,6 +363,12 @@ def _refuse_managed(site: Path, view: View | None) -> None:
             f"`overlay install --site-packages {site}`",
             paths=[site / PACKAGE],
         )
+
+
+def _pycache_prefix(view: View | None) -> Path | None:
+    """Return where bytecode of the target lies: as its interpreter says, else as this process was told."""
+    prefix = view.pycache_prefix if view is not None else os.environ.get("PYTHONPYCACHEPREFIX")
+    return Path(os.path.abspath(prefix)) if prefix else None
 
 
 def _kind(site: Path, view: View | None) -> str:

@@ -6,7 +6,7 @@ import importlib.util
 
 if importlib.util.find_spec("libcst") is None:
     raise ModuleNotFoundError(
-        "generating overlays needs libcst, which is not installed: pip install 'transformers-rocm-overlay[gen]'",
+        "generating overlays needs libcst, which is not installed: pip install libcst",
         name="libcst",
     )
 

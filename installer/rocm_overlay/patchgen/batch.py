@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TextIO
+from typing import TypeVar
 
 from rocm_overlay.overlays.recipes import recipe_set
 
-from ..progress import Step, progress
+from ..console import Step, notes, progress
+from ..errors import InternalError, OverlayError
 from .cache import Cache, cache_folder
 from .engine import Result, generate
-from .errors import InternalError, PatchgenError
 from .recipe import RecipeSet
 
+R = TypeVar("R")
+
 # Fewer files than this are done before a second process has started.
-_WORTH_PROCESSES = 6
+WORTH_PROCESSES = 6
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Batch:
     """Results and errors, each in the order of the inputs; ``cached`` counts those that were known."""
 
     results: tuple[Result, ...]
-    errors: tuple[PatchgenError, ...]
+    errors: tuple[OverlayError, ...]
     cached: int
 
 
@@ -55,7 +58,7 @@ def run_batch(
     *,
     jobs: int | None = None,
     cache: Cache | None = None,
-    err: TextIO | None = None,
+    shown: bool = False,
 ) -> Batch:
     """Generate every input.
 
@@ -64,15 +67,15 @@ def run_batch(
         recipes: the released set, which other processes can load for themselves.
         jobs: processes; default one per core. 1 stays in this process.
         cache: where results are kept; default the user's cache.
-        err: where the progress goes; None shows none.
+        shown: tell on stderr how far it is.
     """
     cache = cache or Cache(cache_folder(), recipes)
-    found: dict[int, Result | PatchgenError] = {}
+    found: dict[int, Result | OverlayError] = {}
     missing: list[tuple[int, bytes]] = []
     for number, one in enumerate(inputs):
         try:
             data = one.read()
-        except PatchgenError as error:
+        except OverlayError as error:
             found[number] = error
             continue
         known = cache.get(one.path, data)
@@ -81,15 +84,24 @@ def run_batch(
         else:
             found[number] = known
     cached = sum(isinstance(one, Result) for one in found.values())
-    with _progress(len(inputs), len(found), err) as step:
-        _make(inputs, missing, recipes, jobs or cores(), found, step)
-    made = [result for number, _ in missing if isinstance(result := found[number], Result)]
-    if not all(cache.put(result) for result in made) and err is not None:
-        print(f"note: results are not kept, {cache.folder} cannot be written", file=err)
+    kept = True
+    with show_progress(len(inputs), len(found), shown, "generating") as step:
+
+        def done(number: int, made: Result | OverlayError) -> None:
+            nonlocal kept
+            found[number] = made
+            # At once: a run that is interrupted goes on from here.
+            if isinstance(made, Result):
+                kept = cache.put(made) and kept
+            step(inputs[number].label)
+
+        _make(inputs, missing, recipes, jobs or cores(), done)
+    if not kept and shown:
+        notes([f"results are not kept, {cache.folder} cannot be written"])
     ordered = [found[number] for number in range(len(inputs))]
     return Batch(
         tuple(one for one in ordered if isinstance(one, Result)),
-        tuple(one for one in ordered if isinstance(one, PatchgenError)),
+        tuple(one for one in ordered if isinstance(one, OverlayError)),
         cached,
     )
 
@@ -99,31 +111,67 @@ def _make(
     missing: Sequence[tuple[int, bytes]],
     recipes: RecipeSet,
     jobs: int,
-    found: dict[int, Result | PatchgenError],
-    step: Step,
+    done: Callable[[int, Result | OverlayError], None],
 ) -> None:
-    if jobs < 2 or len(missing) < _WORTH_PROCESSES:
+    if jobs < 2 or len(missing) < WORTH_PROCESSES:
         for number, data in missing:
-            found[number] = _one(data, inputs[number].path, inputs[number].label, recipes)
-            step(inputs[number].label)
+            done(number, _one(data, inputs[number].path, inputs[number].label, recipes))
         return
+    largest_first = sorted(missing, key=lambda one: (-len(one[1]), one[0]))
+    tasks = [(data, inputs[number].path, inputs[number].label, recipes.digest) for number, data in largest_first]
+    spread(_elsewhere, tasks, jobs, lambda index, made: done(largest_first[index][0], made))
+
+
+def spread(
+    work: Callable[..., R], tasks: Sequence[tuple[object, ...]], jobs: int, done: Callable[[int, R], None]
+) -> None:
+    """Call ``work(*task)`` for every task in processes of its own; ``done(index, result)`` here, as each comes back.
+
+    An exception here, Ctrl-C above all, ends the processes at once: nobody waits for what is not finished.
+
+    Raises:
+        InternalError: a process ended by itself.
+    """
     # Fresh processes: a forked one would inherit whatever threads the caller has.
     context = multiprocessing.get_context("spawn")
-    largest_first = sorted(missing, key=lambda one: (-len(one[1]), one[0]))
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=context)
     try:
-        with ProcessPoolExecutor(min(jobs, len(missing)), mp_context=context) as pool:
-            futures = {
-                pool.submit(_elsewhere, data, inputs[number].path, inputs[number].label, recipes.digest): number
-                for number, data in largest_first
-            }
-            for future in as_completed(futures):
-                found[futures[future]] = future.result()
-                step(inputs[futures[future]].label)
+        with _interrupts_stay_here():
+            futures = {pool.submit(work, *task): index for index, task in enumerate(tasks)}
+        for future in as_completed(futures):
+            done(futures[future], future.result())
     except BrokenProcessPool as error:
         raise InternalError("a generating process ended by itself", remedy="run again with --jobs 1") from error
+    except BaseException:
+        # Who dies in the middle of a message leaves the pool's threads waiting for the rest of it, as this process has
+        # both ends of either pipe: they are told that nobody is there any more. The executor has no public way.
+        ends = (getattr(pool, "_result_queue", None), "_writer"), (getattr(pool, "_call_queue", None), "_reader")
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in set(multiprocessing.active_children()) - others:
+            child.kill()
+        for queue, end in ends:
+            if hasattr(queue, end):
+                getattr(queue, end).close()
+        raise
+    finally:
+        pool.shutdown()
 
 
-def _elsewhere(data: bytes, path: str, label: str, digest: str) -> Result | PatchgenError:
+@contextmanager
+def _interrupts_stay_here() -> Iterator[None]:
+    """Start processes that SIGINT does not reach: a terminal sends it to all, and each would print a traceback.
+
+    They inherit what is blocked, from their first instruction on; this process gets a signal that came meanwhile.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _elsewhere(data: bytes, path: str, label: str, digest: str) -> Result | OverlayError:
     """What another process does: load the released recipes, and make one file."""
     recipes = recipe_set()
     if recipes.digest != digest:
@@ -131,23 +179,15 @@ def _elsewhere(data: bytes, path: str, label: str, digest: str) -> Result | Patc
     return _one(data, path, label, recipes)
 
 
-def _one(data: bytes, path: str, label: str, recipes: RecipeSet) -> Result | PatchgenError:
+def _one(data: bytes, path: str, label: str, recipes: RecipeSet) -> Result | OverlayError:
     try:
         return generate(data, path, recipes, label=label)
-    except PatchgenError as error:
+    except OverlayError as error:
         return error
 
 
-def _progress(total: int, done: int, err: TextIO | None) -> AbstractContextManager[Step]:
-    """Show nothing for a single file, and where there is no bar a line per 50 files."""
-    if err is None or total < 2 or done == total:
+def show_progress(total: int, done: int, shown: bool, doing: str) -> AbstractContextManager[Step]:
+    """Show nothing for a single file."""
+    if not shown or total < 2 or done == total:
         return nullcontext(lambda text: None)
-    count = done
-
-    def line(text: str) -> None:
-        nonlocal count
-        count += 1
-        if count % 50 == 0:
-            print(f"{count} of {total} files", file=err)
-
-    return progress(err, total, "generating", elsewhere=line, done=done)
+    return progress(total, doing, done=done)

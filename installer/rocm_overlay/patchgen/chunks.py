@@ -11,11 +11,13 @@ import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import cast
 
 import libcst as cst
-from libcst.metadata import ByteSpanPositionProvider, CodeSpan, MetadataWrapper
+from libcst.metadata import ByteSpanPositionProvider, CodeSpan
+from libcst.metadata.span_provider import SpanProvidingCodegenState, byte_length_in_utf8
 
-from .errors import InternalError, Place, SourceError
+from ..errors import InternalError, Place, SourceError
 
 NEWLINE = re.compile(rb"\r\n|\n|\r")
 
@@ -44,9 +46,18 @@ class Chunk:
         self.text = data[start:end].decode("utf-8")
         self.place = place
 
-    @cached_property
+    @property
     def module(self) -> cst.Module:
         """The parsed tree; it renders back to the same text, or reading it fails."""
+        return self._parsed[0]
+
+    @property
+    def spans(self) -> Mapping[cst.CSTNode, CodeSpan]:
+        """Byte spans of every node, relative to ``start``."""
+        return self._parsed[1]
+
+    @cached_property
+    def _parsed(self) -> tuple[cst.Module, Mapping[cst.CSTNode, CodeSpan]]:
         try:
             module = cst.parse_module(self.text)
         except cst.ParserSyntaxError as error:
@@ -56,26 +67,24 @@ class Chunk:
                 found=error.message,
                 remedy="upgrade libcst",
             ) from error
-        if module.code != self.text:
+        # What `module.code` and the provider's resolution do, in one pass: each walks the whole tree, and resolving
+        # walks it once more for providers that nobody asked for.
+        provider = ByteSpanPositionProvider()
+        state = SpanProvidingCodegenState(
+            default_indent=module.default_indent,
+            default_newline=module.default_newline,
+            provider=provider,
+            get_length=len if self.text.isascii() else byte_length_in_utf8,
+        )
+        module._codegen(state)
+        if "".join(state.tokens) != self.text:
             raise InternalError("LibCST does not render this file back to itself", place=self.place)
-        return module
-
-    @cached_property
-    def spans(self) -> Mapping[cst.CSTNode, CodeSpan]:
-        """Byte spans of every node, relative to ``start``."""
-        wrapper = MetadataWrapper(self.module, unsafe_skip_copy=True)
-        spans: Mapping[cst.CSTNode, CodeSpan] = wrapper.resolve(ByteSpanPositionProvider)
-        return spans
+        return module, cast("Mapping[cst.CSTNode, CodeSpan]", provider._computed)
 
     @property
     def is_parsed(self) -> bool:
         """Say whether nodes of this chunk can be around at all."""
-        return "module" in self.__dict__
-
-    @property
-    def is_resolved(self) -> bool:
-        """Say whether the spans are there already."""
-        return "spans" in self.__dict__
+        return "_parsed" in self.__dict__
 
 
 def chunks(data: bytes, statements: Sequence[ast.stmt], lines: Lines, path: str) -> list[Chunk]:

@@ -6,44 +6,31 @@ the clock, the working directory or the order of a set.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import TextIO
 
 from rocm_overlay.overlays.recipes import recipe_set
 
-from ..install.transaction.errors import BUG, CANNOT_WRITE, DIFFERENT, FOREIGN, TARGET, USAGE
+from ..console import print_json, raw, say
+from ..errors import DIFFERENT, DriftError, EditConflict, TargetError, UsageError, several
 from .batch import Input, run_batch
 from .config import command as config_command
 from .config.load import is_config
-from .config.patches import ConfigErrors
 from .engine import Result
-from .errors import DriftError, EditConflict, OutputError, PatchgenError, SourceError, TargetError
 from .header import GENERATOR
+from .losses import Loss, find_losses, record
+from .losses import as_json as losses_json
+from .losses import lines as loss_lines
 from .options import Options
-from .output import holds, refuse_package, write_files
 from .recipe import RecipeSet
-from .report import declined_lines, file_line, outcome_json, table, unified_diff, write_json, write_source
-from .trees import installed_tree, open_tree, read_modeling
+from .report import declined_lines, file_line, outcome_json, table, unified_diff
+from .trees import Tree, installed_tree, open_tree, read_stock
+from .writing import holds, refuse_package, write_files
 
-SCHEMA = "amd-overlay.gen/1"
-
-_EXIT_CODES: Mapping[type[PatchgenError], int] = {
-    DriftError: DIFFERENT,
-    SourceError: FOREIGN,
-    OutputError: CANNOT_WRITE,
-    TargetError: TARGET,
-}
-
-
-class UsageError(PatchgenError):
-    """The options do not fit together."""
-
-    kind = "usage"
+_PLACES_OF_A_CAUSE = 8
 
 
 @dataclass(frozen=True)
@@ -51,7 +38,8 @@ class Run:
     """What was made: results by path inside the package, and the errors of files that could not be read."""
 
     results: tuple[Result, ...]
-    errors: tuple[PatchgenError, ...] = ()
+    lost: tuple[Loss, ...] = ()
+    version: str = ""
     written: tuple[str, ...] = field(default=())
 
     @property
@@ -60,34 +48,28 @@ class Run:
         return {result.path: result.overlay for result in self.results if result.changed}
 
 
-def run(options: Options, *, out: TextIO | None = None, err: TextIO | None = None) -> int:
-    """Carry out ``overlay gen`` and return its exit code.
+def run(options: Options) -> int:
+    """Carry out ``overlay gen`` and return its exit code; results go to stdout, all else to stderr.
 
-    Codes: 0 done; 1 ``--check`` found a difference, or an edit conflict; 2 options that do not fit; 4 a file that is
-    not stock Python source; 5 the output folder cannot be written; 9 no such model, file or package; 70 a bug of ours.
-    Results go to ``out``, all else to ``err``. On any error nothing is written.
+    0 done; 1 sites are lost that the nearest known release has (the files are written; ``--allow-loss`` accepts that).
+
+    Raises:
+        OverlayError: nothing was written. 1 ``--check`` found a difference, or an edit conflict; 2 options that do not
+            fit; 4 a file that is not stock Python source; 5 the output folder cannot be written; 9 no such model, file
+            or package; 70 a bug of ours.
     """
-    out = out or sys.stdout
-    err = err or sys.stderr
-    try:
-        if _means_configs(options):
-            _check_config_options(options)
-            return config_command.run(options, out, err)
-        _check_options(options)
-        recipes = recipe_set()
-        made = _generate(options, recipes, err)
-        if made.errors:
-            return _fail(made.errors, options, out, err)
-        made = _finish(options, made)
-    except ConfigErrors as several:
-        return _fail(several.errors, options, out, err)
-    except PatchgenError as error:
-        return _fail((error,), options, out, err)
+    if _means_configs(options):
+        _check_config_options(options)
+        return config_command.run(options)
+    _check_options(options)
+    recipes = recipe_set()
+    made = _finish(options, _generate(options, recipes))
+    code = DIFFERENT if made.lost and not options.allow_loss else 0
     if options.as_json:
-        write_json(_as_json(made, recipes), out)
+        print_json("gen", _as_json(made, recipes), code=code)
     else:
-        _report(options, made, out, err)
-    return 0
+        _report(options, made)
+    return code
 
 
 def _means_configs(options: Options) -> bool:
@@ -99,56 +81,73 @@ def _means_configs(options: Options) -> bool:
 
 def _check_config_options(options: Options) -> None:
     if options.all_files or options.models:
-        raise UsageError("--all and --models are for modeling files", expected="a patch config alone")
+        raise UsageError("usage", "--all and --models are for modeling files", expected="a patch config alone")
     if options.fix and not options.check:
-        raise UsageError("--fix goes with --check")
+        raise UsageError("usage", "--fix goes with --check")
     if options.check and options.dry_run:
-        raise UsageError("--check writes nothing already", remedy="leave out --dry-run")
+        raise UsageError("usage", "--check writes nothing already", remedy="leave out --dry-run")
     if options.source is not None and options.from_installed:
-        raise UsageError("--source and --from-installed exclude each other")
+        raise UsageError("usage", "--source and --from-installed exclude each other")
 
 
 def _check_options(options: Options) -> None:
     if options.all_files == (options.target is not None):
-        raise UsageError("name one MODULE_OR_FILE, or pass --all", expected="exactly one of them")
+        raise UsageError("usage", "name one MODULE_OR_FILE, or pass --all", expected="exactly one of them")
     if options.source is not None and options.from_installed:
-        raise UsageError("--source and --from-installed exclude each other")
+        raise UsageError("usage", "--source and --from-installed exclude each other")
     if options.models and not options.all_files:
-        raise UsageError("--models chooses among --all")
+        raise UsageError("usage", "--models chooses among --all")
     if options.mode == "standalone" or options.config_name is not None:
-        raise UsageError("--mode standalone and -c go with a patch config", expected="a *_patch_gen_config.py file")
+        raise UsageError(
+            "usage", "--mode standalone and -c go with a patch config", expected="a *_patch_gen_config.py file"
+        )
     if options.fix and not options.check:
-        raise UsageError("--fix goes with --check")
+        raise UsageError("usage", "--fix goes with --check")
     writes = not (options.dry_run or options.list_sites)
     if (options.check or (options.all_files and writes and not options.diff)) and options.output is None:
-        raise UsageError("no output folder", expected="-o DIR", remedy="pass -o DIR, --dry-run, --list or --diff")
+        raise UsageError(
+            "usage", "no output folder", expected="-o DIR", remedy="pass -o DIR, --dry-run, --list or --diff"
+        )
 
 
-def _generate(options: Options, recipes: RecipeSet, err: TextIO) -> Run:
-    batch = run_batch(_inputs(options), recipes, jobs=options.jobs, err=err)
+def _generate(options: Options, recipes: RecipeSet) -> Run:
+    tree = _tree(options)
+    batch = run_batch(_inputs(options, tree), recipes, jobs=options.jobs, shown=True)
     errors = list(batch.errors)
     for result in batch.results:
         try:
             result.require_clean()
         except EditConflict as error:
             errors.append(error)
-    return Run(batch.results, tuple(errors))
+    if errors:
+        raise several(errors)
+    version = (tree.version if tree is not None else None) or ""
+    paths = tree.modeling_files if tree is not None and options.all_files and not options.models else ()
+    lost = find_losses(version, batch.results, paths=paths) if version else ()
+    return Run(batch.results, lost, version)
 
 
-def _inputs(options: Options) -> list[Input]:
+def _tree(options: Options) -> Tree | None:
+    """The package to read from; None for a single file, which says no release."""
+    if options.target is not None and (options.target.endswith(".py") or "/" in options.target):
+        return None
+    return open_tree(options.source) if options.source is not None else installed_tree()
+
+
+def _inputs(options: Options, tree: Tree | None) -> list[Input]:
     """The files to read."""
     target = options.target
-    if target is not None and (target.endswith(".py") or "/" in target):
+    if tree is None:
+        assert target is not None
         file = Path(target)
         return [Input(_package_path(file), str(file), lambda: _read_file(file))]
-    tree = open_tree(options.source) if options.source is not None else installed_tree()
     if target is not None:
         paths: Sequence[str] = [tree.path_of(target)]
     elif options.models:
-        paths = sorted({tree.path_of(model) for model in options.models})
+        paths = sorted({tree.path_of(model) for model in options.chosen})
     else:
         paths = tree.modeling_files
-    return [Input(path, tree.label(path), partial(read_modeling, tree, path)) for path in paths]
+    return [Input(path, tree.label(path), partial(read_stock, tree, path)) for path in paths]
 
 
 def _package_path(file: Path) -> str:
@@ -164,7 +163,7 @@ def _read_file(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise TargetError(f"cannot read {file}", expected="a modeling file", found=error.strerror) from error
+        raise TargetError("target", f"cannot read {file}", expected="a modeling file", found=error.strerror) from error
 
 
 def _finish(options: Options, made: Run) -> Run:
@@ -188,38 +187,17 @@ def _finish(options: Options, made: Run) -> Run:
         files = made.files
     if files:
         write_files(options.output, files)
-    return Run(made.results, made.errors, tuple(sorted(files)))
-
-
-def _fail(errors: Sequence[PatchgenError], options: Options, out: TextIO, err: TextIO) -> int:
-    if options.as_json:
-        listed = [
-            {"id": error.kind, "message": error.message, "place": str(error.place or ""), "text": str(error)}
-            for error in errors
-        ]
-        write_json({"schema": SCHEMA, "errors": listed}, out)
-    for error in errors:
-        print(f"error: {error}", file=err)
-    if len(errors) > 1:
-        print(f"error: {len(errors)} errors; nothing was written", file=err)
-    return max(exit_code(error) for error in errors)
-
-
-def exit_code(error: PatchgenError) -> int:
-    """The exit code of an error."""
-    if error.kind == "usage":
-        return USAGE
-    if error.kind == "internal":
-        return BUG
-    return next((code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)), DIFFERENT)
+    if made.lost and options.allow_loss and not options.check:
+        record(options.output, made.version, made.lost)
+    return replace(made, written=tuple(sorted(files)))
 
 
 def _as_json(made: Run, recipes: RecipeSet) -> dict[str, object]:
     return {
-        "schema": SCHEMA,
         "generator": GENERATOR,
         "recipes": recipes.digest,
         "errors": [],
+        "lost": losses_json(made.lost),
         "files": [
             {
                 "path": result.path,
@@ -235,24 +213,26 @@ def _as_json(made: Run, recipes: RecipeSet) -> dict[str, object]:
     }
 
 
-def _report(options: Options, made: Run, out: TextIO, err: TextIO) -> None:
+def _report(options: Options, made: Run) -> None:
     changed = [result for result in made.results if result.changed]
     if options.diff:
         for result in changed:
-            write_source(unified_diff(result.stock, result.overlay, result.path), out)
+            raw(unified_diff(result.stock, result.overlay, result.path))
     elif options.output is None and not (options.dry_run or options.list_sites):
         for result in made.results:
-            write_source(result.overlay, out)
+            raw(result.overlay)
     if options.list_sites:
         for result in changed:
             for outcome in result.outcomes:
                 for qualname, line in outcome.sites:
-                    print(f"{result.path}:{line}: {outcome.recipe} {qualname}", file=out)
-    for result in made.results:
-        if result.changed or options.verbose or len(made.results) == 1:
-            print(file_line(result), file=err)
-        if options.verbose:
-            for text in declined_lines(result):
-                print(text, file=err)
+                    print(f"{result.path}:{line}: {outcome.recipe} {qualname}")
     where = f"; {len(made.written)} written to {options.output}" if made.written else "; nothing written"
-    print(f"{len(changed)} of {len(made.results)} files get an overlay{where}", file=err)
+    say(f"{len(changed)} of {len(made.results)} files get an overlay{where}")
+    for result in made.results:
+        if options.verbose or len(made.results) == 1:
+            say(file_line(result))
+        if options.verbose:
+            say(*declined_lines(result))
+    say(*loss_lines(made.lost, None if options.verbose else _PLACES_OF_A_CAUSE))
+    if made.lost and not options.allow_loss:
+        say("exit 1, because sites are lost; --allow-loss accepts that, and with -o records it")

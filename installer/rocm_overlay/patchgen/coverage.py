@@ -15,39 +15,44 @@ from typing import Any
 
 from rocm_overlay.overlays.recipes import recipe_set
 
+from ..errors import DriftError, OverlayError, TargetError
 from .batch import Input, run_batch
 from .engine import Result
-from .errors import DriftError, PatchgenError, TargetError
-from .output import write_files
+from .losses import KNOWN, as_json, find_losses, render
 from .recipe import RecipeSet
 from .report import table
 from .trees import Tree, open_tree, read_modeling
+from .writing import write_files
 
 SCHEMA = "amd-overlay.coverage/1"
 
 
-def results(tree: Tree, recipes: RecipeSet, paths: Sequence[str] | None = None) -> tuple[Result, ...]:
+def results(
+    tree: Tree, recipes: RecipeSet, paths: Sequence[str] | None = None, *, shown: bool = False
+) -> tuple[Result, ...]:
     """Generate every modeling file of a package, or some.
 
     Raises:
-        PatchgenError: the first file that cannot be read, or whose edits are in conflict.
+        OverlayError: the first file that cannot be read, or whose edits are in conflict.
     """
     inputs = [
         Input(path, tree.label(path), partial(read_modeling, tree, path)) for path in paths or tree.modeling_files
     ]
-    batch = run_batch(inputs, recipes)
+    batch = run_batch(inputs, recipes, shown=shown)
     for error in batch.errors:
         raise error
     return tuple(result.require_clean() for result in batch.results)
 
 
 def sites(result: Result) -> dict[str, int]:
-    """Edited sites per recipe that has any."""
-    return {outcome.recipe: len(outcome.sites) for outcome in result.outcomes if outcome.sites}
+    """Edited sites per recipe that has any, and how many of them have each part."""
+    return {what: count for outcome in result.outcomes for what, count in outcome.counts.items()}
 
 
-def document(release: str, made: Iterable[Result], recipes: RecipeSet) -> dict[str, Any]:
-    """The table for programs."""
+def document(
+    release: str, made: Iterable[Result], recipes: RecipeSet, lost: Sequence[Mapping[str, object]] = ()
+) -> dict[str, Any]:
+    """The table for programs; ``lost`` is what the release before had and this one has not."""
     made = tuple(made)
     changed = {result.path: sites(result) for result in made if result.changed}
     return {
@@ -58,6 +63,15 @@ def document(release: str, made: Iterable[Result], recipes: RecipeSet) -> dict[s
         "changed": len(changed),
         "table": table(made, recipes),
         "sites": changed,
+        "lost": list(lost),
+    }
+
+
+def files(about: Mapping[str, Any]) -> dict[str, bytes]:
+    """The two files of a release in docs/coverage, by name."""
+    return {
+        f"{about['release']}.json": (json.dumps(about, indent=1, sort_keys=True) + "\n").encode("utf-8"),
+        f"{about['release']}.md": page(about).encode("utf-8"),
     }
 
 
@@ -78,6 +92,17 @@ def page(about: Mapping[str, Any]) -> str:
     for row in about["table"]:
         for reason, times in sorted(row["declined"].items(), key=lambda one: (-one[1], one[0])):
             lines.append(f"| {row['recipe']} | {times} | {_cell(reason)} |")
+    if about["lost"]:
+        lines += [
+            "",
+            "Lost since the release before:",
+            "",
+            "| place | release before | what | why |",
+            "|---|---|---|---|",
+        ]
+        for one in about["lost"]:
+            place = f"{one['path'].removeprefix('models/')}:{one['line'] or ''} {one['qualname']}".rstrip(" :")
+            lines.append(f"| {place} | {one['release']} | {one['what']} | {_cell(one['reason'])} |")
     names = [row["recipe"] for row in about["table"]]
     lines += ["", f"| file | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
     for path, found in about["sites"].items():
@@ -107,23 +132,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--source", type=Path, required=True, help="package folder or wheel")
     parser.add_argument("-o", "--output", type=Path, default=Path("docs/coverage"))
+    parser.add_argument("--known", type=Path, default=KNOWN, help="folder of what is known of releases")
     parser.add_argument("--check", action="store_true", help="compare instead of write")
     options = parser.parse_args(arguments)
     try:
         tree = open_tree(options.source)
         if tree.version is None:
-            raise TargetError(f"{options.source} does not say which release it is")
+            raise TargetError("target", f"{options.source} does not say which release it is")
         recipes = recipe_set()
-        about = document(tree.version, results(tree, recipes), recipes)
-        files = {
-            f"{tree.version}.json": (json.dumps(about, indent=1, sort_keys=True) + "\n").encode("utf-8"),
-            f"{tree.version}.md": page(about).encode("utf-8"),
-        }
-        if options.check:
-            _check(options.output, files)
-        else:
-            write_files(options.output, files)
-    except PatchgenError as error:
+        made = results(tree, recipes)
+        lost = find_losses(tree.version, made, paths=tree.modeling_files, earlier=True)
+        about = document(tree.version, made, recipes, as_json(lost))
+        known = {f"{tree.version}.json": render(tree.version, made)}
+        for folder, written in ((options.output, files(about)), (options.known, known)):
+            if options.check:
+                _check(folder, written)
+            else:
+                write_files(folder, written)
+    except OverlayError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{about['release']}: {about['changed']} of {about['files']} files")

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .errors import EditConflict, InternalError
+from ..errors import EditConflict, InternalError
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import ast
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from ..errors import EditConflict, InternalError, MustFireError, Place, nearest
 from .edits import AppliedEdit, Edit, find_conflict, splice, unsplice
-from .errors import EditConflict, InternalError, MustFireError, Place, nearest
 from .header import import_edit, marker_edit, read_marker
-from .layout import MAX_COLUMNS, too_wide
 from .modules import is_scripted
 from .recipe import AnyRecipe, Decline, Outcome, RecipeSet, Site, Status
 from .source import Source
@@ -48,7 +47,15 @@ class Result:
         return self
 
 
-def generate(data: bytes, path: str, recipes: RecipeSet, *, padding: int = 0, label: str | None = None) -> Result:
+def generate(
+    data: bytes,
+    path: str,
+    recipes: RecipeSet,
+    *,
+    padding: int = 0,
+    label: str | None = None,
+    source: Source | None = None,
+) -> Result:
     """Apply recipes to one file.
 
     Args:
@@ -57,13 +64,14 @@ def generate(data: bytes, path: str, recipes: RecipeSet, *, padding: int = 0, la
         recipes: what to apply, in order.
         padding: extra length of the marker line.
         label: how the file is called in messages; default ``path``.
+        source: the file, where it was parsed before.
 
     Raises:
         SourceError: the file cannot be read, or somebody else has edited it.
         MustFireError: a must-fire recipe found no site that it may edit.
         InternalError: the result broke a law of the generator; a bug.
     """
-    source = Source(data, label or path)
+    source = source or Source(data, label or path)
     marker = read_marker(source)
     if marker:
         reason = f"overlay of sha256:{marker.base} by generator {marker.generator}, recipes {marker.recipes}"
@@ -90,6 +98,7 @@ def _apply(recipe: AnyRecipe, source: Source, others: list[Edit]) -> tuple[list[
         return [], Outcome(recipe.name, Status.NOT_APPLICABLE)
     made: list[Edit] = []
     sites: list[tuple[str, int]] = []
+    parts: list[Mapping[str, str]] = []
     declined: list[Decline] = []
     for site in _sites(recipe, source):
         reason, edits = _edit(recipe, source, site)
@@ -97,6 +106,7 @@ def _apply(recipe: AnyRecipe, source: Source, others: list[Edit]) -> tuple[list[
         if reason is None:
             made += edits
             sites.append((site.function.qualname, line))
+            parts.append(dict(recipe.parts(site)))
         else:
             declined.append(Decline(site.function.qualname, line, reason))
     conflict = find_conflict([*others, *made])
@@ -108,7 +118,7 @@ def _apply(recipe: AnyRecipe, source: Source, others: list[Edit]) -> tuple[list[
         )
         return [], Outcome(recipe.name, Status.CONFLICT, declined=tuple(declined), reason=reason)
     status = Status.APPLIED if made else Status.NOT_APPLICABLE
-    return made, Outcome(recipe.name, status, tuple(sites), tuple(declined))
+    return made, Outcome(recipe.name, status, tuple(sites), tuple(declined), parts=tuple(parts))
 
 
 def _sites(recipe: AnyRecipe, source: Source) -> Iterator[Site[object]]:
@@ -123,8 +133,6 @@ def _edit(recipe: AnyRecipe, source: Source, site: Site[object]) -> tuple[str | 
     edits = recipe.edit(source, site)
     if not edits:
         return "a statement to edit shares its line with another one", []
-    if any(too_wide(edit) for edit in edits):
-        return f"the edited line would pass {MAX_COLUMNS} columns", []
     return None, [replace(edit, recipe=recipe.name) for edit in edits]
 
 

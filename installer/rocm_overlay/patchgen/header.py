@@ -6,16 +6,27 @@ import ast
 import re
 from dataclasses import dataclass
 
+from ..errors import Place, SourceError
 from ..install.transaction.states import MARKER, MARKER_LINE
 from .edits import Edit
-from .errors import Place, SourceError
 from .source import Source
 
 # Raised by hand whenever the same stock text and recipes would give other bytes.
-GENERATOR = 2
+GENERATOR = 3
 
-_OURS = re.compile(rb"\b(?:_amd|_amd_error|__amd_overlay__)\b")
+_OURS = re.compile(rb"\b(?:_amd|_amd_[a-z]+|__amd_overlay__)\b")
 _MODULE = "<module>"
+_IMPORT = r"""from importlib.util import find_spec as _amd_spec
+if getattr(_amd_spec("amd_ops"), "origin", None):
+    import amd_ops as _amd
+else:  # not installed, or only a folder that an uninstall left behind
+    import os as _amd_os, re as _amd_re, warnings as _amd_warnings
+    _amd, _amd_asks = None, _amd_re.compile(r"(AMD_OPS|FORCE_E\w+|USE_(AITER|FUSED|OPTI|PRESH)\w+)=(?!0$|off$|$)").match
+    if _amd_set := ", ".join(filter(_amd_asks, map("=".join, sorted(_amd_os.environ.items())))):
+        if _amd_os.environ.get("AMD_OPS_STRICT") == "1": raise ImportError(f"{__name__}: no amd_ops for {_amd_set}")
+        _amd_warnings.warn(f"amd_ops cannot be imported: stock code runs in spite of {_amd_set}", RuntimeWarning)
+__amd_overlay__ = "sha256:BASE"
+"""
 
 
 @dataclass(frozen=True)
@@ -73,22 +84,14 @@ def marker_edit(source: Source, recipes: str, padding: int = 0) -> Edit:
 
 
 def import_edit(source: Source) -> Edit:
-    """The soft import of ``amd_ops``, after the leading import section of the module."""
+    """The soft import of ``amd_ops``, after the leading import section of the module.
+
+    Without ``amd_ops`` a file runs its stock expressions; where a toggle asks for more it says so, or in strict mode
+    refuses to be imported.
+    """
     offset = _after_imports(source)
     newline = source.newline_after(max(0, offset - 2))
-    lines = [
-        "",
-        "try:",
-        "    import amd_ops as _amd",
-        "except ModuleNotFoundError as _amd_error:",
-        '    if _amd_error.name != "amd_ops":',
-        "        raise",
-        "    _amd = None",
-        "if _amd and not _amd.__file__:  # a folder that an uninstall left behind, not the package",
-        "    _amd = None",
-        f'__amd_overlay__ = "sha256:{source.sha256}"',
-    ]
-    text = "".join(line + newline for line in lines)
+    text = _IMPORT.replace("BASE", source.sha256).replace("\n", newline)
     ended = source.data[offset - 1 : offset] in (b"\n", b"\r")
     return Edit(offset, offset, (text if ended else newline + text).encode("ascii"), "import", _MODULE)
 

@@ -17,8 +17,9 @@ def test(site: str) -> str:
 
 
 def insertion(recipe: str, function: Function, anchor: Anchor, lines: list[str]) -> Edit:
-    """Insert whole lines at an anchor, indented like the statement that follows."""
-    text = "".join(f"{anchor.indent}{line}{anchor.newline}" for line in lines)
+    """Insert whole lines at an anchor, indented like the statement that follows; a call that is too long is broken."""
+    room = MAX_COLUMNS - len(anchor.indent)
+    text = "".join(f"{anchor.indent}{part}{anchor.newline}" for line in lines for part in _wrapped(line, room))
     return Edit(anchor.offset, anchor.offset, text.encode("ascii"), recipe, function.qualname)
 
 
@@ -30,22 +31,34 @@ def early_return(recipe: str, source: Source, function: Function, call: str) -> 
     return [insertion(recipe, function, anchor, [f"if {test(recipe)}:", f"{_STEP}return {call}"])]
 
 
-def conditional(recipe: str, source: Source, function: Function, node: cst.BaseExpression, call: str) -> Edit:
-    """Replace an expression by ``<call> if <test> else <the expression, verbatim>``, in one line where it fits."""
+def conditional(
+    recipe: str,
+    source: Source,
+    function: Function,
+    node: cst.BaseExpression,
+    call: str,
+    ahead: str = "",
+    unless: str = "",
+) -> Edit:
+    """Replace an expression by ``<call> if <test> else <the expression, verbatim>``, in one line where it fits.
+
+    ``ahead`` is what another recipe inserts in front of the expression, ``unless`` a local that keeps it as it is.
+    """
+    condition = f"if {test(recipe)}" + (f" and not {unless}" if unless else "")
     start, end = source.span(node)
     stock = source.code(node)
     begin = source.line_start(start)
-    before = source.data[begin:start].decode("utf-8")
+    before = source.data[begin:start].decode("utf-8") + ahead
     after = source.data[end:].splitlines()[:1] if source.data[end : end + 1] not in (b"\r", b"\n") else []
     tail = after[0].decode("utf-8") if after else ""
-    one_line = f"{call} if {test(recipe)} else {stock}"
+    one_line = f"{call} {condition} else {stock}"
     one_line = f"({one_line})" if tail.startswith(".") else one_line  # a method is called on the value
     if "\n" not in one_line and len(before) + len(one_line) + len(tail) <= MAX_COLUMNS:
         text = one_line
     else:
         newline = source.newline_after(end)
         indent = before[: len(before) - len(before.lstrip())]
-        text = newline.join(choice(before, call, f"if {test(recipe)}", stock, indent, tail))
+        text = newline.join(choice(before, call, condition, stock, indent, tail))
     return Edit(start, end, text.encode("utf-8"), recipe, function.qualname)
 
 
@@ -60,8 +73,14 @@ def choice(before: str, value: str, condition: str, otherwise: str, indent: str,
     return ["(", *(f"{indent}{_STEP}{part}" for part in (value, condition, f"else {otherwise}")), f"{indent})"]
 
 
-def too_wide(edit: Edit) -> bool:
-    """Say whether a line that we wrote passes the column limit."""
-    lines = edit.text.decode("utf-8").splitlines()
-    # The first line of a replacement continues a stock line; `conditional` has measured it.
-    return any(len(line) > MAX_COLUMNS for line in (lines if edit.start == edit.end else lines[1:]))
+def _wrapped(line: str, width: int) -> list[str]:
+    """A line that ends in a call, or a condition that does, with the arguments on their own line if it were too long.
+
+    A site is never given up for the width of a line: names are upstream's, and may grow.
+    """
+    head, opened, words = line.partition("(")
+    end = "):" if words.endswith("):") else ")"
+    if len(line) <= width or not opened or not words.endswith(end):
+        return [line]
+    own = " " * (len(line) - len(line.lstrip()))
+    return [f"{head}(", f"{own}{_STEP}{words[: -len(end)]}", f"{own}{end}"]

@@ -19,36 +19,44 @@ from packaging.version import InvalidVersion, Version
 from rocm_overlay.overlays import expected
 from rocm_overlay.overlays.recipes import recipe_set
 
+from ..errors import DriftError, MustFireError, OverlayError, Place, TargetError, nearest
 from .engine import Result, generate
-from .errors import DriftError, MustFireError, PatchgenError, Place, TargetError, nearest
 from .manifest import Entry, render
-from .output import write_files
 from .recipe import RecipeSet
 from .report import file_line, unified_diff
 from .trees import Tree, open_release, read_modeling
+from .writing import write_files
 
 OVERLAYS = Path(__file__).resolve().parent.parent / "overlays"
 
 
-def build(line: str, models: Sequence[str], trees: Mapping[str, Tree]) -> tuple[dict[str, bytes], tuple[Entry, ...]]:
+def build(
+    line: str,
+    models: Sequence[str],
+    trees: Mapping[str, Tree],
+    declared: Mapping[str, expected.Sites] | None = None,
+) -> tuple[dict[str, bytes], tuple[Entry, ...]]:
     """Generate every overlay of a line in memory.
 
     Args:
         line: e.g. ``4.57``.
         models: names as in the line's table of :data:`rocm_overlay.overlays.expected.SITES`.
         trees: the source of each release of the line.
+        declared: the sites that each model must have; default the line's table.
 
     Returns:
         The files by path relative to the line's folder, and the manifest's entries.
 
     Raises:
-        PatchgenError: a model is unknown, a file cannot be read, or a recipe did not do what is expected of it.
+        OverlayError: a model is unknown, a file cannot be read, or a recipe did not do what is expected of it.
     """
     recipes = recipe_set()
     releases = sorted(trees, key=Version)
     entries: list[Entry] = []
+    if declared is None:
+        declared = expected.SITES.get(line, {})
     for model in sorted(set(models)):
-        entries += _model_entries(line, model, {release: trees[release] for release in releases}, recipes)
+        entries += _model_entries(line, model, {release: trees[release] for release in releases}, recipes, declared)
     files = {"manifest.json": render(line, releases, recipes.digest, entries)}
     for entry in entries:
         files[entry.payload] = entry.result.overlay
@@ -56,16 +64,19 @@ def build(line: str, models: Sequence[str], trees: Mapping[str, Tree]) -> tuple[
     return files, tuple(entries)
 
 
-def _model_entries(line: str, model: str, trees: Mapping[str, Tree], recipes: RecipeSet) -> list[Entry]:
-    declared = expected.SITES.get(line, {})
+def _model_entries(
+    line: str, model: str, trees: Mapping[str, Tree], recipes: RecipeSet, declared: Mapping[str, expected.Sites]
+) -> list[Entry]:
     sites = declared.get(model)
     if sites is None:
         raise TargetError(
+            "target",
             f"no expected sites are declared for {model!r} in line {line}",
-            expected="a model of overlays/expected_sites.py",
+            expected=f"a model of overlays/expected_sites/{line}.txt",
             nearest=nearest(model, declared),
         )
     must = replace(recipes, recipes=tuple(replace(one, must_fire=one.name in sites) for one in recipes.recipes))
+    table = f"overlays/expected_sites/{line}.txt"
     path = next(iter(trees.values())).path_of(model)
     texts: dict[str, tuple[bytes, list[str]]] = {}
     for release, tree in trees.items():
@@ -76,7 +87,7 @@ def _model_entries(line: str, model: str, trees: Mapping[str, Tree], recipes: Re
     for data, found_in in texts.values():
         label = f"{path} of {found_in[0]}"
         result = _with_own_size(data, label, must, sizes)
-        _compare_sites(result, sites, label)
+        _compare_sites(result, sites, label, table)
         entries.append(Entry(model, path, tuple(found_in), result))
     return entries
 
@@ -92,40 +103,45 @@ def _with_own_size(data: bytes, label: str, recipes: RecipeSet, sizes: Iterable[
         padding += 1
 
 
-def _compare_sites(result: Result, sites: Mapping[str, int], label: str) -> None:
+def _compare_sites(result: Result, sites: Mapping[str, int], label: str, table: str) -> None:
     for outcome in result.outcomes:
-        wanted = sites.get(outcome.recipe, 0)
-        if len(outcome.sites) != wanted:
+        wanted = {what: count for what, count in sites.items() if what.split(".")[0] == outcome.recipe}
+        if outcome.counts != dict(sorted(wanted.items())):
+            places = ", ".join(f"{name} (line {line})" for name, line in outcome.sites)
             raise MustFireError(
-                f"recipe {outcome.recipe} edits another number of sites than overlays/expected_sites.py declares",
+                f"recipe {outcome.recipe} edits another number of sites than {table} declares",
                 place=Place(label),
-                expected=f"{wanted} sites",
-                found=f"{len(outcome.sites)}: {', '.join(f'{name} (line {line})' for name, line in outcome.sites)}",
+                expected=_counted(wanted),
+                found=f"{_counted(outcome.counts)}: {places}",
                 remedy="review the sites; then change the recipe or the declaration",
             )
 
 
-def declare(models: Sequence[str], trees: Mapping[str, Tree]) -> str:
-    """Return the lines for overlays/expected_sites.py: what the recipes find in these models now.
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{what} {count}" for what, count in counts.items()) or "no sites"
+
+
+def declare(models: Sequence[str], trees: Mapping[str, Tree]) -> dict[str, expected.Sites]:
+    """Return what the recipes find in these models now, by model: the table of overlays/expected_sites.
 
     Raises:
         MustFireError: two stock texts of a model have another number of sites.
     """
     recipes = recipe_set()
-    lines = []
+    found: dict[str, expected.Sites] = {}
     for model in sorted(set(models)):
-        found: dict[str, str] = {}
+        texts: dict[str, expected.Sites] = {}
         for release, tree in trees.items():
             path = tree.path_of(model)
             result = generate(read_modeling(tree, path), path, recipes).require_clean()
-            listed = [f"{one.recipe} {len(one.sites)}" for one in result.outcomes if one.sites]
-            found.setdefault(", ".join(listed), release)
-        if len(found) > 1:
-            raise MustFireError(
-                f"the releases of the line differ in {model}", found="; ".join(f"{v}: {k}" for k, v in found.items())
-            )
-        lines.append(f"{model}: {next(iter(found))}")
-    return "\n".join(lines)
+            sites = {what: count for one in result.outcomes for what, count in one.counts.items()}
+            if sites not in texts.values():
+                texts[release] = sites
+        if len(texts) > 1:
+            listed = "; ".join(f"{release}: {_counted(sites)}" for release, sites in texts.items())
+            raise MustFireError(f"the releases of the line differ in {model}", found=listed)
+        found[model] = next(iter(texts.values()))
+    return found
 
 
 def check(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -159,8 +175,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         trees = _trees(options.line, options.source, options.wheels)
         models = options.models.split(",") if options.models else list(expected.SITES.get(options.line, ()))
+        if not models:
+            raise TargetError(
+                "target",
+                f"no model is declared for line {options.line}",
+                expected=f"overlays/expected_sites/{options.line}.txt, or --models",
+                remedy=f"a new line is made by `make line RELEASE={max(trees, key=Version)}`",
+            )
         if options.declare:
-            print(declare(models, trees))
+            found = declare(models, trees)
+            table = expected.render({**expected.SITES.get(options.line, {}), **found})
+            write_files(expected.FOLDER, {f"{options.line}.txt": table.encode("ascii")})
+            print(expected.render(found), end="")
+            print(f"{expected.FOLDER / options.line}.txt: {len(found)} models declared; review the diff")
             return 0
         files, entries = build(options.line, models, trees)
         folder = options.output or OVERLAYS / options.line
@@ -168,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             check(folder, files)
         else:
             write_files(folder, files, exact=True)
-    except PatchgenError as error:
+    except OverlayError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for entry in entries:
@@ -184,7 +211,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--models", help="comma list; default: every model that is declared for the line")
     parser.add_argument("--source", action="append", default=[], metavar="VERSION=PATH", help="package folder or wheel")
     parser.add_argument("--wheels", type=Path, help="folder of wheels: every transformers-<line>.* in it is a source")
-    parser.add_argument("--declare", action="store_true", help="print the sites that are found; write nothing")
+    parser.add_argument(
+        "--declare", action="store_true", help="write the sites that are found into overlays/expected_sites"
+    )
     parser.add_argument("--check", action="store_true", help="compare instead of write")
     parser.add_argument("-o", "--output", type=Path, help="default: the committed folder of the line")
     return parser
@@ -198,17 +227,21 @@ def _trees(line: str, sources: Sequence[str], wheels: Path | None) -> dict[str, 
         version, equals, path = source.partition("=")
         if not equals:
             example = "VERSION=PATH, e.g. 4.57.6=site-packages/transformers"
-            raise TargetError(f"cannot read --source {source}", expected=example)
+            raise TargetError("target", f"cannot read --source {source}", expected=example)
         paths[version] = Path(path)
     if not paths:
-        raise TargetError("no source given", expected="--wheels DIR with transformers wheels, or --source VERSION=PATH")
+        raise TargetError(
+            "target", "no source given", expected="--wheels DIR with transformers wheels, or --source VERSION=PATH"
+        )
     for version in paths:
         try:
             belongs = Version(version).release[:2] == Version(line).release
         except InvalidVersion as error:
-            raise TargetError(f"cannot read the version {version!r}", expected=f"a release of line {line}") from error
+            raise TargetError(
+                "target", f"cannot read the version {version!r}", expected=f"a release of line {line}"
+            ) from error
         if not belongs:
-            raise TargetError(f"{version} is not a release of line {line}")
+            raise TargetError("target", f"{version} is not a release of line {line}")
     return {version: open_release(version, path) for version, path in paths.items()}
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable
-from typing import TextIO
 
 from ..install import patches
 from .engine import Result
@@ -14,25 +12,9 @@ from .recipe import Outcome, RecipeSet, Status
 Json = dict[str, object]
 
 
-def write_json(document: Json, out: TextIO) -> None:
-    """Print the one JSON object of a command."""
-    print(json.dumps(document, indent=1, sort_keys=True), file=out)
-
-
 def unified_diff(stock: bytes, overlay: bytes, path: str) -> bytes:
     """Return the diff of a file, with labels that depend on nothing but its path inside the package."""
     return patches.unified(stock, overlay, f"a/{path}", f"b/{path}")
-
-
-def write_source(data: bytes, out: TextIO) -> None:
-    """Print source text as it is: the locale's encoding and newline rules are none of its business."""
-    buffer = getattr(out, "buffer", None)
-    if buffer is None:
-        out.write(data.decode("utf-8"))
-        return
-    out.flush()
-    buffer.write(data)
-    buffer.flush()
 
 
 def outcome_json(outcome: Outcome) -> Json:

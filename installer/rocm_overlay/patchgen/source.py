@@ -15,8 +15,8 @@ from hashlib import sha256
 
 import libcst as cst
 
+from ..errors import InternalError, Place, SourceError
 from .chunks import NEWLINE, Chunk, Lines, chunks
-from .errors import InternalError, Place, SourceError
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,6 @@ class Source:
         self._lead = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
         self.text = self._decode()
         self.tree = self._parse()
-        self._recent: Chunk | None = None
         self._known: dict[Chunk, tuple[Function, ...]] = {}
 
     def _decode(self) -> str:
@@ -144,20 +143,12 @@ class Source:
 
     def span(self, node: cst.CSTNode) -> tuple[int, int]:
         """Byte offsets of a node in the file, without its surrounding parentheses, whitespace and comments."""
-        for chunk in self._likely():
-            span = chunk.spans.get(node)
+        for chunk in (*self._chunks, self._whole):
+            span = chunk.spans.get(node) if chunk.is_parsed else None
             if span is not None:
                 start = chunk.start + span.start
                 return start, start + span.length
         raise InternalError("a node of another file", place=Place(self.path))
-
-    def _likely(self) -> Iterator[Chunk]:
-        """The chunks that may hold a node: resolved ones cost nothing, the one that was looked into last is next."""
-        parsed = [chunk for chunk in (*self._chunks, self._whole) if chunk.is_parsed]
-        yield from (chunk for chunk in parsed if chunk.is_resolved)
-        if self._recent is not None and not self._recent.is_resolved:
-            yield self._recent
-        yield from (chunk for chunk in parsed if not chunk.is_resolved)
 
     def code(self, node: cst.CSTNode) -> str:
         """The stock text of a node, verbatim."""
@@ -213,16 +204,13 @@ class Source:
     def _functions_of(self, chunk: Chunk) -> tuple[Function, ...]:
         if chunk not in self._known:
             self._known[chunk] = tuple(_functions(chunk.module.body, "", None))
-        self._recent = chunk
         return self._known[chunk]
 
     def _candidates(self, name: str, owner: cst.ClassDef | None) -> Iterator[Function]:
         if owner is not None:  # a node of ours: its chunk is known
             yield from (one for functions in self._known.values() for one in functions)
             return
-        recent = self._recent
         yield from self.functions_near(re.compile(rf"\bdef\s+{re.escape(name)}\b"))
-        self._recent = recent
 
     def function(self, name: str, owner: cst.ClassDef | None = None) -> Function | None:
         """The only function of that name in the module or in the class ``owner``; None if absent or ambiguous."""

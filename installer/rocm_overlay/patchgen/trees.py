@@ -6,14 +6,17 @@ import importlib.util
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path, PurePosixPath
 
 from rocm_overlay.install import catalog
 from rocm_overlay.install.catalog import FileEntry
+from rocm_overlay.install.transaction.states import MARKER_LINE
 
-from .errors import TargetError, nearest
+from ..errors import TargetError, nearest
 
 WHEELS_VARIABLE = "AMD_OVERLAY_WHEELS"
 _RELEASE = re.compile(r"[0-9]+(?:\.[0-9]+)+")
@@ -73,6 +76,7 @@ class Tree:
         known = {PurePosixPath(file).parent.name for file in self.modeling_files}
         wanted = PurePosixPath(path).parent.name if "." in model else model
         raise TargetError(
+            "target",
             f"unknown model {model!r}",
             expected=f"a model of {self.root}, or a module such as transformers.models.llama.modeling_llama",
             found=f"no {path}",
@@ -151,6 +155,7 @@ def named_tree(name: str, environment: Mapping[str, str] = os.environ) -> Tree:
             entries = {file.path: file for file in manifest.files if name in file.releases}
             return BundleTree(name, entries, catalog.BUNDLE / line)
     raise TargetError(
+        "target",
         f"{name} is not a release of ours",
         expected=f"one of {', '.join(known)}, a transformers package folder, or a wheel",
         nearest=nearest(name, known),
@@ -169,12 +174,19 @@ def open_tree(path: Path) -> Tree:
             tree: Tree = WheelTree(path)
             if tree.modeling_files:
                 return tree
-        except zipfile.BadZipFile:
-            pass
+        except zipfile.BadZipFile as error:
+            raise TargetError(
+                "target",
+                f"{path} is not a whole wheel",
+                expected="a transformers wheel",
+                found=f"an archive that was not downloaded to its end, or is damaged ({error})",
+                remedy="download it again",
+            ) from error
     for root in (path, path / "transformers"):
         if (root / "models").is_dir() and (root / "__init__.py").is_file():
             return Tree(root)
     raise TargetError(
+        "target",
         f"no transformers package at {path}",
         expected="the folder site-packages/transformers, a folder that holds it, or a transformers wheel",
         found="nothing there" if not path.exists() else "something else",
@@ -190,6 +202,7 @@ def installed_tree() -> Tree:
     spec = importlib.util.find_spec("transformers")
     if spec is None or not spec.origin:
         raise TargetError(
+            "target",
             "this interpreter has no transformers",
             expected="an installed transformers, or --source with a package folder",
             remedy="pass --source PACKAGE_DIR",
@@ -206,9 +219,24 @@ def open_release(version: str, path: Path) -> Tree:
     tree = open_tree(path)
     if tree.version != version:
         raise TargetError(
-            f"{path} is not the source of release {version}", expected=version, found=tree.version or "no version"
+            "target",
+            f"{path} is not the source of release {version}",
+            expected=version,
+            found=tree.version or "no version",
         )
     return tree
+
+
+def read_stock(tree: Tree, path: str) -> bytes:
+    """Read a file of a tree; for an overlay of ours that nobody edited, the stock text that it was made from.
+
+    Raises:
+        TargetError: the file cannot be read.
+    """
+    data = read_modeling(tree, path)
+    marker = MARKER_LINE.match(data)
+    entry = catalog.find(path, marker["base"].decode()) if marker else None
+    return entry.stock_bytes() if entry and entry.overlay_sha256 == sha256(data).hexdigest() else data
 
 
 def read_modeling(tree: Tree, path: str) -> bytes:
@@ -219,5 +247,6 @@ def read_modeling(tree: Tree, path: str) -> bytes:
     """
     try:
         return tree.read(path)
-    except (OSError, KeyError) as error:
-        raise TargetError(f"cannot read {tree.label(path)}", found=str(error)) from error
+    except (OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        found = str(error) or type(error).__name__
+        raise TargetError("target", f"cannot read {tree.label(path)}", found=found) from error

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from rocm_overlay.cli.app import run
+from rocm_overlay.app import run
 
 sys.exit(run(["synth", *sys.argv[1:]]))

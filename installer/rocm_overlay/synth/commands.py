@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -10,81 +9,154 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rocm_overlay.install.transaction.errors import UsageError
+from rocm_overlay.console import emit, notes, print_json, raw, say
+from rocm_overlay.errors import UsageError
+from rocm_overlay.executor import Executor
 
 from . import examine as examine_
-from . import pipeline, providers
+from . import kernelbench, pipeline, providers
 from . import settings as settings_
-from .journal import Journal
+from .journal import Index, Journal
+from .providers import Provider
 from .sampler import catalogue
-from .sampler.plan import derive, sample
-from .sandbox.pool import Setup, job, make_executor
+from .sampler.catalogue import Catalogue
+from .sandbox.pool import NAMES, Setup, job, make_executor
 from .settings import Settings
 from .stats import Stats
 
 EVERY_SECONDS = 10.0
 
 
-def _emit(command: str, body: dict[str, Any]) -> None:
-    print(json.dumps({"schema": f"amd-overlay.synth.{command}/1", **body}, indent=1, sort_keys=True))
+def _catalogue(settings: Settings) -> Catalogue:
+    """The operator lists, with the user's; the offline provider draws only what it can write."""
+    lists = catalogue.load(extra=settings.operators_file)
+    if settings.model_name != "offline":
+        return lists
+    left = [one.name for kind in lists.operators.values() for one in kind if not one.forms]
+    if left:
+        say(f"the offline provider cannot write {', '.join(left)}: their entries say only a name")
+    return lists.written()
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+def _check_names(settings: Settings, lists: Catalogue, executor: Executor) -> None:
+    """Refuse a list of the user's that asks for what torch does not have: no program could ever call it."""
+    if settings.operators_file is None:
+        return
+    described = lists.described()
+    names = [name for name in described["names"] if name not in described["compounds"]]
+    answer = executor.submit(job("names", "", settings.limits, kind=f"{NAMES}", names=names)).result()
+    if not answer["ok"]:
+        raise UsageError(
+            "bad-operators-file",
+            f"operators_file {settings.operators_file}: {answer['message']}",
+            remedy="write names as torch has them (nn.Linear, F.silu, torch.cat, torch.Tensor.expand), or category = "
+            '"compound" for a class or function of the program\'s own',
+            paths=[settings.operators_file],
+        )
+
+
+def _judge(settings: Settings, executor: Executor, provider: Provider, lists: Catalogue) -> pipeline.Judge:
+    _check_names(settings, lists, executor)
+    near = kernelbench.make(
+        settings.kernelbench_filter,
+        settings.kernelbench_threshold,
+        settings.kernelbench_dir,
+        executor,
+        settings.limits,
+        say,
+    )
+    return pipeline.Judge(provider, executor, settings, lists, near)
 
 
 def single_debug(settings: Settings, *, as_json: bool) -> int:
     """Make one program, show the plan, the answer and each check; 1 when it is not valid."""
     settings_.check_machine(settings)
-    provider = providers.make(settings)
-    plan = sample(catalogue.load(), settings.counts, derive(settings.seed, 0))
+    lists = _catalogue(settings)
+    provider = providers.make(settings, lists)
+    plan = pipeline.plan_for(lists, settings, 0)
     for kind in ("core", "compound", "supporting"):
-        _say(f"{kind}: {', '.join(one.name for one in getattr(plan, kind)) or '-'}")
+        say(f"{kind}: {', '.join(one.name for one in getattr(plan, kind)) or '-'}")
     if settings.model_name != "offline":
-        from .providers.base import prompt
-
-        _say("\n".join(prompt(settings.prompts, plan)))
+        say("\n".join(providers.load_prompts(settings.prompts, settings.prompts_dir).render(plan)))
     executor = make_executor("process", 1, Setup(settings.compile_backend))
     try:
-        outcome = pipeline.attempt(plan, provider, executor, pipeline.Seen(), settings)
+        judge = _judge(settings, executor, provider, lists)
+        outcome = judge.attempt(plan)
     finally:
         executor.close()
-    program = outcome.program
+    program, labels = outcome.program, outcome.labels
+    found: dict[str, Any] = {"name": program.name, "source": program.source} if program else {}
+    if labels:
+        nearest, similarity = judge.filter.nearest(labels["graph"])
+        found.update(operators=judge.named(labels), calls=labels["calls"], missing=list(outcome.missing))
+        found.update(nearest_problem=nearest, similarity=round(similarity, 3))
     if as_json:
-        found = (
-            {"name": program.name, "source": program.source, "calls": sorted(set(program.operators))} if program else {}
-        )
-        body = {"ok": not outcome.category, "category": outcome.category, "message": outcome.message}
-        _emit("single_debug", {**body, "answer": outcome.answer, "attempt": outcome.record(), **found})
-    else:
-        print(program.source if program else outcome.reply.text)
-        _say(f"valid: {outcome.answer}" if not outcome.category else f"{outcome.category}: {outcome.message}")
+        body: dict[str, Any] = {"category": outcome.category, "message": outcome.message}
+        body |= {"answer": outcome.answer, "attempt": outcome.record(), **found}
+        print_json("synth.single_debug", body, code=1 if outcome.category else 0)
+        return 1 if outcome.category else 0
+    raw(f"{program.source if program else outcome.reply.text}\n".encode())
+    if labels:
+        say(f"called: {', '.join(found['operators'])}")
+        say(f"nearest KernelBench problem: {nearest or 'none'} (similarity {similarity:.2f})")
+    answer = outcome.answer or {}
+    shapes = f"{', '.join(answer.get('inputs', []))} -> {', '.join(answer.get('outputs', []))}"
+    say(
+        f"{outcome.category}: {outcome.message}" if outcome.category else f"valid: {program and program.name}: {shapes}"
+    )
     return 1 if outcome.category else 0
 
 
-def parallel(settings: Settings, *, as_json: bool) -> int:
-    """Fill an output folder; 1 when it holds no valid program at the end."""
+def parallel(settings: Settings, *, fresh: bool = False, as_json: bool) -> int:
+    """Fill an output folder; 1 when it holds no valid program of this run at the end."""
     settings_.check_machine(settings)
-    provider = providers.make(settings)
+    lists = _catalogue(settings)
+    provider = providers.make(settings, lists)
     settings_.prepare_folder(settings.output_dir)
-    journal = Journal(settings.output_dir, settings.fingerprint())
+    journal = Journal(settings.output_dir, settings.key, fresh=fresh)
+    reused = journal.reuse(settings.num_total_samples)
+    told = [reused.text(f"programs in {settings.output_dir}")] if reused else []
+    notes([*told, *(f"programs of another run stay: {other}" for other in journal.others() if not reused)])
     stats = Stats(settings.num_total_samples)
-    executor = make_executor(settings.executor, settings.num_worker, Setup(settings.compile_backend))
+    executor: Executor | None = None
     try:
+        executor = make_executor(settings.executor, settings.num_worker, Setup(settings.compile_backend))
+        judge = _judge(settings, executor, provider, lists)
+        judge.index = Index(journal)
         with _display(stats) as show:
-            run = pipeline.Run(settings, provider, executor, journal, stats, show)
+            run = pipeline.Run(settings, judge, journal, stats, show)
             run.restore()
             run.work()
     finally:
-        executor.close()
+        if executor is not None:
+            executor.close()
         journal.close()
         for line in stats.text():
-            _say(line)
-    if as_json:
-        _emit("parallel", {"ok": stats.valid > 0, "output_dir": str(settings.output_dir), "stats": stats.as_json()})
-    else:
-        print(f"{settings.output_dir}: {stats.valid} programs")
-    return 0 if stats.valid else 1
+            say(line)
+    body = {"output_dir": str(settings.output_dir), "stats": stats.as_json(), "reused": reused and reused.as_json()}
+    text = f"{settings.output_dir}: {stats.valid} programs"
+    return emit("synth.parallel", body, text, as_json=as_json, code=0 if stats.valid else 1)
+
+
+def merge(folders: list[Path], settings: Settings, *, as_json: bool) -> int:
+    """Put the programs of some folders into one, each computation once; 1 when a program had to be left out."""
+    from . import merge as merge_
+
+    merge_.check(folders, settings.output_dir)
+    settings_.check_machine(settings)
+    executor = make_executor("process", settings.num_worker, Setup("none"))
+    try:
+        done = merge_.merge(folders, settings, executor, catalogue.load(extra=settings.operators_file).described())
+    finally:
+        executor.close()
+    for path, why in done.left_out:
+        say(f"{path}: left out: {why}")
+    body = {"output_dir": str(settings.output_dir), **done.as_json()}
+    text = (
+        f"{settings.output_dir}: {done.total} programs, {done.written} of them new; "
+        f"{len(done.duplicates)} duplicates, {len(done.left_out)} left out"
+    )
+    return emit("synth.merge", body, text, as_json=as_json, code=1 if done.left_out else 0)
 
 
 @contextmanager
@@ -103,7 +175,7 @@ def _display(stats: Stats) -> Iterator[Callable[[Any], None]]:
     def show(outcome: Any) -> None:
         if time.monotonic() - last[0] >= EVERY_SECONDS:
             last[0] = time.monotonic()
-            _say(stats.line())
+            say(stats.line())
 
     yield show
 
@@ -114,7 +186,7 @@ def _screen(stats: Stats, outcome: Any) -> Any:
     table = Table.grid(padding=(0, 2))
     table.add_row("progress", stats.line())
     table.add_row("errors", ", ".join(f"{name} {count}" for name, count in stats.categories.most_common()) or "none")
-    worst = ", ".join(f"{name} {good}/{tried}" for name, good, tried in stats.worst()[:5])
+    worst = ", ".join(f"{name} {good}/{tried}" for name, good, tried in stats.worst()[:8])
     table.add_row("operators", worst or "every operator passes")
     table.add_row("last", outcome.program.name if outcome.program else f"{outcome.category}: {outcome.message[:80]}")
     return table
@@ -130,15 +202,14 @@ def validate(path: Path, settings: Settings, *, as_json: bool) -> int:
         rows = [{"path": str(file), **judge()} for file, judge in waiting]
     finally:
         executor.close()
-    good = all(row["ok"] for row in rows)
-    if as_json:
-        _emit("validate", {"ok": good, "programs": rows})
-        return 0 if good else 1
-    for row in rows:
-        what = f"valid, {', '.join(row['outputs'])}" if row["ok"] else f"{row['category']}: {row['message']}"
-        print(f"{row['path']}: {what}")
-    print(f"{sum(row['ok'] for row in rows)} of {len(rows)} programs are valid")
-    return 0 if good else 1
+    lines = [f"{row['path']}: {_verdict(row)}" for row in rows]
+    good = sum(row["ok"] for row in rows)
+    text = "\n".join([*lines, f"{good} of {len(rows)} programs are valid"])
+    return emit("synth.validate", {"programs": rows}, text, as_json=as_json, code=0 if good == len(rows) else 1)
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    return f"valid, {', '.join(row['outputs'])}" if row["ok"] else f"{row['category']}: {row['message']}"
 
 
 def programs(path: Path) -> list[Path]:
@@ -161,7 +232,7 @@ def programs(path: Path) -> list[Path]:
 def _validate_one(file: Path, executor: Any, settings: Settings) -> Callable[[], dict[str, Any]]:
     """Start the validation of a file and return what waits for it: the policy at once, then eager, then compiled."""
     try:
-        program = examine_.examine(read_source(file), file.stem)
+        program = examine_.examine(examine_.read_source(file), file.stem)
     except examine_.Rejected as error:
         rejected = {"ok": False, "category": error.category, "message": error.message}
         return lambda: rejected
@@ -177,21 +248,6 @@ def _validate_one(file: Path, executor: Any, settings: Settings) -> Callable[[],
     return judge
 
 
-def read_source(file: Path) -> str:
-    """Return a program's text.
-
-    Raises:
-        Rejected: it is not UTF-8, or far too long.
-    """
-    data = file.read_bytes()
-    if len(data) > examine_.MAX_BYTES:
-        raise examine_.Rejected("syntax", f"the file has {len(data)} bytes, more than {examine_.MAX_BYTES}")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise examine_.Rejected("syntax", f"not UTF-8 (byte {error.start})") from error
-
-
 def fuzz(target: str, corpus: Path | None, settings: Settings, *, as_json: bool) -> int:
     """Fuzz one target; 1 when something was found."""
     from .fuzz.session import Session, save
@@ -199,22 +255,14 @@ def fuzz(target: str, corpus: Path | None, settings: Settings, *, as_json: bool)
     settings_.check_machine(settings)
     session = Session(target, settings)
     settings_.prepare_folder(settings.output_dir)
-    sources = [read_source(file) for file in programs(corpus)] if corpus else session.fresh_corpus()
+    sources = [examine_.read_source(file) for file in programs(corpus)] if corpus else session.fresh_corpus()
     with session:
-        findings = session.run(sources, _say)
+        findings = session.run(sources, say)
     for finding in findings:
         save(finding, settings.output_dir)
     counts = session.counts
-    if as_json:
-        _emit(
-            "fuzz",
-            {"ok": not findings, "target": target, "counts": counts, "findings": [f.as_json() for f in findings]},
-        )
-    else:
-        for finding in findings:
-            print(f"{finding.name}: {finding.message} ({finding.lines} lines of module code)")
-        print(
-            f"{target}: {counts['programs']} programs, {counts['touched']} with something replaced, "
-            f"{len(findings)} findings"
-        )
-    return 1 if findings else 0
+    body = {"target": target, "counts": counts, "findings": [f.as_json() for f in findings]}
+    lines = [f"{one.name}: {one.message} ({one.lines} lines of module code)" for one in findings]
+    told = f"{counts['programs']} programs, {counts['touched']} with something replaced, {len(findings)} findings"
+    text = "\n".join([*lines, f"{target}: {told}"])
+    return emit("synth.fuzz", body, text, as_json=as_json, code=1 if findings else 0)

@@ -1,17 +1,15 @@
-"""A program as text: taken out of an answer, checked for form and policy, reduced to what makes it a duplicate."""
+"""A program as text: taken out of an answer, checked for form and policy, named after what is in it."""
 
 from __future__ import annotations
 
 import ast
 import hashlib
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
-from . import kernelbench
 from .sandbox import policy
 
-_FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL)
 _REQUIRED = ("get_inputs", "get_init_inputs")
 MAX_BYTES = 64 * 1024
 
@@ -26,23 +24,27 @@ class Rejected(Exception):
 
 @dataclass(frozen=True)
 class Program:
-    """A program of good form. ``signature`` and ``shape`` are digests: of its operators, of its normalised tree."""
+    """A program of good form. ``shape`` is a digest of its normalised tree: of its text without names and comments."""
 
     name: str
     source: str
-    operators: tuple[str, ...]
-    signature: str
     shape: str
+
+    def renamed(self, name: str) -> Program:
+        """Return the program with its class called something else."""
+        return Program(name, re.sub(rf"\b{re.escape(self.name)}\b", name, self.source), self.shape)
 
 
 def extract(text: str) -> str:
     """Return the code of an answer: its longest fenced block, or all of it where there is none.
 
     Raises:
-        Rejected: the answer is empty or far too long.
+        Rejected: the answer is empty, was cut off, or is far too long.
     """
-    blocks = _FENCE.findall(text)
+    blocks, open_block = _blocks(text)
     code = max(blocks, key=len) if blocks else text
+    if len(open_block) > len(code) or (open_block and not blocks):
+        raise Rejected("syntax", "the code block does not end: the answer was cut off")
     if not code.strip():
         raise Rejected("empty", "the answer holds no code")
     if len(code) > MAX_BYTES:
@@ -50,11 +52,42 @@ def extract(text: str) -> str:
     return code.strip("\n") + "\n"
 
 
+def _blocks(text: str) -> tuple[list[str], str]:
+    """Return the fenced blocks of an answer, and what stands in one that is never closed."""
+    blocks: list[str] = []
+    inside: list[str] | None = None
+    for line in text.splitlines(keepends=True):
+        if not line.lstrip().startswith("```"):
+            if inside is not None:
+                inside.append(line)
+        elif inside is None:
+            inside = []
+        else:
+            blocks.append("".join(inside))
+            inside = None
+    return blocks, "".join(inside or ())
+
+
+def read_source(file: Path) -> str:
+    """Return a program's text.
+
+    Raises:
+        Rejected: it is not UTF-8, or far too long.
+    """
+    data = file.read_bytes()
+    if len(data) > MAX_BYTES:
+        raise Rejected("syntax", f"the file has {len(data)} bytes, more than {MAX_BYTES}")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Rejected("syntax", f"not UTF-8 (byte {error.start})") from error
+
+
 def examine(source: str, name: str | None = None) -> Program:
     """Check the form of a program and return it. With ``name``, its class must be called that.
 
     Raises:
-        Rejected: syntax, policy, structure, or quality (too near to KernelBench level 2).
+        Rejected: syntax, policy or structure.
     """
     try:
         tree = ast.parse(source)
@@ -64,12 +97,7 @@ def examine(source: str, name: str | None = None) -> Program:
     if found:
         raise Rejected("policy", "; ".join(found[:5]))
     main = _main_class(tree, name)
-    problem = kernelbench.resembles_level_2(tree, main)
-    if problem:
-        raise Rejected("quality", problem)
-    operators = tuple(_operators(tree))
-    signature = _digest(" ".join(sorted(operators)))
-    return Program(main.name, source, operators, signature, _digest(_normalised(tree)))
+    return Program(main.name, source, _digest(_normalised(tree)))
 
 
 def _main_class(tree: ast.Module, name: str | None) -> ast.ClassDef:
@@ -80,42 +108,12 @@ def _main_class(tree: ast.Module, name: str | None) -> ast.ClassDef:
         raise Rejected("structure", f"there is no function {' and no function '.join(missing)}")
     wanted = [node for node in classes if (node.name == name if name else node.name.startswith("SynthModel"))]
     if not wanted:
-        raise Rejected("structure", f"there is no class {name or 'SynthModel_...'}")
+        others = ", ".join(node.name for node in classes) or "none"
+        raise Rejected("structure", f"there is no class {name or 'SynthModel_...'} (classes: {others})")
     methods = {node.name for node in wanted[-1].body if isinstance(node, ast.FunctionDef)}
     if "forward" not in methods:
         raise Rejected("structure", f"class {wanted[-1].name} has no forward")
     return wanted[-1]
-
-
-def _operators(tree: ast.Module) -> Iterator[str]:
-    """Yield the torch operators of a program in order: calls of torch, nn and F by name, methods, arithmetic."""
-    for top in tree.body:
-        if isinstance(top, ast.FunctionDef) and top.name in _REQUIRED:
-            continue
-        for node in ast.walk(top):
-            if isinstance(node, ast.Call):
-                name = call_name(node)
-                if name:
-                    yield name
-            elif isinstance(node, ast.BinOp):
-                yield type(node.op).__name__
-
-
-def call_name(node: ast.Call) -> str:
-    """``nn.Linear``, ``F.silu``, ``torch.cat``, or ``.mean`` for a method of some value; "" for anything else."""
-    parts: list[str] = []
-    function: ast.expr = node.func
-    while isinstance(function, ast.Attribute):
-        parts.append(function.attr)
-        function = function.value
-    root = function.id if isinstance(function, ast.Name) else ""
-    dotted = ".".join([root, *reversed(parts)])
-    for long, short in (("torch.nn.functional.", "F."), ("nn.functional.", "F."), ("torch.nn.", "nn.")):
-        if dotted.startswith(long):
-            dotted = short + dotted.removeprefix(long)
-    if dotted.startswith(("torch.", "nn.", "F.")):
-        return "" if dotted in ("nn.Module", "nn.Parameter") else dotted
-    return f".{parts[0]}" if parts and root not in ("self", "super") and parts[0] != "__init__" else ""
 
 
 class _Renamer(ast.NodeTransformer):

@@ -4,26 +4,57 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
 from rocm_overlay import executor
+from rocm_overlay.errors import TargetError, UsageError, WriteError
 from rocm_overlay.executor import EXECUTORS
-from rocm_overlay.install.transaction.errors import TargetError, UsageError, WriteError
+from rocm_overlay.fingerprint import Fingerprint, sha256, surroundings
 
+from .kernelbench import MODES
 from .sampler.plan import Counts, Range
 from .sandbox.pool import Limits
 
 BACKENDS = ("none", "eager", "aot_eager", "inductor")
-PROVIDERS = ("offline", "openai", "gemini", "local")
+OWN_PROVIDERS = ("offline", "openai", "gemini", "local")
+
+
+PLUGINS = "rocm_overlay.synth_providers"
+
+
+def plugins() -> dict[str, EntryPoint]:
+    """Return the providers that other packages register, by name."""
+    return {one.name: one for one in entry_points(group=PLUGINS)}
+
+
+def provider_names() -> list[str]:
+    """Return all that ``model_name`` can be."""
+    return [*OWN_PROVIDERS, *sorted(set(plugins()) - set(OWN_PROVIDERS))]
+
+
+@dataclass(frozen=True)
+class DefaultModel:
+    """The model that is asked where none is named, and the day on which that was decided."""
+
+    name: str
+    since: str
+
+
+# Small models that write short files well. Another choice costs other money, so it is made here and dated.
+DEFAULT_MODELS = {
+    "openai": DefaultModel("gpt-5.4-mini", "2026-11-30"),
+    "gemini": DefaultModel("gemini-3.8-flash", "2026-11-30"),
+}
 MOST_OPERATORS = 100
 MOST_SAMPLES = 10_000_000
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All parameters of a run. Those that change what is generated are part of ``fingerprint``."""
+    """All parameters of a run. Those that change what is generated are part of ``plan``."""
 
     num_total_samples: int = 100
     num_worker: int = 2
@@ -41,6 +72,11 @@ class Settings:
     executor: str = "process"
     seed: int = 0
     prompts: str = "default"
+    prompts_dir: Path | None = None
+    operators_file: Path | None = None
+    kernelbench_filter: str = "near"
+    kernelbench_threshold: float = 0.8
+    kernelbench_dir: Path | None = None
     llm_model: str = ""
     base_url: str = ""
     max_tokens: int = 4096
@@ -59,8 +95,13 @@ class Settings:
         """What one validation may use."""
         return Limits(self.validation_timeout, self.memory_limit_mb << 20)
 
-    def fingerprint(self) -> dict[str, Any]:
+    @property
+    def key(self) -> Fingerprint:
         """What a resumed run must have in common with the one it goes on with."""
+        return surroundings().planned(self.plan())
+
+    def plan(self) -> dict[str, Any]:
+        """The parameters that change what is generated; files and folders count by what they hold."""
         names: tuple[str, ...] = (
             "model_name",
             "num_core_ops_range",
@@ -68,11 +109,15 @@ class Settings:
             "num_supporting_ops_range",
             "p_value",
         )
-        names += ("temperature", "compile_backend", "seed", "prompts", "llm_model", "max_retries")
+        names += ("temperature", "compile_backend", "seed", "prompts", "llm_model", "max_retries", "prompts_dir")
+        names += ("operators_file", "kernelbench_filter", "kernelbench_threshold", "kernelbench_dir")
         return {name: _plain(getattr(self, name)) for name in names}
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        files = [value] if value.is_file() else sorted(path for path in value.rglob("*") if path.is_file())
+        return {path.relative_to(value.parent).as_posix(): sha256(path) for path in files}
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -97,24 +142,38 @@ def parse_range(name: str, text: str | Range) -> Range:
     return numbers[0], numbers[1]
 
 
-def make(**given: Any) -> Settings:
-    """Return checked settings; texts are read as ranges where a range is wanted, None means the default.
+def make(*groups: object, **given: Any) -> Settings:
+    """Return checked settings of groups of options and of single ones.
+
+    Texts are read as ranges where a range is wanted, None means the default.
 
     Raises:
         UsageError: a value that makes no sense; nothing has been done.
     """
-    known = {item.name for item in fields(Settings)}
-    values = {name: value for name, value in given.items() if value is not None and name in known}
+    for group in groups:
+        given |= vars(group)
+    values = {name: value for name, value in given.items() if value is not None}
     for name in ("num_core_ops_range", "num_compound_ops_range", "num_supporting_ops_range"):
         if name in values:
             values[name] = parse_range(name, values[name])
     settings = Settings(**values)
     _check_ranges(settings)
     _check_numbers(settings)
-    for name, allowed in (("model_name", PROVIDERS), ("compile_backend", BACKENDS), ("executor", EXECUTORS)):
-        if getattr(settings, name) not in allowed:
-            raise bad(name, getattr(settings, name), f"one of {', '.join(allowed)}")
+    allowed = {"compile_backend": BACKENDS, "executor": EXECUTORS, "kernelbench_filter": MODES}
+    for name, values_ in allowed.items():
+        if getattr(settings, name) not in values_:
+            raise bad(name, getattr(settings, name), f"one of {', '.join(values_)}")
+    _check_paths(settings)
     return settings
+
+
+def _check_paths(settings: Settings) -> None:
+    if settings.model_name not in provider_names():
+        raise bad("model_name", settings.model_name, f"one of {', '.join(provider_names())}")
+    for name, kind in (("operators_file", "file"), ("prompts_dir", "folder"), ("kernelbench_dir", "folder")):
+        path = getattr(settings, name)
+        if path is not None and not (path.is_file() if kind == "file" else path.is_dir()):
+            raise bad(name, str(path), f"a {kind} that is there")
 
 
 def _check_ranges(settings: Settings) -> None:
@@ -140,6 +199,7 @@ def _check_numbers(settings: Settings) -> None:
         "max_tokens": (1, 1 << 20),
         "request_timeout": (0.1, 86400),
         "requests_per_minute": (0.0, 1e9),
+        "kernelbench_threshold": (0.05, 1.0),
         "price_in": (0.0, 1e9),
         "price_out": (0.0, 1e9),
     }

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rocm_overlay.install.transaction.errors import BundleError, TargetError
+from rocm_overlay.errors import BundleError, TargetError
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def read(path: Path) -> dict[str, Any]:
             raise TargetError(
                 "no-tomli",
                 "Python 3.10 needs tomli to read the operator lists.",
-                remedy="run `pip install 'transformers-rocm-overlay[synth]'`",
+                remedy="run `pip install tomli`",
             ) from error
     try:
         return dict(reader.loads(path.read_text(encoding="utf-8")))

@@ -1,6 +1,9 @@
-"""``python -m rocm_overlay.tune`` is `overlay tune`, without loading the other commands."""
+"""``python -m rocm_overlay.tune``: the same as `overlay tune`."""
 
-from rocm_overlay.tune.cli import app
+from __future__ import annotations
 
-if __name__ == "__main__":
-    app(prog_name="overlay tune")
+import sys
+
+from rocm_overlay.app import run
+
+sys.exit(run(["tune", *sys.argv[1:]]))

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..errors import Finding
 from .device import GPUS, pair_problem
-from .errors import Finding
 from .files import MAX_BYTES
 from .installed import Aiter, Kernels
 from .merge import NEEDS_KERNEL, meta_path

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..console import emit, say, say_findings
+from ..errors import DIFFERENT, UsageError
 from . import coverage as coverage_
 from . import estimate as estimate_
 from . import report as report_
@@ -16,7 +18,6 @@ from .cache import cached_merge, sources_for
 from .check import check_table
 from .compare import diff_json, diff_rows, diff_text, prune_rows
 from .device import GPUS, Gpu, parse_device, parse_gpu
-from .errors import EXIT_DIFFERENCE, EXIT_OK, TuneError
 from .files import guard_output, json_bytes, write_atomic
 from .heatmap import page, picture
 from .inputs import index_for, model_config, shipped_sources, target_aiter, target_device
@@ -24,18 +25,13 @@ from .logs import Seen, read_log
 from .logs import record as record_command
 from .merge import Source, merge_files, meta_path, write_merged
 from .models import read_model
-from .output import emit, say, say_findings
+from .options import Drop, Speed
 from .places import VARIABLE
 from .schema import COLUMNS
 from .shapes import Shape, parse_dtype, parse_fused, parse_ladder, read_untuned, render_untuned, unique, uses
 from .table import read_usable, render
 
-SHAPES_SCHEMA = "amd-overlay.tune.shapes/1"
-CHECK_SCHEMA = "amd-overlay.tune.check/1"
-PRUNE_SCHEMA = "amd-overlay.tune.prune/1"
-ENV_SCHEMA = "amd-overlay.tune.env/1"
 IMPORT_SCHEMA = "amd-overlay.tune.import/1"
-EXPORT_SCHEMA = "amd-overlay.tune.export/1"
 
 
 @dataclass(frozen=True)
@@ -58,20 +54,22 @@ class Found:
     described: tuple[dict[str, object], ...]
     origin: dict[str, object]
     notes: tuple[str, ...]
-    code: int = EXIT_OK
+    code: int = 0
 
 
 def find_shapes(options: ShapeOptions, log: Path | None, command: list[str] | None, hits: bool) -> Found:
     """Return the shapes of exactly one origin: a config, a log, or a recorded command."""
     if sum(given is not None for given in (options.config, log, command)) != 1:
-        raise TuneError("usage", "name one origin of shapes", "--config F, --from-log F, or --record -- COMMAND")
+        raise UsageError(
+            "usage", "name one origin of shapes", remedy="--config F, --from-log F, or --record -- COMMAND"
+        )
     if options.config is not None:
         return model_shapes(options)
     if log is not None:
-        return _seen(read_log(log), {"log": str(log)}, hits, EXIT_OK)
+        return _seen(read_log(log), {"log": str(log)}, hits, 0)
     if not command:
-        raise TuneError(
-            "usage", "--record needs a command", "write it after --, for example --record -- python serve.py"
+        raise UsageError(
+            "usage", "--record needs a command", remedy="write it after --, for example --record -- python serve.py"
         )
     seen, status = record_command(command, os.environ)
     return _seen(seen, {"command": command, "status": status}, hits, status)
@@ -117,15 +115,13 @@ def show_shapes(found: Found, output: Path | None, as_json: bool) -> int:
         say(f"note: {note}")
     say(f"{len(found.shapes)} shapes" + (f" written to {output}" if output else ""))
     value = {
-        "schema": SHAPES_SCHEMA,
         "origin": found.origin,
         "unique": len(found.shapes),
         "shapes": list(found.described),
         "output": str(output) if output else None,
         "notes": list(found.notes),
     }
-    emit(value, "" if output else data.decode(), as_json)
-    return found.code
+    return emit("tune.shapes", value, "" if output else data.decode(), as_json=as_json, code=found.code)
 
 
 def merge(
@@ -139,7 +135,7 @@ def merge(
     as_json: bool,
 ) -> int:
     if output is None:
-        raise TuneError("usage", "merge needs -o OUT", "name the file to write; inputs are never written")
+        raise UsageError("usage", "merge needs -o OUT", remedy="name the file to write; inputs are never written")
     device = target_device(gpu)
     target = target_aiter(aiter, version)
     # With user tables alone and no aiter installed there is still something to merge.
@@ -149,7 +145,7 @@ def merge(
     merged = merge_files(sources, device, target.rules)
     if strict and merged.refused:
         message = f"{len(merged.refused)} rows are refused; nothing was written (--strict)"
-        raise TuneError("refused-rows", message, "correct or delete them", findings=merged.refused)
+        raise UsageError("refused-rows", message, remedy="correct or delete them", findings=merged.refused)
     write_merged(merged, output, sources)
     say_findings((*merged.refused, *merged.notes))
     own = sum(used.kept for used in merged.sources if used.role == "user")
@@ -158,8 +154,7 @@ def merge(
         f"({merged.replaced} instead of shipped ones), {merged.unmeasured} not measured, {len(merged.refused)} refused",
         f"export {VARIABLE}={shlex.quote(str(output.absolute()))}",
     ]
-    emit({**merged.as_json(), "output": str(output)}, "\n".join(lines), as_json)
-    return EXIT_OK
+    return emit("tune.merge", {**merged.as_json(), "output": str(output)}, "\n".join(lines), as_json=as_json)
 
 
 def check(
@@ -174,7 +169,6 @@ def check(
         counts = ", ".join(f"{number} {name}" for name, number in sorted(table.counts.items()))
         lines.append(f"{table.path}: {table.rows} rows, {counts or 'nothing found'}")
     value = {
-        "schema": CHECK_SCHEMA,
         "aiter": target.rules.version,
         "kernels_checked": target.aiter is not None,
         "failed": failed,
@@ -183,8 +177,7 @@ def check(
             for t in checked
         ],
     }
-    emit(value, "\n".join(lines), as_json)
-    return EXIT_DIFFERENCE if failed else EXIT_OK
+    return emit("tune.check", value, "\n".join(lines), as_json=as_json, code=DIFFERENT if failed else 0)
 
 
 def report(
@@ -215,10 +208,8 @@ def report(
         _write_picture(html, page(made).encode(), [config, *tables])
     if png is not None:
         _write_picture(png, picture(made), [config, *tables])
-    emit(
-        {**made.as_json(), "sources": [used.path for used in merged.sources]}, lambda: report_.table_text(made), as_json
-    )
-    return EXIT_OK
+    body = {**made.as_json(), "sources": [used.path for used in merged.sources]}
+    return emit("tune.report", body, lambda: report_.table_text(made), as_json=as_json)
 
 
 def _write_picture(target: Path, data: bytes, sources: Sequence[Path]) -> None:
@@ -227,22 +218,12 @@ def _write_picture(target: Path, data: bytes, sources: Sequence[Path]) -> None:
     say(f"{target} written")
 
 
-@dataclass(frozen=True)
-class SpeedOptions:
-    gpu: str
-    hbm_tbs: float | None
-    context: str
-    batch: int
-    efficiency: float
-    launch_us: float
-
-
-def _peaks(speed: SpeedOptions) -> tuple[Gpu, list[str]]:
+def _peaks(speed: Speed) -> tuple[Gpu, list[str]]:
     """Return the GPU's peaks and what had to be assumed about it."""
     if speed.hbm_tbs is not None:
         if not 0 < speed.hbm_tbs < 1000:
-            raise TuneError(
-                "usage", f"--hbm-tbs {speed.hbm_tbs} is not a bandwidth", "terabytes per second, for example 5.3"
+            raise UsageError(
+                "usage", f"--hbm-tbs {speed.hbm_tbs} is not a bandwidth", remedy="terabytes per second, for example 5.3"
             )
         device = parse_device(speed.gpu)
         same = next((gpu for gpu in GPUS if gpu.device == device), None)
@@ -254,17 +235,17 @@ def _peaks(speed: SpeedOptions) -> tuple[Gpu, list[str]]:
     return gpu, []
 
 
-def estimate(
-    options: ShapeOptions, speed: SpeedOptions, tables: Sequence[Path], aiter: Path | None, as_json: bool
-) -> int:
+def estimate(options: ShapeOptions, speed: Speed, tables: Sequence[Path], aiter: Path | None, as_json: bool) -> int:
     if not 0 < speed.efficiency <= 1 or speed.batch < 1 or not 0 <= speed.launch_us < 1e9:
-        raise TuneError("usage", "efficiency is above 0 up to 1, batch from 1, launch time from 0", "see --help")
+        raise UsageError(
+            "usage", "efficiency is above 0 up to 1, batch from 1, launch time from 0", remedy="see --help"
+        )
     model = read_model(
         model_config(options.config or ""), fused=parse_fused(options.fused), tp=options.tp, assume=options.assume
     )
     if not model.kv_bytes_per_layer:
-        raise TuneError(
-            "not-a-decoder", f"{model.name} has no decoder: nothing to estimate", "use a language model's config"
+        raise UsageError(
+            "not-a-decoder", f"{model.name} has no decoder: nothing to estimate", remedy="use a language model's config"
         )
     gpu, notes = _peaks(speed)
     try:
@@ -272,7 +253,7 @@ def estimate(
     except ValueError:
         contexts = [-1]
     if min(contexts) < 0:
-        raise TuneError("usage", f"--context {speed.context!r} is not a list of lengths", "for example 0,2048")
+        raise UsageError("usage", f"--context {speed.context!r} is not a list of lengths", remedy="for example 0,2048")
     index = None
     target = target_aiter(aiter, None)
     if gpu.device is not None and (tables or target.aiter is not None):
@@ -282,7 +263,8 @@ def estimate(
     if options.tp > 1:
         notes.append("per rank, without the time of the all-reduces")
     if not model.launches:
-        notes.append(f"launches per layer were not counted for {model.model_type}: 40 assumed")
+        assumed = "launches per layer were not counted for {}: {} stock and {} overlaid assumed"
+        notes.append(assumed.format(model.model_type, *estimate_.UNCOUNTED))
     lines = estimate_.roofline(model, gpu, contexts, speed.batch, speed.efficiency)
     one = estimate_.step(
         model,
@@ -295,8 +277,7 @@ def estimate(
         launch_us=speed.launch_us,
     )
     value = estimate_.as_json(model, gpu, lines, [one], notes)
-    emit(value, lambda: estimate_.text(model, gpu, lines, [one], notes), as_json)
-    return EXIT_OK
+    return emit("tune.estimate", value, lambda: estimate_.text(model, gpu, lines, [one], notes), as_json=as_json)
 
 
 def diff(old: Path, new: Path, gpu: str | None, exit_code: bool, as_json: bool) -> int:
@@ -305,28 +286,18 @@ def diff(old: Path, new: Path, gpu: str | None, exit_code: bool, as_json: bool) 
         [row for row in read_usable(path).rows if device is None or row.key.device == device] for path in (old, new)
     )
     found = diff_rows(before, after)
-    emit(diff_json(found), lambda: diff_text(found), as_json)
-    return EXIT_DIFFERENCE if exit_code and not found.empty else EXIT_OK
+    code = DIFFERENT if exit_code and not found.empty else 0
+    return emit("tune.diff", diff_json(found), lambda: diff_text(found), as_json=as_json, code=code)
 
 
-@dataclass(frozen=True)
-class PruneOptions:
-    gpu: str | None
-    all_devices: bool
-    unmeasured: bool
-    torch_winners: bool
-    aiter: Path | None
-    aiter_version: str | None
-
-
-def prune(file: Path, output: Path, shapes: ShapeOptions | None, drop: PruneOptions, as_json: bool) -> int:
+def prune(file: Path, output: Path, shapes: ShapeOptions | None, gpu: str | None, drop: Drop, as_json: bool) -> int:
     guard_output(output, [file])
     table = read_usable(file)
     wanted = model_shapes(shapes).shapes if shapes is not None else None
     target = target_aiter(drop.aiter, drop.aiter_version)
     pruned = prune_rows(
         table.rows,
-        device=None if drop.all_devices else target_device(drop.gpu),
+        device=None if drop.all_devices else target_device(gpu),
         rules=target.rules,
         shapes=wanted,
         unmeasured=drop.unmeasured,
@@ -337,8 +308,8 @@ def prune(file: Path, output: Path, shapes: ShapeOptions | None, drop: PruneOpti
     dropped = {**pruned.dropped, **({"ambiguous device": len(table.refused)} if table.refused else {})}
     text = f"{output}: {len(pruned.rows)} of {len(table.rows) + len(table.refused)} rows kept"
     text += "".join(f", {number} dropped: {why}" for why, number in sorted(dropped.items()))
-    emit({"schema": PRUNE_SCHEMA, "output": str(output), "kept": len(pruned.rows), "dropped": dropped}, text, as_json)
-    return EXIT_OK
+    value = {"output": str(output), "kept": len(pruned.rows), "dropped": dropped}
+    return emit("tune.prune", value, text, as_json=as_json)
 
 
 def env(gpu: str | None, user: Sequence[Path], aiter: Path | None, version: str | None, as_json: bool) -> int:
@@ -346,8 +317,8 @@ def env(gpu: str | None, user: Sequence[Path], aiter: Path | None, version: str 
     target = target_aiter(aiter, version)
     sources = sources_for(target.aiter, device, os.environ, user)
     if not sources:
-        raise TuneError(
-            "no-tables", "there is no table: no aiter, no bundled one, none of yours", "name one with --user"
+        raise UsageError(
+            "no-tables", "there is no table: no aiter, no bundled one, none of yours", remedy="name one with --user"
         )
     cached = cached_merge(sources, device, target.rules, target.aiter, os.environ)
     own = os.environ.get(VARIABLE)
@@ -360,7 +331,6 @@ def env(gpu: str | None, user: Sequence[Path], aiter: Path | None, version: str 
     rows = read_usable(cached.path).rows
     say(f"{len(rows)} rows for {device}, {'built now' if cached.merged is not None else 'reused'}")
     value = {
-        "schema": ENV_SCHEMA,
         "variable": VARIABLE,
         "value": str(cached.path),
         "gpu": str(device),
@@ -369,8 +339,7 @@ def env(gpu: str | None, user: Sequence[Path], aiter: Path | None, version: str 
         "already_set": own,
         "sources": [{"path": str(source.path), "role": source.role} for source in sources],
     }
-    emit(value, f"export {VARIABLE}={shlex.quote(str(cached.path))}", as_json)
-    return EXIT_OK
+    return emit("tune.env", value, f"export {VARIABLE}={shlex.quote(str(cached.path))}", as_json=as_json)
 
 
 def import_tunableop(file: Path, output: Path, gpu: str | None, as_json: bool) -> int:
@@ -392,12 +361,8 @@ def import_tunableop(file: Path, output: Path, gpu: str | None, as_json: bool) -
     write_atomic(output, render(results.rows, COLUMNS), 0o644)
     say_findings((*results.findings, *results.skipped))
     say(f"note: {note}")
-    emit(
-        {**meta, "output": str(output)},
-        f"{output}: {len(results.rows)} rows, {len(results.skipped)} lines skipped",
-        as_json,
-    )
-    return EXIT_OK
+    text = f"{output}: {len(results.rows)} rows, {len(results.skipped)} lines skipped"
+    return emit("tune.import", {**meta, "output": str(output)}, text, as_json=as_json)
 
 
 def export_tunableop(file: Path, output: Path, validators: Path | None, as_json: bool) -> int:
@@ -414,5 +379,5 @@ def export_tunableop(file: Path, output: Path, validators: Path | None, as_json:
     write_atomic(output, data, 0o644)
     say_findings(findings)
     text = f"{output}: {written} lines, {left} shapes have no counterpart in TunableOp"
-    emit({"schema": EXPORT_SCHEMA, "output": str(output), "written": written, "left": left}, text, as_json)
-    return EXIT_OK
+    value = {"output": str(output), "written": written, "left": left}
+    return emit("tune.export", value, text, as_json=as_json)

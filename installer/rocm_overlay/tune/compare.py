@@ -12,8 +12,6 @@ from .schema import Rules
 from .shapes import Shape
 from .table import Key, Row
 
-DIFF_SCHEMA = "amd-overlay.tune.diff/1"
-
 
 @dataclass(frozen=True)
 class Change:
@@ -71,7 +69,6 @@ def diff_rows(old: Iterable[Row], new: Iterable[Row]) -> Diff:
 
 def diff_json(diff: Diff) -> dict[str, object]:
     return {
-        "schema": DIFF_SCHEMA,
         "same": diff.same,
         "added": [_row_json(row) for row in diff.added],
         "removed": [_row_json(row) for row in diff.removed],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .errors import TuneError
+from ..errors import UsageError
 from .lookup import Hit, TableIndex
 from .models import Linear, Model
 from .shapes import rows_of
@@ -87,11 +87,11 @@ def parse_mix(text: str) -> dict[int, float]:
             m, share = part.split(":")
             mix[int(m)] = mix.get(int(m), 0.0) + float(share)
     except ValueError:
-        raise TuneError(
-            "bad-mix", f"--m-mix {text!r} is not a mix", "write M:share pairs, for example 1:0.7,16:0.3"
+        raise UsageError(
+            "bad-mix", f"--m-mix {text!r} is not a mix", remedy="write M:share pairs, for example 1:0.7,16:0.3"
         ) from None
     if not mix or min(mix) < 1 or min(mix.values()) < 0 or not 0 < sum(mix.values()) < float("inf"):
-        raise TuneError("bad-mix", f"--m-mix {text!r} needs M >= 1 and shares >= 0", "for example 1:0.7,16:0.3")
+        raise UsageError("bad-mix", f"--m-mix {text!r} needs M >= 1 and shares >= 0", remedy="for example 1:0.7,16:0.3")
     total = sum(mix.values())
     return {m: share / total for m, share in sorted(mix.items())}
 

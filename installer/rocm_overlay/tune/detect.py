@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..errors import TargetError
 from ..install.gpu import NODES, gpus
 from .device import Device
-from .errors import EXIT_TARGET_MISSING, TuneError
 
 
 def devices(nodes: Path = NODES) -> tuple[Device, ...]:
@@ -15,9 +15,9 @@ def devices(nodes: Path = NODES) -> tuple[Device, ...]:
 
 
 def only_device(nodes: Path = NODES) -> Device:
-    """Return this machine's device; raise TuneError when there is none, or when its GPUs differ."""
+    """Return this machine's device; raise OverlayError when there is none, or when its GPUs differ."""
     found = sorted(set(devices(nodes)))
     if len(found) == 1:
         return found[0]
     what = "no AMD GPU is visible" if not found else f"this machine has {', '.join(map(str, found))}"
-    raise TuneError("no-gpu", what, "name the GPU with --gpu, for example gfx942:304", EXIT_TARGET_MISSING)
+    raise TargetError("no-gpu", what, remedy="name the GPU with --gpu, for example gfx942:304")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
-from .errors import TuneError
+from ..errors import UsageError
+from ..install.gpu import parse
 
 # aiter's rule for rows written before the gfx column existed (facts: 256 -> gfx950, 80 and 304 -> gfx942).
 LEGACY_CU_TO_GFX = {256: "gfx950", 304: "gfx942", 80: "gfx942"}
@@ -17,8 +17,6 @@ KNOWN_CU_COUNTS = {
     "gfx950": frozenset({256, 128, 64, 32}),
     "gfx1250": frozenset({256, 96}),
 }
-
-_PATTERN = re.compile(r"(gfx[0-9a-f]{3,5})[:_](\d{1,4})")
 
 
 @dataclass(frozen=True, order=True)
@@ -58,22 +56,16 @@ GPUS = (
 
 
 def parse_device(text: str) -> Device:
-    """Return the device of ``gfx942:304``, ``gfx942_304`` or a product name; raise TuneError for anything else."""
-    for gpu in GPUS:
-        if gpu.device is not None and gpu.name.lower() == text.strip().lower():
-            return gpu.device
-    match = _PATTERN.fullmatch(text.strip())
-    if match is None or int(match[2]) == 0:
-        raise TuneError(
-            "bad-gpu",
-            f"{text!r} is not a GPU",
-            "write gfx:CU, for example gfx942:304 (MI300X, MI325X), gfx942:80 (MI308X) or gfx950:256 (MI350, MI355X)",
-        )
-    return Device(match[1], int(match[2]))
+    """Return the device of ``MI300X``, ``gfx942`` (the usual product) or ``gfx942:304``. Raises UsageError."""
+    found = parse(text)
+    if not found.compute_units:
+        message = f"{text!r} does not say how many compute units the GPU has"
+        raise UsageError("bad-gpu", message, remedy=f"write {found.arch}:COUNT, for example gfx942:304")
+    return Device(found.arch, found.compute_units)
 
 
 def parse_gpu(text: str) -> Gpu:
-    """Return the peaks of a product name or of a device's default product; raise TuneError when none are known."""
+    """Return the peaks of a product name or of a device's default product; raise OverlayError when none are known."""
     for gpu in GPUS:
         if gpu.name.lower() == text.strip().lower():
             return gpu
@@ -82,7 +74,9 @@ def parse_gpu(text: str) -> Gpu:
         if gpu.device == device:
             return gpu
     names = ", ".join(gpu.name for gpu in GPUS)
-    raise TuneError("no-peaks", f"no published peaks are known for {device}", f"use one of {names}, or give --hbm-tbs")
+    raise UsageError(
+        "no-peaks", f"no published peaks are known for {device}", remedy=f"use one of {names}, or give --hbm-tbs"
+    )
 
 
 def infer_gfx(cu_num: int) -> str | None:

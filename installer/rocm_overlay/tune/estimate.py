@@ -14,7 +14,8 @@ SCHEMA = "amd-overlay.tune.estimate/1"
 EFFICIENCY = 0.65
 FLOOR_US = 3.0
 LAUNCH_US = 5.0
-FUSED_LAUNCHES = 9
+UNCOUNTED = 40, 9
+"""Launches of a layer, stock and overlaid, that are assumed for a model for which they were not counted: a llama's."""
 OUTSIDE_LAUNCHES = 22
 
 
@@ -136,8 +137,7 @@ def step(
     total = in_layers + sum(p.us * p.calls for p in products if p.linear.kind == "head")
     measured = sum(p.us * p.calls for p in products if p.source != "roofline")
     cache = batch * cache_bytes(model, context) / (gpu.hbm * efficiency) * 1e6
-    stock = (model.launches or 40) * model.layers + OUTSIDE_LAUNCHES
-    fused = FUSED_LAUNCHES * model.layers + OUTSIDE_LAUNCHES
+    stock, fused = (each * model.layers + OUTSIDE_LAUNCHES for each in model.launches or UNCOUNTED)
     return Step(batch, products, in_layers / model.layers, total, cache, measured / total, stock, fused, launch_us)
 
 

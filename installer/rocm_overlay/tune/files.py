@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import files
-from .errors import EXIT_CANNOT_WRITE, Finding, TuneError, from_finding
+from ..errors import Finding, OverlayError, UsageError, WriteError, from_finding
 
 # The largest table anyone has is 3 MB; a gigabyte is a log or a dump named by mistake, and would be held in memory.
 MAX_BYTES = 256 * 1024 * 1024
@@ -26,12 +26,12 @@ class TextFile:
     findings: tuple[Finding, ...]
 
 
-def _refuse(path: Path, id_: str, message: str, remedy: str, line: int = 0) -> TuneError:
+def _refuse(path: Path, id_: str, message: str, remedy: str, line: int = 0) -> OverlayError:
     return from_finding(Finding("error", id_, str(path), line, message, remedy))
 
 
 def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
-    """Return a regular file's bytes; raise TuneError naming the reason and what to do when it cannot be used."""
+    """Return a regular file's bytes; raise OverlayError naming the reason and what to do when it cannot be used."""
     try:
         info = path.stat()
         if stat.S_ISDIR(info.st_mode):
@@ -98,30 +98,28 @@ def guard_output(target: Path, sources: Iterable[Path]) -> None:
     """Refuse to write onto an input, a directory or through a symbolic link; sources are never touched."""
     for source in sources:
         if same_file(target, source):
-            raise TuneError(
-                "output-is-input", f"{target} is one of the inputs", "choose another -o", paths=(str(target),)
+            raise UsageError(
+                "output-is-input", f"{target} is one of the inputs", remedy="choose another -o", paths=(str(target),)
             )
     if target.is_symlink():
         remedy = "name the file itself, or remove the link"
-        raise TuneError("output-is-link", f"{target} is a symbolic link", remedy, EXIT_CANNOT_WRITE, (str(target),))
+        raise WriteError("output-is-link", f"{target} is a symbolic link", remedy=remedy, paths=(str(target),))
     if target.is_dir():
-        raise TuneError(
-            "output-is-directory", f"{target} is a directory", "name a file", EXIT_CANNOT_WRITE, (str(target),)
-        )
+        raise WriteError("output-is-directory", f"{target} is a directory", remedy="name a file", paths=(str(target),))
 
 
 def write_atomic(target: Path, data: bytes, mode: int = 0o600) -> None:
-    """As `rocm_overlay.files.write_atomic`. Raises TuneError."""
+    """As `rocm_overlay.files.write_atomic`. Raises OverlayError."""
     try:
         files.write_atomic(target, data, mode)
     except OSError as error:
         raise _cannot_write(target, error) from error
 
 
-def _cannot_write(target: Path, error: OSError) -> TuneError:
+def _cannot_write(target: Path, error: OSError) -> OverlayError:
     message = f"cannot write {target}: {error.strerror or error}"
     remedy = "make the folder, or choose a place you own with -o; nothing was changed"
-    return TuneError("cannot-write", message, remedy, EXIT_CANNOT_WRITE, (str(target),))
+    return WriteError("cannot-write", message, remedy=remedy, paths=(str(target),))
 
 
 def json_bytes(value: object) -> bytes:

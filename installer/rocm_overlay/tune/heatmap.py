@@ -7,8 +7,8 @@ import importlib
 import io
 from typing import Any
 
+from ..errors import UsageError
 from .coverage import Cell, Coverage
-from .errors import TuneError
 from .report import Report
 
 COLOURS = {"exact": "#1a7f37", "padded": "#6cc07a", "torch": "#d4a72c", "unmeasured": "#8c959f", "miss": "#cf222e"}
@@ -77,14 +77,14 @@ def _cell(cell: Cell) -> str:
 
 
 def picture(report: Report) -> bytes:
-    """Return a PNG of the asked coverage; raise TuneError when matplotlib is absent."""
+    """Return a PNG of the asked coverage; raise OverlayError when matplotlib is absent."""
     try:
         figures: Any = importlib.import_module("matplotlib.figure")
         colours: Any = importlib.import_module("matplotlib.colors")
         patches: Any = importlib.import_module("matplotlib.patches")
     except ImportError as error:
         remedy = "pip install matplotlib, or use --html, which needs nothing"
-        raise TuneError("no-matplotlib", "a PNG needs matplotlib, which is not installed", remedy) from error
+        raise UsageError("no-matplotlib", "a PNG needs matplotlib, which is not installed", remedy=remedy) from error
     lines = report.asked.lines
     states = list(COLOURS)
     width = max(len(line.cells) for line in lines)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import UsageError, alike
+from ..files import model_path, model_remedy
 from .detect import only_device
 from .device import Device, parse_device
-from .errors import TuneError
 from .installed import Aiter, find_aiter, need_aiter, rules_of
 from .lookup import TableIndex
 from .merge import Merged, Source, merge_files
@@ -19,17 +19,19 @@ from .schema import LATEST, Rules, rules_for
 
 def model_config(name: str) -> Path:
     """Return the config a user names: a file, a model folder, or one of the bundled configs."""
-    path = Path(name)
+    path = model_path(name)
     if path.exists():
         return path
     bundled = bundle() / "configs" / f"{name.lower()}.json"
     if bundled.is_file():
         return bundled
     known = sorted(file.stem for file in (bundle() / "configs").glob("*.json"))
-    near = difflib.get_close_matches(name.lower(), known, 3, 0.5)
-    remedy = f"did you mean {', '.join(near)}?" if near else f"bundled: {', '.join(known)}"
-    raise TuneError(
-        "no-config", f"{name} is neither a config.json, a model folder nor a bundled config", remedy, paths=(name,)
+    near = alike(name, known) or known[:3]
+    raise UsageError(
+        "no-config",
+        f"{name} is neither a config.json, a model folder nor one of the {len(known)} bundled configs",
+        remedy=model_remedy(name, f"pass a model folder, or a bundled name such as {', '.join(near)}"),
+        paths=(name,),
     )
 
 

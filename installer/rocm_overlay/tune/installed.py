@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from .errors import EXIT_TARGET_MISSING, TuneError
+from ..errors import TargetError
 from .schema import LATEST, Rules, rules_for
 from .table import Row
 
@@ -47,9 +47,7 @@ def find_aiter(folder: Path | None = None) -> Aiter | None:
             if (package / "configs").is_dir():
                 return _aiter(package)
         message = f"{folder} holds no aiter: neither configs/ nor aiter/configs/"
-        raise TuneError(
-            "no-aiter", message, "name the folder of the aiter package", EXIT_TARGET_MISSING, (str(folder),)
-        )
+        raise TargetError("no-aiter", message, remedy="name the folder of the aiter package", paths=(str(folder),))
     spec = importlib.util.find_spec("aiter")
     for place in (spec.submodule_search_locations or ()) if spec else ():
         if (Path(place) / "configs").is_dir():
@@ -61,7 +59,7 @@ def need_aiter(folder: Path | None = None) -> Aiter:
     aiter = find_aiter(folder)
     if aiter is None:
         remedy = "install aiter, name its folder with --aiter, or name tables with --table"
-        raise TuneError("no-aiter", "no aiter is installed for this interpreter", remedy, EXIT_TARGET_MISSING)
+        raise TargetError("no-aiter", "no aiter is installed for this interpreter", remedy=remedy)
     return aiter
 
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import DIFFERENT, OverlayError
 from .device import Device
-from .errors import EXIT_DIFFERENCE, EXIT_OK, TuneError
 from .files import json_bytes, read_bytes, write_atomic
 from .models import read_model
 from .places import bundle
@@ -131,10 +131,10 @@ def main(arguments: list[str] | None = None) -> int:
         if options.check:
             found = differences(options.root)
             print("\n".join(found) if found else f"{options.root}: as generated", file=sys.stderr)
-            return EXIT_DIFFERENCE if found else EXIT_OK
+            return DIFFERENT if found else 0
         print(f"{options.root}: {write(options.root)} files written", file=sys.stderr)
-        return EXIT_OK
-    except TuneError as error:
+        return 0
+    except OverlayError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.code
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import Finding, TargetError, from_finding
 from .cells import BadCell, dtype
-from .errors import EXIT_TARGET_MISSING, Finding, TuneError, from_finding
 from .shapes import Shape
 
 # aiter writes one such line per shape and process; other processes may write into the middle of it.
@@ -104,7 +104,7 @@ def record(command: Sequence[str], environment: Mapping[str, str]) -> tuple[Seen
         child = subprocess.Popen(list(command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env)
     except OSError as error:
         message = f"cannot start {command[0]}: {error.strerror or error}"
-        raise TuneError("cannot-start", message, "check the command after --", EXIT_TARGET_MISSING) from error
+        raise TargetError("cannot-start", message, remedy="check the command after --") from error
     assert child.stdout is not None
     try:
         for line in child.stdout:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ..errors import Finding
 from .device import Device
-from .errors import Finding
 from .files import guard_output, json_bytes, write_atomic
 from .schema import Rules
 from .table import Key, Row, Table, read_usable, render

@@ -7,10 +7,10 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..errors import WriteError
+from ..shared import folders
 from .device import Device
-from .errors import EXIT_CANNOT_WRITE, TuneError
 
-NAME = "transformers-rocm-overlay"
 TUNED = "bf16_tuned_gemm.csv"
 VARIABLE = "AITER_CONFIG_GEMM_BF16"
 
@@ -25,19 +25,17 @@ def bundled_tables(device: Device) -> tuple[Path, ...]:
 
 
 def user_tables(environment: Mapping[str, str]) -> tuple[Path, ...]:
-    """Return the user's own tables: every .csv in ``$XDG_CONFIG_HOME/transformers-rocm-overlay/gemm``."""
-    return tuple(sorted(_base(environment, "XDG_CONFIG_HOME", ".config").glob("*.csv")))
+    """Return the user's own tables: every .csv in ``$XDG_CONFIG_HOME/amd-overlay/gemm``, or where it was formerly."""
+    kept = folders().readable_folders("config", environment)
+    return tuple(path for folder in kept for path in sorted((folder / "gemm").glob("*.csv")))
 
 
 def cache_folder(environment: Mapping[str, str]) -> Path:
-    return _base(environment, "XDG_CACHE_HOME", ".cache")
-
-
-def _base(environment: Mapping[str, str], variable: str, default: str) -> Path:
-    stated = environment.get(variable, "")
-    # The XDG rules: a relative path is to be ignored.
-    root = Path(stated) if os.path.isabs(stated) else Path(environment.get("HOME") or "~").expanduser() / default
-    return root / NAME / "gemm"
+    """Return where merged tables are kept. WriteError for a user without a home."""
+    folder: Path | None = folders().user_folder("cache", environment)
+    if folder is None:
+        raise WriteError("no-home", "there is no home folder to keep the merged table in", remedy="set XDG_CACHE_HOME")
+    return folder / "gemm"
 
 
 def private_folder(path: Path) -> Path:
@@ -47,8 +45,8 @@ def private_folder(path: Path) -> Path:
         info = path.lstat()
     except OSError as error:
         message = f"cannot make {path}: {error.strerror or error}"
-        raise TuneError("cannot-write", message, "set XDG_CACHE_HOME to a folder you own", EXIT_CANNOT_WRITE) from error
+        raise WriteError("cannot-write", message, remedy="set XDG_CACHE_HOME to a folder you own") from error
     if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o022:
         message = f"{path} is not a private folder of this user"
-        raise TuneError("not-private", message, f"chmod 700 {path}, or set XDG_CACHE_HOME", EXIT_CANNOT_WRITE)
+        raise WriteError("not-private", message, remedy=f"chmod 700 {path}, or set XDG_CACHE_HOME")
     return path

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from packaging.version import InvalidVersion, Version
 
-from .errors import TuneError
+from ..errors import UsageError
 
 SHAPE = ("M", "N", "K", "bias", "dtype", "outdtype", "scaleAB")
 KEY = ("gfx", "cu_num", *SHAPE, "bpreshuffle")
@@ -58,10 +58,10 @@ def _since(table: tuple[tuple[str, tuple[str, ...]], ...], version: Version) -> 
     for first, value in table:
         if version >= Version(first):
             return value
-    raise TuneError(
+    raise UsageError(
         "aiter-too-old",
         f"aiter {version} has no AITER_CONFIG_GEMM_BF16 variable",
-        f"update aiter to {OLDEST} or later",
+        remedy=f"update aiter to {OLDEST} or later",
     )
 
 
@@ -71,7 +71,7 @@ def rules_for(version: str) -> Rules:
         # A development build of 0.1.17 follows what was merged for 0.1.17, not the release before it.
         parsed = Version(Version(version.removeprefix("v")).public.split(".dev")[0])
     except InvalidVersion as error:
-        raise TuneError(
-            "bad-version", f"{version!r} is not an aiter version", "write for example 0.1.20.post1"
+        raise UsageError(
+            "bad-version", f"{version!r} is not an aiter version", remedy="write for example 0.1.20.post1"
         ) from error
     return Rules(str(parsed), _since(_KEYS, parsed), _since(_COLUMN_SETS, parsed), frozenset(_since(_LIBTYPES, parsed)))

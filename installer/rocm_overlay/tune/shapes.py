@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from ..errors import Finding, UsageError
 from . import cells
 from .cells import BadCell
-from .errors import Finding, TuneError
 from .files import MAX_BYTES, read_text
 from .models import Linear, Model
 from .models.spec import FUSIONS
@@ -56,7 +56,7 @@ class Use:
 def parse_dtype(text: str) -> str:
     name = DTYPES.get(text.removeprefix("torch."))
     if name is None:
-        raise TuneError("bad-dtype", f"{text!r} is not a dtype of aiter's table", "use bf16 or fp16")
+        raise UsageError("bad-dtype", f"{text!r} is not a dtype of aiter's table", remedy="use bf16 or fp16")
     return name
 
 
@@ -66,8 +66,8 @@ def parse_fused(text: str) -> frozenset[str]:
         return frozenset()
     groups = frozenset(part.strip() for part in text.split(","))
     if not groups <= set(FUSIONS):
-        raise TuneError(
-            "bad-fused", f"--fused {text!r} names no known group", "use qkv,gate_up or one of them, or none"
+        raise UsageError(
+            "bad-fused", f"--fused {text!r} names no known group", remedy="use qkv,gate_up or one of them, or none"
         )
     return groups
 
@@ -86,11 +86,15 @@ def parse_ladder(text: str) -> tuple[int, ...]:
             found.add(int(part))
         else:
             names = ", ".join(LADDERS)
-            raise TuneError(
-                "bad-ladder", f"{part!r} is not a value of M", f"use {names}, numbers, or BATCHxLENGTH, comma-separated"
+            raise UsageError(
+                "bad-ladder",
+                f"{part!r} is not a value of M",
+                remedy=f"use {names}, numbers, or BATCHxLENGTH, comma-separated",
             )
     if not found or min(found) < 1 or max(found) > MAX_M:
-        raise TuneError("bad-ladder", f"--m-ladder {text!r} must hold values from 1 to {MAX_M}", "for example 1,2,4,8")
+        raise UsageError(
+            "bad-ladder", f"--m-ladder {text!r} must hold values from 1 to {MAX_M}", remedy="for example 1,2,4,8"
+        )
     return tuple(sorted(found))
 
 
@@ -117,7 +121,7 @@ def render_untuned(shapes: Iterable[Shape]) -> bytes:
 
 
 def read_untuned(path: Path, *, limit: int = MAX_BYTES) -> tuple[tuple[Shape, ...], tuple[Finding, ...]]:
-    """Return the unique shapes of an untuned CSV in its order, and warnings; raise TuneError listing broken lines."""
+    """Return the unique shapes of an untuned CSV in order, and warnings; raise UsageError listing broken lines."""
     file = read_text(path, limit)
     lines = records(file)
     columns = header_of(file, lines, UNTUNED[:-1])
@@ -132,7 +136,9 @@ def read_untuned(path: Path, *, limit: int = MAX_BYTES) -> tuple[tuple[Shape, ..
             broken.append(Finding("error", "bad-row", str(path), line, str(error), "correct or delete the line"))
     if broken:
         message = f"{path} has lines that cannot be used; nothing was written"
-        raise TuneError("bad-row", message, "correct or delete them", paths=(str(path),), findings=tuple(broken[:50]))
+        raise UsageError(
+            "bad-row", message, remedy="correct or delete them", paths=(str(path),), findings=tuple(broken[:50])
+        )
     return tuple(found), tuple(findings)
 
 

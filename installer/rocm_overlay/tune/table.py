@@ -12,10 +12,10 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..errors import Finding, OverlayError, UsageError, from_finding
 from . import cells, schema
 from .cells import BadCell
 from .device import Device, infer_gfx
-from .errors import Finding, TuneError, from_finding
 from .files import MAX_BYTES, TextFile, read_text
 
 MAX_ROWS = 2_000_000
@@ -231,7 +231,7 @@ def _whole_or_zero(text: str, column: str) -> int:
     return 0 if cells.is_blank(text) else cells.integer(text, column)
 
 
-def _too_long(path: Path, line: int) -> TuneError:
+def _too_long(path: Path, line: int) -> OverlayError:
     finding = Finding(
         "error", "too-many-rows", str(path), line, f"has more than {MAX_ROWS} rows", "split it by device or model"
     )
@@ -277,14 +277,14 @@ def _ambiguous(path: Path, line: int, reader: _Reader, record: list[str]) -> Fin
 
 
 def read_usable(path: Path, *, limit: int = MAX_BYTES) -> Table:
-    """Return a table without broken lines; raise TuneError listing every broken line otherwise."""
+    """Return a table without broken lines; raise OverlayError listing every broken line otherwise."""
     table = read_table(path, limit=limit)
     if table.broken:
         first = table.broken[0]
-        raise TuneError(
+        raise UsageError(
             first.id,
             f"{path} has lines that cannot be used; nothing was written",
-            "correct or delete them; `overlay tune check` lists them",
+            remedy="correct or delete them; `overlay tune check` lists them",
             paths=(str(path),),
             findings=table.broken,
         )

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import Finding, OverlayError, UsageError, from_finding
 from .device import Device
-from .errors import Finding, TuneError, from_finding
 from .files import MAX_BYTES, read_text
 from .shapes import Shape
 from .table import Key, Row, records
@@ -35,7 +35,7 @@ class Results:
 def read_results(path: Path, device: Device, *, limit: int = MAX_BYTES) -> Results:
     """Return the rows of a result file measured on ``device``.
 
-    Raises TuneError when the file carries no validators (it was not written by TunableOp), names another architecture,
+    Raises UsageError when the file carries no validators (TunableOp did not write it), names another architecture,
     or holds a line that cannot be read.
     """
     file = read_text(path, limit)
@@ -57,7 +57,9 @@ def read_results(path: Path, device: Device, *, limit: int = MAX_BYTES) -> Resul
             skipped.append(outcome)
     if broken:
         message = f"{path} has lines that cannot be used; nothing was written"
-        raise TuneError("bad-row", message, "correct or delete them", paths=(str(path),), findings=tuple(broken[:50]))
+        raise UsageError(
+            "bad-row", message, remedy="correct or delete them", paths=(str(path),), findings=tuple(broken[:50])
+        )
     _validate(path, validators, device)
     return Results(tuple(rows[key] for key in sorted(rows)), validators, tuple(skipped), file.findings)
 
@@ -108,11 +110,11 @@ def _result(path: str, line: int, cells: list[str], device: Device) -> Row | Fin
 
 
 def signature(shape: Shape) -> tuple[str, str]:
-    """Return TunableOp's two names of a shape; raise TuneError for types and layouts it has none for."""
+    """Return TunableOp's two names of a shape; raise OverlayError for types and layouts it has none for."""
     name = NAMES.get(shape.dtype)
     if name is None or shape.dtype != shape.outdtype or shape.scale_ab or shape.bpreshuffle:
-        raise TuneError(
-            "no-counterpart", f"TunableOp has no plain product for {shape.text()}", "export bf16 or fp16 shapes"
+        raise UsageError(
+            "no-counterpart", f"TunableOp has no plain product for {shape.text()}", remedy="export bf16 or fp16 shapes"
         )
     operation = "GemmAndBiasTunableOp" if shape.bias else "GemmTunableOp"
     return f"{operation}_{name}_TN", f"tn_{shape.n}_{shape.m}_{shape.k}_ld_{shape.k}_{shape.k}_{shape.n}"
@@ -124,7 +126,7 @@ def render_untuned(shapes: Iterable[Shape]) -> tuple[bytes, tuple[Shape, ...]]:
     for shape in shapes:
         try:
             lines.append(",".join(signature(shape)))
-        except TuneError:
+        except OverlayError:
             left.append(shape)
     return ("\n".join(lines) + "\n" if lines else "").encode(), tuple(left)
 
@@ -154,7 +156,7 @@ def read_validators(path: Path) -> dict[str, str]:
     missing = [name for name in VALIDATORS if name not in found]
     if missing:
         message = f"{path} has no Validator line for {', '.join(missing)}"
-        raise TuneError(
-            "no-validators", message, "use a file TunableOp wrote on the target machine", paths=(str(path),)
+        raise UsageError(
+            "no-validators", message, remedy="use a file TunableOp wrote on the target machine", paths=(str(path),)
         )
     return found

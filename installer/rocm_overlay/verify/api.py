@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from . import command, report
-from .qualify.command import Options, warm
+from . import options as verify_options
+from .options import QualifyOptions as Options
 from .qualify.command import qualify as _qualify
+from .qualify.command import warm
 from .workers import run_all
 
 __all__ = ["Options", "Outcome", "qualify", "verify", "warmup"]
@@ -56,13 +56,12 @@ def verify(
 ) -> Outcome:
     """Compare stock and overlaid code as ``overlay verify`` does. Raises OverlayError where that cannot be done."""
     start = time.perf_counter()
-    setup, runs = command.prepare(
-        Path(model), python, tiers, toggles, dtype, max_new_tokens, cases=cases, save=save, compare=compare
+    asked = verify_options.Options(
+        str(model), python, tiers, list(toggles), cases, max_new_tokens=max_new_tokens, save=save, compare=compare
     )
+    setup, runs = command.prepare(asked, dtype)
     results = run_all(setup, runs, lambda text: None)
-    stream = io.StringIO()
-    report.write_json(setup, results, time.perf_counter() - start, stream)
-    return Outcome(json.loads(stream.getvalue()))
+    return Outcome(report.as_json(setup, results, time.perf_counter() - start))
 
 
 def qualify(options: Options, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:

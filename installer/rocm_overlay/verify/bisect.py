@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .compare import difference
-from .tolerances import tolerance
+from amd_ops.tolerances import WHOLE_MODEL, tolerance
+
+from .compare import chip, difference
 
 Judge = Callable[[], bool]
 """Runs the failing case under the settings of the moment; True when it is within tolerance."""
@@ -107,7 +108,7 @@ def _first_layer(model: Any, run: dict[str, Any], within: Judge, stock: list[str
         within()
     with watched(model) as got, amd_ops.override(**_with_stock(run, stock)):
         within()
-    allowed = tolerance(run["tier"], dtype, "value").relative
+    allowed = tolerance(WHOLE_MODEL, dtype, tier=run["tier"], arch=chip()).relative
     worst: tuple[float, dict[str, Any]] | None = None
     for a, b in _paired(want, got):
         error, before = _error(a.outputs, b.outputs), _error(a.inputs, b.inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,10 +47,16 @@ class Inputs:
         ids = found.ids
         if kind == "seq2seq":
             extra["decoder_input_ids"] = ids.flip(1)[:, : ids.shape[1] // 2].contiguous()
-        if kind in ("vision", "vlm"):
+        if _hears(model):
+            extra["input_features"] = _sound(model, seed, ids.shape[0])
+        if kind == "vlm" and "image_grid_thw" in inspect.signature(model.forward).parameters:
+            ids, extra = _with_patches(config, ids, seed)
+        elif kind in ("vision", "vlm"):
             extra["pixel_values"] = _pixels(model, seed, ids.shape[0])
-        if kind == "vlm":
-            ids = _with_images(config, ids)
+            if kind == "vlm":
+                ids = _with_images(config, ids)
+                if "pixel_attention_mask" in inspect.signature(model.forward).parameters:  # images have an axis
+                    extra["pixel_values"] = extra["pixel_values"].unsqueeze(1)
         dtype = next(model.parameters()).dtype
         extra = {name: value.to(dtype) if value.is_floating_point() else value for name, value in extra.items()}
         return cls(ids, found.pads, new_tokens, extra, seed).to(model.device)
@@ -84,6 +91,34 @@ def kind_of(model: Any) -> str:
     return "encoder"
 
 
+def _hears(model: Any) -> bool:
+    return getattr(model, "main_input_name", "") == "input_features"
+
+
+def _sound(model: Any, seed: int, batch: int) -> torch.Tensor:
+    """Return seeded features [batch, bins, frames] of a model that hears; ValueError where it names no sizes."""
+    bins, positions = (getattr(model.config, name, None) for name in ("num_mel_bins", "max_source_positions"))
+    if not isinstance(bins, int) or not isinstance(positions, int):
+        raise ValueError(f"{type(model.config).__name__} names no num_mel_bins and max_source_positions")
+    return torch.randn(batch, bins, 2 * positions, generator=torch.Generator().manual_seed(seed + 1))
+
+
+def _with_patches(config: Any, ids: torch.Tensor, seed: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Return ids with one image in front of every row, and its patches in a row with the grid that they lie in."""
+    vision, rows, side = config.vision_config, ids.shape[0], 4
+    token, start = getattr(config, "image_token_id", None), getattr(config, "vision_start_token_id", None)
+    if token is None or start is None:
+        raise ValueError(f"{type(config).__name__} names no image token, so a prompt with an image is not known")
+    channels = getattr(vision, "in_channels", None) or getattr(vision, "in_chans", 3)
+    width = channels * vision.temporal_patch_size * vision.patch_size**2
+    pixels = torch.randn(rows * side * side, width, generator=torch.Generator().manual_seed(seed + 1))
+    text = torch.where((ids == token) | (ids == start), FIRST_TOKEN, ids)
+    head = torch.full((rows, 1 + (side // vision.spatial_merge_size) ** 2), token, dtype=ids.dtype)
+    head[:, 0] = start
+    grid = torch.tensor([[1, side, side]] * rows)
+    return torch.cat([head, text], dim=1), {"pixel_values": pixels, "image_grid_thw": grid}
+
+
 def _pixels(model: Any, seed: int, batch: int) -> torch.Tensor:
     """Return seeded pixels [batch, channels, size, size]; ValueError where the configuration names no size."""
     config = getattr(model.config, "vision_config", None) or model.config
@@ -105,7 +140,7 @@ def _with_images(config: Any, ids: torch.Tensor) -> torch.Tensor:
     vision = config.vision_config
     count = getattr(config, "image_seq_length", None) or getattr(config, "mm_tokens_per_image", None)
     if count is None:
-        count = (vision.image_size // vision.patch_size) ** 2
+        count = (vision.image_size // vision.patch_size) ** 2 // getattr(config, "scale_factor", 1) ** 2
     image = torch.full((ids.shape[0], count), token, dtype=ids.dtype)
     text = torch.where(ids == token, FIRST_TOKEN, ids)
     return torch.cat([image, text], dim=1)

@@ -80,3 +80,21 @@ def fingerprint(model: Any) -> str:
         found.update(json.dumps([name, list(value.shape)]).encode())
         found.update(f"{float(value.detach().double().sum().cpu()):.6e}".encode())
     return found.hexdigest()[:16]
+
+
+def use_attention(model: Any, implementation: str) -> None:
+    """Switch a loaded model to an attention implementation. ValueError or ImportError where it has none of that name.
+
+    transformers before 4.54 has no method for it; its models read the name from their configurations.
+    """
+    if hasattr(model, "set_attn_implementation"):
+        model.set_attn_implementation(implementation)
+        return
+    if implementation == "sdpa" and not getattr(model, "_supports_sdpa", False):
+        raise ValueError(f"{type(model).__name__} does not support sdpa")
+    configs = [model.config]
+    for config in configs:
+        config._attn_implementation = implementation
+        configs += [
+            part for name in getattr(config, "sub_configs", {}) if (part := getattr(config, name, None)) is not None
+        ]

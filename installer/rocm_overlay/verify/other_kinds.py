@@ -13,7 +13,7 @@ Outputs = dict[str, torch.Tensor]
 
 def arguments(model: Any, inputs: Inputs) -> dict[str, torch.Tensor]:
     """Return the keyword arguments of one forward."""
-    if kind_of(model) == "vision":
+    if kind_of(model) == "vision" or "input_features" in inputs.extra:
         return dict(inputs.extra)
     return {"input_ids": inputs.ids, **inputs.extra}
 

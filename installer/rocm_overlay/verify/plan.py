@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..install.transaction.errors import UsageError
+from ..errors import UsageError
 
 SINGLE = ("USE_FUSED_PROJECTIONS", "USE_OPTIMIZED_OPS", "USE_AITER_ATTENTION", "USE_AITER_GEMM")
-ACCEPTED = (*SINGLE, "USE_PRESHUFFLE", "PRESHUFFLE_M_THRESH", "FORCE_EAGER_ATTENTION")
+ACCEPTED = (*SINGLE, "USE_PRESHUFFLE", "PRESHUFFLE_M_THRESH", "USE_FUSED_CROSS_ENTROPY", "FORCE_EAGER_ATTENTION")
 TIERS = ("torch", "eager", "triton", "aiter")
 ANY = "any"  # whatever settings of its own a run chooses among all tiers
 # A tier alone could not run a model whose other ops it lacks: below it the tiers that always work take over.

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
-import sys
-from collections.abc import Iterator
-from typing import Any, TextIO
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
-from ..install.transaction.errors import OverlayError
-from . import tolerances
+from .. import console
+from ..shared import tolerances
 from .workers import SITES, Results, RunResult, Setup
 
 SCHEMA = "amd-overlay.verify/1"
-_COLOURS = {"ok": "green", "deviates": "bold red", "crashed": "bold red", "declined": "yellow", "no-effect": "yellow"}
+STATUSES = ("ok", "deviates", "crashed", "declined", "no-effect")
 
 
 def exit_code(results: Results) -> int:
@@ -25,9 +19,9 @@ def exit_code(results: Results) -> int:
     return 1 if any(run.status in ("deviates", "crashed") for run in results.runs) else 0
 
 
-def write_json(setup: Setup, results: Results, seconds: float, stream: TextIO) -> None:
-    """Write the report as one JSON object."""
-    content = {
+def as_json(setup: Setup, results: Results, seconds: float) -> dict[str, Any]:
+    """Return the report as plain values."""
+    return {
         "schema": SCHEMA,
         "ok": exit_code(results) == 0,
         "exit_code": exit_code(results),
@@ -41,37 +35,70 @@ def write_json(setup: Setup, results: Results, seconds: float, stream: TextIO) -
         "runs": [run.as_json() for run in results.runs],
         "not_compared": results.not_compared,
         "nan_weights": results.nan_weights,
-        "tolerances": tolerances.as_json(),
+        "tolerances": tolerances().as_json(),
         "seconds": seconds,
+        "reused": results.reused and results.reused.as_json(),
     }
-    print(json.dumps(content, allow_nan=False), file=stream)
 
 
-def refuse(command: str, error: OverlayError, schema: str, *, as_json: bool) -> int:
-    """Say why a command could not be carried out; return its exit code."""
-    if as_json:
-        print(json.dumps({"schema": schema, "ok": False, "exit_code": error.code, "error": error.to_json()}))
-    print(f"overlay {command}: {error.message}\n  next: {error.remedy}", file=sys.stderr)
-    return error.code
+def joined(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the reports of several dtypes as one: each run and each case that was left out names its own."""
+    first = reports[0]
+    if len(reports) == 1:
+        return first
+    reused = [one["reused"] for one in reports if one["reused"]]
+    return {
+        **first,
+        "ok": all(one["ok"] for one in reports),
+        "exit_code": max(one["exit_code"] for one in reports),
+        "dtype": ",".join(one["dtype"] for one in reports),
+        **{
+            name: [{**item, "dtype": one["dtype"]} for one in reports for item in one[name]]
+            for name in ("runs", "not_compared")
+        },
+        "nan_weights": sorted({name for one in reports for name in one["nan_weights"]}),
+        "seconds": sum(one["seconds"] for one in reports),
+        "reused": {
+            "parts": sum(one["parts"] for one in reused),
+            "of": sum(one["of"] for one in reused),
+            "newest": max(one["newest"] for one in reused),
+        }
+        if reused
+        else None,
+    }
 
 
-def write_table(setup: Setup, results: Results, seconds: float, console: Console) -> None:
-    """Print what was compared with what, one row per run, then every deviation and everything that was not compared."""
-    for name, text in _heading(setup, results):
-        _say(console, f"{name:<12} {text}")
-    console.print(_table(results))
-    for run in results.runs:
-        for line in _details(run):
-            _say(console, line)
+def show(setup: Setup, results: Results, seconds: float) -> None:
+    """Print the verdict, one row per run, then every deviation and everything that was not compared.
+
+    What was compared with what, and which ops ran where, are details.
+    """
+    counts = {status: sum(run.status == status for run in results.runs) for status in STATUSES}
+    counted = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    console.show(f"{counted}; {results.compared} cases each, {console.duration(seconds)}")
+    if results.reused:
+        console.show(results.reused.text("tiers"))
+    heading = list(_heading(setup, results))
+    for name, text in (
+        heading if console.verbose() else (one for one in heading if one[0] in ("model", "weights", "amd_ops"))
+    ):
+        console.show(f"{name:<12} {text}")
+    header = ("tier", "toggles", "result", "same bits", "max rel", "allowed", "tokens")
+    console.table(header, [_row(run) for run in results.runs])
+    told = [run for run in results.runs if console.verbose() or run.status != "ok"]
+    for why, runs in _grouped(told).items():
+        console.show(f"{', '.join(runs)}: {why}")
+    console.show(*(line for run in results.runs for line in _details(run)))
     for item in results.not_compared:
-        _say(console, f"not compared: {item['implementation']} {item['case']}: stock itself fails: {item['error']}")
-    counts = {status: sum(run.status == status for run in results.runs) for status in _COLOURS}
-    told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-    _say(console, f"{told}; {results.compared} cases each, {seconds:.0f} s")
+        console.show(f"not compared: {item['implementation']} {item['case']}: stock itself fails: {item['error']}")
 
 
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+def _grouped(runs: list[RunResult]) -> dict[str, list[str]]:
+    """Return runs by what is said of them: what the tier ran, or why not."""
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        found.setdefault(_why(run), []).append(run.run.id)
+    return found
 
 
 def _heading(setup: Setup, results: Results) -> Iterator[tuple[str, str]]:
@@ -90,32 +117,20 @@ def _heading(setup: Setup, results: Results) -> Iterator[tuple[str, str]]:
         yield "amd_ops", "not installed in that interpreter: the one of this program was used"
 
 
-def _table(results: Results) -> Table:
-    table = Table(show_edge=False, pad_edge=False)
-    for title in ("tier", "toggles", "result", "same bits", "max rel", "allowed", "tokens"):
-        table.add_column(title, overflow="fold")
-    table.add_column("ops on the tier, or why not", overflow="fold", ratio=1)
-    for run in results.runs:
-        table.add_row(*_row(run))
-    return table
-
-
 def _row(run: RunResult) -> tuple[str, ...]:
-    status = f"[{_COLOURS[run.status]}]{run.status}[/]"
     measured = [case for case in run.cases if case["error"] is None]
     if run.status == "declined" or not measured:
-        return run.run.tier, run.run.label, status, "", "", "", "", escape(_why(run))
+        return run.run.tier, run.run.label, run.status, "", "", "", ""
     same = sum(case["bitwise"] for case in measured)
     worst = max(measured, key=lambda case: _number(case["worst"]["max_rel"]))
     return (
         run.run.tier,
         run.run.label,
-        status,
+        run.status,
         f"{same} of {len(measured)}",
         f"{_number(worst['worst']['max_rel']):.1e}",
         f"{worst['allowed_rel']:.0e}" if worst["allowed_rel"] else "0",
         _tokens(measured),
-        escape(_why(run)),
     )
 
 

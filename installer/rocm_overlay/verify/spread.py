@@ -6,22 +6,20 @@ gave is kept in a journal, so that the same command goes on where it was stopped
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..console import Step
+from ..errors import UsageError, WriteError
 from ..executor import Answer, Executor, answers
-from ..install.transaction.errors import UsageError, WriteError
-from ..journal import Journal, NotAJournalError
-from ..progress import Step
+from ..journal import Journal, NotAJournalError, Reuse
 from .plan import Run
 from .workers import Results, RunResult, Setup, groups, run_all
 
-SCHEMA = "amd-overlay.verify.jobs/1"
+SCHEMA = "amd-overlay.verify.jobs/2"
 
 
 def open_journal(path: Path) -> Journal:
@@ -42,10 +40,33 @@ def _said(path: Path) -> Iterator[None]:
         raise WriteError("no-journal", message, remedy="name another folder with --work") from None
 
 
-def run_spread(setup: Setup, runs: list[Run], step: Step, executor: Executor, journal: Journal | None) -> Results:
+@dataclass(frozen=True)
+class Kept:
+    """The answers of earlier runs that may stand for jobs of this one, and the journal that takes new ones."""
+
+    journal: Journal
+    fresh: bool = False  # what is there is not used; what comes replaces it
+
+    def answers(self, jobs: Iterable[str]) -> dict[str, tuple[Answer, float]]:
+        """Return (answer, time) of the jobs that are finished; of several the newest."""
+        known = zip(self.journal.records, self.journal.times, strict=True)
+        found = {record["job"]: (record["answer"], at) for record, at in known if not self.fresh}
+        return {job: found[job] for job in jobs if job in found}
+
+    def keep(self, job: str, answer: Answer) -> None:
+        """Keep the answer of a job."""
+        with _said(self.journal.path):
+            self.journal.append({"job": job, "answer": answer})
+
+
+def run_spread(setup: Setup, runs: list[Run], step: Step, executor: Executor, kept: Kept | None) -> Results:
     """Verify every tier somewhere and merge what came back, in the order of the plan."""
-    jobs = {job_of(setup, group): group for group in groups(runs)}
-    done: dict[str, Answer] = {entry["job"]: entry["answer"] for entry in (journal.records if journal else ())}
+    if kept is None:
+        jobs = {group[-1].tier: group for group in groups(runs)}
+    else:
+        jobs = {job_of(setup, group): group for group in groups(runs)}
+    known = kept.answers(jobs) if kept else {}
+    done = {name: answer for name, (answer, _) in known.items()}
     waiting = [name for name in jobs if name not in done]
     for number, answer in answers(executor, [(verify, setup, jobs[name]) for name in waiting]):
         name = waiting[number]
@@ -53,23 +74,21 @@ def run_spread(setup: Setup, runs: list[Run], step: Step, executor: Executor, jo
             answer = _lost(jobs[name], answer["message"])
         done[name] = answer
         # What crashed is not kept: the next run tries it again.
-        if journal is not None and all(run["status"] != "crashed" for run in answer["runs"]):
-            with _said(journal.path):
-                journal.append({"job": name, "answer": answer})
+        if kept is not None and all(run["status"] != "crashed" for run in answer["runs"]):
+            kept.keep(name, answer)
         step(f"{jobs[name][-1].tier}: done")
-    return merged([done[name] for name in jobs])
+    results = merged([done[name] for name in jobs])
+    if known:
+        results.reused = Reuse(len(known), len(jobs), max(at for _, at in known.values()))
+    return results
 
 
 def job_of(setup: Setup, runs: list[Run]) -> str:
-    """Identify a job: whatever could change its answer."""
-    parts = {
-        "interpreter": setup.interpreter.as_json(),
-        "model": str(setup.model),
-        "sources": [source.as_json() for source in setup.sources],
-        "how": [setup.dtype, setup.seed, setup.max_new_tokens, setup.cases, setup.implementations, setup.seeded],
-        "runs": [run.as_json() for run in runs],
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    """Identify a job by whatever could change its answer."""
+    assert setup.subject is not None, "results are kept of a subject that is known"
+    names = ("dtype", "seed", "max_new_tokens", "cases", "implementations", "seeded")
+    plan = {name: getattr(setup, name) for name in names}
+    return setup.subject.planned({**plan, "runs": [run.as_json() for run in runs]}).digest
 
 
 def verify(setup: Setup, runs: list[Run]) -> Answer:
@@ -94,7 +113,8 @@ def _lost(runs: list[Run], message: str) -> Answer:
 
 
 def _plain(results: Results) -> dict[str, Any]:
-    return {**vars(results), "runs": [asdict(result) for result in results.runs]}
+    told = {name: value for name, value in vars(results).items() if name != "reused"}
+    return {**told, "runs": [asdict(result) for result in results.runs]}
 
 
 def _run(values: dict[str, Any]) -> RunResult:

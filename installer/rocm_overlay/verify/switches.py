@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 _SWITCH = re.compile(rb"\b_amd\.on\.(\w+)")
 _CALL = re.compile(rb"\b_amd\.(\w+)\(")
+_ON_SELF = re.compile(rb"\b_amd\.(?!on\b)\w+\(\s*(self\b(?:\.(\w+))?)?")
+_BEGUN = re.compile(rb"\b_amd\.\w+\(\s*$")
 _REACH = 400  # bytes in front of a guard in which the call of a conditional expression begins
 
 
@@ -46,10 +48,13 @@ def functions_of(texts: Iterable[bytes]) -> dict[str, list[str]]:
 
 
 def _called(text: bytes, guard: re.Match[bytes]) -> str:
-    """A guard with a colon stands before its call; one in ``ours if guard else stock`` behind it."""
+    """A guard with a colon stands before its call; one in ``ours if guard else stock`` behind it.
+
+    What follows the switch on the guard's own line only asks whether the call may be made.
+    """
     line_end = text.find(b"\n", guard.end())
     if text[guard.end() : line_end].rstrip().endswith(b":"):
-        following = _CALL.search(text, guard.end())
+        following = _CALL.search(text, line_end)
         return following[1].decode() if following else ""
     before = _CALL.findall(text, max(0, guard.start() - _REACH), guard.start())
     return before[-1].decode() if before else ""
@@ -58,13 +63,39 @@ def _called(text: bytes, guard: re.Match[bytes]) -> str:
 def points_of(module: str, text: bytes) -> list[Point]:
     """Return every integration point of an overlaid text, in the order of the text."""
     found: dict[Point, None] = {}
+    for qualname, line in _lines(text):
+        for switch in _SWITCH.findall(line):
+            found[Point(module, qualname, switch.decode())] = None
+    return list(found)
+
+
+def needs_of(text: bytes) -> dict[str, list[str] | None]:
+    """Return, by qualified name, the children of a module that the edits of a method use; None where it is all of them.
+
+    ``_amd.apply_linear(self.lm_head, ...)`` uses ``lm_head`` alone, ``_amd.qkv_proj(self, ...)`` the module.
+    """
+    found: dict[str, list[str] | None] = {}
+    begun = b""
+    for qualname, read in _lines(text):
+        line = begun + read
+        begun = line.rstrip() if _BEGUN.search(line) else b""  # its arguments begin on the next line
+        if begun:
+            continue
+        for call in _ON_SELF.finditer(line):
+            known = found.setdefault(qualname, [])
+            if not call[2]:
+                found[qualname] = None
+            elif known is not None and call[2].decode() not in known:
+                known.append(call[2].decode())
+    return found
+
+
+def _lines(text: bytes) -> Iterator[tuple[str, bytes]]:
+    """Yield every line below a class or function with the qualified name of what it belongs to."""
     owner = function = ""
     for line in text.splitlines():
         if match := re.match(rb"(class|def)\s+(\w+)", line):
             owner, function = match[2].decode(), ""
         elif match := re.match(rb"    (?:async )?def\s+(\w+)", line):
             function = match[1].decode()
-        for switch in _SWITCH.findall(line):
-            qualname = f"{owner}.{function}" if function else owner
-            found[Point(module, qualname, switch.decode())] = None
-    return list(found)
+        yield f"{owner}.{function}" if function else owner, line

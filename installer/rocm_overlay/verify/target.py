@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..install import catalog
+from .. import fingerprint
+from ..errors import TargetError, UsageError
+from ..files import model_path, model_remedy
+from ..fingerprint import Fingerprint
+from ..install import catalog, lookup
 from ..install.target import resolve
-from ..install.transaction.errors import ForeignError, OverlayError, TargetError, UnsupportedError, UsageError
-from ..install.transaction.states import MARKER
 
 _PROBE = """
 import importlib.util, json, platform, sys
@@ -67,7 +69,9 @@ class Interpreter:
 
 @dataclass(frozen=True)
 class Source:
-    """Both texts of one modeling file: what stock ships and what the overlay puts in its place."""
+    """Both texts of one modeling file: the one that the overlay was made from (stock, or the user's edit of it), and
+    the overlay that stands in its place.
+    """
 
     module: str
     path: str  # relative to the transformers package
@@ -76,10 +80,11 @@ class Source:
     installed: str  # "stock" or "overlay": which of both lies there now
     stock: bytes
     overlay: bytes
+    origin: str = "bundle"  # where the overlay comes from: bundle, generated, adopted, own
 
     def as_json(self) -> dict[str, Any]:
         """Return the identities without the texts."""
-        names = ("module", "path", "stock_sha256", "overlay_sha256", "installed")
+        names = ("module", "path", "stock_sha256", "overlay_sha256", "installed", "origin")
         return {name: getattr(self, name) for name in names}
 
 
@@ -88,32 +93,43 @@ class Model:
     """What is verified: a folder of a saved model, or a configuration alone, whose weights are then seeded."""
 
     path: Path
-    types: tuple[str, ...]  # the model type, then those of the parts (text, vision)
+    types: tuple[str, ...]  # the model type, then those of the parts (text, vision), at any depth
     seeded: bool
+    classes: tuple[str, ...] = ()  # the architectures that config.json names
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What `find_sources` looks for."""
+        return (*self.types, *self.classes)
 
 
 def read_model(path: Path) -> Model:
     """Read what ``--model`` names. Raises UsageError for what is no model, and for a checkpoint that lacks a shard."""
+    path = model_path(path)
     seeded = path.is_file()
     config = path if seeded else path / "config.json"
     remedy = "pass --model a folder that save_pretrained wrote (config.json and the weights), or a config.json alone"
     if not config.is_file():
-        found = "has no config.json" if path.is_dir() else "is not a folder"
-        raise UsageError("model-not-found", f"{path} {found}", remedy=remedy, paths=[path])
+        found = "has no config.json" if path.is_dir() else "is neither a folder nor in the local Hugging Face cache"
+        raise UsageError("model-not-found", f"{path} {found}", remedy=model_remedy(path, remedy), paths=[path])
     content = _json(config, remedy)
     model_type = content.get("model_type") if isinstance(content, dict) else None
     if not isinstance(model_type, str):
         raise UsageError("model-unreadable", f"{config} names no model_type", remedy=remedy, paths=[config])
-    parts = [value.get("model_type") for value in content.values() if isinstance(value, dict)]
-    types = dict.fromkeys([model_type, *(part for part in parts if isinstance(part, str))])
+    classes = content.get("architectures")
+    named = [name for name in classes if isinstance(name, str)] if isinstance(classes, list) else []
     if not seeded:
         _check_shards(path)
-    return Model(config if seeded else path, tuple(types), seeded)
+    return Model(config if seeded else path, tuple(dict.fromkeys(_types(content))), seeded, tuple(named))
 
 
-def read_model_type(folder: Path) -> str:
-    """Return the ``model_type`` of a saved model; `UsageError` when the folder does not hold one."""
-    return read_model(folder).types[0]
+def _types(content: dict[str, Any]) -> Iterator[str]:
+    """Yield the model type of a configuration and of every part of it, as deep as they lie."""
+    if isinstance(content.get("model_type"), str):
+        yield content["model_type"]
+    for value in content.values():
+        if isinstance(value, dict):
+            yield from _types(value)
 
 
 def _json(path: Path, remedy: str) -> Any:
@@ -169,60 +185,38 @@ def probe(python: str | None) -> Interpreter:
     )
 
 
-def find_sources(interpreter: Interpreter, *model_types: str) -> list[Source]:
-    """Return both texts of every modeling file of the model types, chosen by the hash of the installed file.
+def find_sources(interpreter: Interpreter, *names: str) -> list[Source]:
+    """Return both texts of every modeling file that holds these classes or belongs to these model types, whatever the
+    origin of its overlay: the receipt of the installation knows it, or the bundle.
 
-    Raises UnsupportedError when there is no overlay for any of the types or for the installed text, ForeignError when
+    Raises UnsupportedError when there is no overlay for any of the names or for the installed text, ForeignError when
     the file was edited, BundleError when a file of this program is damaged.
     """
-    every = [entry for line in catalog.lines() for entry in catalog.load(line).files]
-    entries = [entry for entry in every if entry.model in model_types]
-    if not entries:
-        raise UnsupportedError(
-            "no-overlay",
-            f"there is no overlay for model type {model_types[0]!r}",
-            remedy=f"models with an overlay: {', '.join(sorted({entry.model for entry in every}))}",
+    environment = lookup.environment_of(interpreter.package, catalog.BUNDLE)
+    return [
+        Source(
+            module="transformers." + one.path.removesuffix(".py").replace("/", "."),
+            path=one.path,
+            stock_sha256=one.base_sha256,
+            overlay_sha256=one.overlay_sha256,
+            installed=one.installed,
+            stock=one.base,
+            overlay=one.overlay,
+            origin=one.origin,
         )
-    return [_source(interpreter, path, entries) for path in sorted({entry.path for entry in entries})]
+        for one in lookup.pairs(environment, names)
+    ]
 
 
-def _source(interpreter: Interpreter, path: str, entries: list[catalog.FileEntry]) -> Source:
-    installed = interpreter.package / path
-    try:
-        text = installed.read_bytes()
-    except OSError as error:
-        message = f"transformers {interpreter.transformers} has no readable {path}: {error}"
-        raise UnsupportedError("no-file", message, remedy=_releases(entries), paths=[installed]) from None
-    digest = hashlib.sha256(text).hexdigest()
-    for entry in entries:
-        if entry.path == path and digest in (entry.stock_sha256, entry.overlay_sha256):
-            break
-    else:
-        raise _unknown_text(interpreter, installed, text, digest, entries)
-    return Source(
-        module="transformers." + path.removesuffix(".py").replace("/", "."),
-        path=path,
-        stock_sha256=entry.stock_sha256,
-        overlay_sha256=entry.overlay_sha256,
-        installed="stock" if digest == entry.stock_sha256 else "overlay",
-        stock=entry.stock_bytes(),
-        overlay=entry.overlay_bytes(),
+def fingerprint_of(interpreter: Interpreter, model: Path, sources: list[Source]) -> Fingerprint:
+    """Return everything that a result depends on but what a command was asked: `Fingerprint.planned` adds that.
+
+    ``installed`` is no part of it: stock and overlay are both served, whichever lies there now.
+    """
+    return fingerprint.surroundings(
+        python=interpreter.executable,
+        model=model,
+        library=interpreter.package,
+        texts={source.path: (source.stock_sha256, source.overlay_sha256) for source in sources},
+        amd_ops=interpreter.amd_ops,
     )
-
-
-def _unknown_text(
-    interpreter: Interpreter, installed: Path, text: bytes, digest: str, entries: list[catalog.FileEntry]
-) -> OverlayError:
-    where = f"{installed} (transformers {interpreter.transformers}, sha256 {digest[:12]})"
-    known = {release for entry in entries for release in entry.releases}
-    if interpreter.transformers in known or text.startswith(MARKER):
-        message = f"{where} is neither the text of that release nor one of this program's overlays"
-        remedy = "overlay diff shows the edit; reinstall that transformers release, then run this again"
-        return ForeignError("foreign-file", message, remedy=remedy, paths=[installed])
-    message = f"{where} has a text that no overlay was made from"
-    return UnsupportedError("unknown-text", message, remedy=_releases(entries), paths=[installed])
-
-
-def _releases(entries: list[catalog.FileEntry]) -> str:
-    releases = sorted({release for entry in entries for release in entry.releases})
-    return f"install one of the releases with an overlay: {', '.join(releases)}"

@@ -69,10 +69,11 @@ class _Session:
     def _cases(self) -> Iterator[tuple[str, Any]]:
         """Yield (implementation, case) in a fixed order, with the model switched to the implementation."""
         from rocm_overlay.verify.cases import CASES
+        from rocm_overlay.verify.models import use_attention
 
         for implementation in self.job["implementations"]:
             try:
-                self.model.set_attn_implementation(implementation)
+                use_attention(self.model, implementation)
             except (ValueError, ImportError):
                 continue  # a model without it: stock has no answer to compare with
             for name in self.job["cases"]:
@@ -173,8 +174,9 @@ class _Session:
 
     def _bisect(self, run: dict[str, Any], implementation: str, case: Any) -> None:
         from rocm_overlay.verify import bisect
+        from rocm_overlay.verify.models import use_attention
 
-        self.model.set_attn_implementation(implementation)
+        use_attention(self.model, implementation)
         reference = self.folder / implementation / f"{case.name}.safetensors"
 
         def within() -> bool:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..child import Child, beside
-from ..install.transaction.errors import UsageError
-from ..progress import Step
+from ..console import Step
+from ..errors import UsageError
+from ..fingerprint import Fingerprint
+from ..journal import Reuse
 from .plan import ANY, TIERS, Run
 from .switches import functions_of
 from .target import Interpreter, Source
@@ -95,6 +97,7 @@ class Results:
     not_compared: list[dict[str, Any]] = field(default_factory=list)  # cases that stock itself cannot run
     compared: int = 0
     nan_weights: list[str] = field(default_factory=list)
+    reused: Reuse | None = None  # jobs that an earlier run finished
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,7 @@ class Setup:
     save: Path | None = None  # where stock's outputs are kept for another machine
     compare: Path | None = None  # outputs of another machine, in place of stock here
     bisect: bool = True
+    subject: Fingerprint | None = None  # what results depend on beside the plan; None where none are kept
 
 
 def run_all(setup: Setup, runs: list[Run], step: Step) -> Results:

@@ -21,7 +21,7 @@ ENUMS: dict[str, Any] = {"ActivationType": ActivationType, "QuantType": QuantTyp
 
 SCHEMAS = Path(__file__).parent / "schemas"
 TRITON = Path(__file__).parent / "triton_schemas.json"
-TRITON_CORE = "aiter.ops.triton.utils.core"
+BACKWARD = Path(__file__).parent / "backward_schemas.json"
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Catalog:
     @property
     def triton_modules(self) -> set[str]:
         """Every module under ``aiter.ops.triton``, packages included."""
-        homes = {path.rpartition(".")[0] for path in self.triton["functions"]} | {TRITON_CORE}
+        homes = {path.rpartition(".")[0] for path in self.triton["functions"]}
         parts = [home.split(".") for home in homes]
         return {".".join(names[:length]) for names in parts for length in range(3, len(names) + 1)}
 
@@ -61,7 +61,8 @@ def load(version: str) -> Catalog:
         raise LookupError(f"no double of aiter {version}; modelled: {', '.join(versions())}")
     raw = json.loads(path.read_text())
     triton = json.loads(TRITON.read_text())[version]
-    return Catalog(raw["version"], raw["ops"], raw["functions"], raw["behaviour"], triton)
+    ops = raw["ops"] | json.loads(BACKWARD.read_text())[version]
+    return Catalog(raw["version"], ops, raw["functions"], raw["behaviour"], triton)
 
 
 def _owned(functions: dict[str, list[str]], module: str) -> dict[str, list[str]]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -39,8 +37,6 @@ def fake_aiter(
     if arch is None and faults.import_error is None:
         faults.import_error = RuntimeError("ROCm version file not found")
     double = Double(catalog.load(version), arch or "none", cu_count, device_type, faults)
-    home = tempfile.TemporaryDirectory(prefix="aiter-double-")
-    double.folder = Path(home.name)
     before = installed()
     for name in before:
         del sys.modules[name]
@@ -60,7 +56,6 @@ def fake_aiter(
             del sys.modules[name]
         library._destroy()
         sys.modules.update(before)
-        home.cleanup()
         if restore_probe is not None:
             restore_probe()
 

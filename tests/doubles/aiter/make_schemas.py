@@ -16,7 +16,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-VERSIONS = ("v0.1.5.post4", "v0.1.7.post3", "v0.1.9.post1", "v0.1.16", "v0.1.20.post1")
+VERSIONS = ("v0.1.5.post4", "v0.1.7.post3", "v0.1.9.post1", "v0.1.16", "v0.1.20.post1", "v0.1.22")
+READ_AT = {"v0.1.22": "HEAD"}
+"""Tags that the source has no signatures of are read at a commit beside them: v0.1.22 (2026-09-14) at e4048607
+(2026-08-22), whose public functions are the same in what of the later sources could be read (attention of
+``aiter.ops.triton``, ``aiter.tuned_gemm``, ``aiter.ops.topk``).
+"""
 
 OPS = {
     "mha_fwd": "aiter.ops.mha",
@@ -115,8 +120,9 @@ def _op(source: dict[str, Any], name: str, module: str, version: str) -> dict[st
     return {"module": module, "schema": derive_schema(name, entry), "printed": False}
 
 
-def build(source: dict[str, Any], version: str) -> dict[str, Any]:
+def build(source: dict[str, Any], name: str) -> dict[str, Any]:
     """Everything the double knows about one tag."""
+    version = READ_AT.get(name, name)
     order = list(source["tags"])
 
     def since(tag: str) -> bool:
@@ -129,7 +135,7 @@ def build(source: dict[str, Any], version: str) -> dict[str, Any]:
             functions[path] = entry["params"]
     ops = {name: _op(source, name, module, version) for name, module in OPS.items()}
     return {
-        "version": version,
+        "version": name,
         "commit": source["tags"][version]["commit"],
         "ops": {name: op for name, op in ops.items() if op is not None},
         "functions": dict(sorted(functions.items())),

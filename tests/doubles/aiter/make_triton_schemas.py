@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from make_schemas import VERSIONS
+from make_schemas import READ_AT, VERSIONS
 
 ROOT = "aiter/ops/triton"
 MODULES = {
@@ -73,7 +73,9 @@ def build(checkout: Path, version: str) -> dict[str, Any]:
 def main() -> None:
     checkout = Path(sys.argv[1])
     target = Path(__file__).parent / "triton_schemas.json"
-    target.write_text(json.dumps({version: build(checkout, version) for version in VERSIONS}, indent=1) + "\n")
+    target.write_text(
+        json.dumps({version: build(checkout, READ_AT.get(version, version)) for version in VERSIONS}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from types import ModuleType, SimpleNamespace
 import torch
 
 from . import registry, triton
-from .catalog import ENUMS, TRITON_CORE
+from .catalog import ENUMS
 from .state import Double
 
 # Submodules whose names the package re-exports on ``import aiter``; tuned_gemm is imported on request only.
@@ -31,8 +31,8 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        known = {*MODULES, *self.double.catalog.triton_modules}
-        if fullname not in known:
+        known = {*MODULES, *self.double.catalog.triton_modules} - self.double.faults.gone
+        if fullname not in known or any(fullname.startswith(f"{gone}.") for gone in self.double.faults.gone):
             return None
         package = fullname in PACKAGES or any(name.startswith(f"{fullname}.") for name in known)
         return importlib.machinery.ModuleSpec(fullname, self, origin="double", is_package=package)
@@ -49,8 +49,6 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             raise self.double.faults.module_errors[name]
         if name in self.double.catalog.triton_modules:
             module.__dict__.update(triton.functions(self.double, name))
-            if name == TRITON_CORE:
-                module.__dict__["AITER_TRITON_CONFIGS_PATH"] = triton.cuts(self.double)
             return
         registry.register_ops(self.double, self.library, name)
         functions = registry.python_functions(self.double, name)
@@ -60,6 +58,8 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         if name == "aiter":
             module.__dict__.update(ENUMS)
             for exported in EXPORTED:
+                if exported in self.double.faults.gone:
+                    continue
                 public = vars(importlib.import_module(exported)).items()
                 module.__dict__.update({key: item for key, item in public if not key.startswith("_")})
 

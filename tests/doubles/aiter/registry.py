@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import catalog as catalogs
-from .kernels import activation, attention, flash, gemm, guards, moe, norm, rope
+from .kernels import activation, attention, attention_backward, flash, gemm, guards, moe, norm, rope
 from .state import Double
 
 Kernel = Callable[[Double, str, dict[str, Any]], Any]
@@ -20,6 +20,10 @@ KERNELS: dict[str, Kernel] = {
     "mha_varlen_fwd": attention.mha_varlen_fwd,
     "fmha_v3_fwd": attention.fmha_v3_fwd,
     "fmha_v3_varlen_fwd": attention.fmha_v3_varlen_fwd,
+    "mha_bwd": attention_backward.mha_bwd,
+    "mha_varlen_bwd": attention_backward.mha_varlen_bwd,
+    "fmha_v3_bwd": attention_backward.fmha_v3_bwd,
+    "fmha_v3_varlen_bwd": attention_backward.fmha_v3_varlen_bwd,
     "gemm_a16w16": gemm.gemm_a16w16,
     "silu_and_mul": activation.silu_and_mul,
     "gelu_and_mul": activation.gelu_and_mul,
@@ -48,7 +52,7 @@ def run_kernel(double: Double, name: str, arguments: dict[str, Any]) -> Any:
     guards.launch(double, name, arguments)
     if name in double.faults.altered:
         arguments = arguments | double.faults.altered[name](arguments)
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):  # a kernel knows neither
         result = KERNELS[name](double, name, arguments)
         corrupt = double.faults.wrong.get(name)
         if corrupt is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -55,6 +54,7 @@ class Faults:
 
     import_error:  raised by ``import aiter`` (real: RuntimeError, AssertionError, FileNotFoundError, KeyError).
     module_errors: submodule -> raised by its import while others work (real: tuned_gemm without pandas).
+    gone:          submodules that a release has deleted or renamed: nothing imports them, nothing re-exports them.
     raises:        op or function name -> exception that it raises when called (a kernel that does not build).
                    Functions of aiter.ops.triton are named with a leading "triton.", here and below.
     wrong:         op name -> what to do to its result, without raising (a miscompiled kernel).
@@ -65,6 +65,7 @@ class Faults:
 
     import_error: Exception | None = None
     module_errors: dict[str, Exception] = field(default_factory=dict)
+    gone: frozenset[str] = frozenset()
     raises: dict[str, Exception] = field(default_factory=dict)
     wrong: dict[str, Corruption] = field(default_factory=dict)
     altered: dict[str, Alteration] = field(default_factory=dict)
@@ -86,7 +87,6 @@ class Double:
     imports: list[str] = field(default_factory=list)
     marked: int = 0  # launches of the GEMM with a shuffled weight
     shuffled: list[Any] = field(default_factory=list)  # storages that shuffle_weight produced
-    folder: Path = field(default_factory=Path)  # where files of the installation lie
 
     @property
     def version(self) -> str:

@@ -6,7 +6,6 @@ alignment that no one checks, a window of one key that counts as none.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -26,13 +25,6 @@ def functions(double: Double, module: str) -> dict[str, Callable[..., Any]]:
         for name, parameters in double.catalog.triton_functions_of(module).items()
         if f"triton.{name}" not in double.faults.missing
     }
-
-
-def cuts(double: Double) -> str:
-    """The folder of cuts, one file per chip that this tag knows (their content is never read)."""
-    for chip in double.catalog.triton["cuts"]:
-        (double.folder / f"{chip}-MHA-DEFAULT.json").write_text(json.dumps({"fwd": {}}))
-    return str(double.folder)
 
 
 def _function(double: Double, name: str, parameters: list[str]) -> Callable[..., Any]:

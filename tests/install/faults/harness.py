@@ -15,13 +15,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rocm_overlay.errors import OverlayError
 from rocm_overlay.install.transaction import journal, receipt
-from rocm_overlay.install.transaction.apply import Plan, Step, execute
+from rocm_overlay.install.transaction.apply import Plan, Step, execute, preflight
 from rocm_overlay.install.transaction.entry import Entry, sha256
-from rocm_overlay.install.transaction.errors import OverlayError
 from rocm_overlay.install.transaction.fs import TEMPORARY, Fs
 from rocm_overlay.install.transaction.place import BLOBS, JOURNAL, STATE, Place
-from rocm_overlay.install.transaction.receipt import Receipt, ReceiptFile, ReceiptTarget
+from rocm_overlay.install.transaction.receipt import (
+    ADOPTED,
+    BUNDLE,
+    GENERATED,
+    OWN,
+    Receipt,
+    ReceiptFile,
+    ReceiptTarget,
+)
 from rocm_overlay.install.transaction.recovery import recover
 from rocm_overlay.install.transaction.signals import Signals
 
@@ -29,6 +37,8 @@ from tests.forking import fork
 
 PACKAGE, VERSION = "pkg", "1.0"
 PATHS = ("a.py", "sub/b.py", "sub/c.py")
+ORIGINS = {PATHS[0]: ADOPTED, PATHS[1]: OWN, PATHS[2]: GENERATED}
+"""Of the first generation; the second one is the bundle's."""
 WRITING = frozenset(
     {"create", "open_append", "write", "fchown", "fchmod", "set_xattr", "remove_xattr", "futime", "lutime", "lchown"}
     | {"fsync", "symlink", "link", "replace", "unlink", "mkdir"}
@@ -183,7 +193,9 @@ def install_plan(world: World, generation: int = 1, paths: tuple[str, ...] = PAT
             after = Entry(
                 **{**found.entry.as_file().__dict__, "sha256": sha256(data), "size": len(data), "mtime_ns": mtime_ns}
             )
-            files.append(ReceiptFile(path, "m", origin, after.sha256, ()))
+            source = ORIGINS[path] if generation == 1 else BUNDLE
+            recorded = None if source == BUNDLE else sha256(b"what RECORD says")
+            files.append(ReceiptFile(path, "m", origin, after.sha256, (), origin=source, recorded=recorded))
         else:
             data, after = stock(path), origin
         if found.entry.sha256 != after.sha256:
@@ -207,6 +219,13 @@ def revert_plan(world: World) -> Plan:
 def run(world: World, plan: Plan, fs: Fs | None = None) -> None:
     with Signals() as signals:
         execute(world.place(fs), plan, signals)
+
+
+def command(world: World, plan: Plan, fs: Fs) -> None:
+    """What install and revert do: prove that every folder accepts a file, then run."""
+    place = world.place(fs)
+    preflight(place, {place.folder(step.path) for step in plan.steps})
+    run(world, plan, fs)
 
 
 def next_command(world: World, fs: Fs | None = None) -> None:
@@ -333,15 +352,15 @@ def _kill_at_replace(at: int) -> Fs:
 
 
 INSTALL = Scenario(
-    "install", _nothing, lambda world, fs: run(world, install_plan(world), fs),
+    "install", _nothing, lambda world, fs: command(world, install_plan(world), fs),
     {"stock": ALL_STOCK, "overlay": ALL_OVERLAY},
 )  # fmt: skip
 UPGRADE = Scenario(
-    "upgrade", _installed, lambda world, fs: run(world, install_plan(world, 2, PATHS[:2]), fs),
+    "upgrade", _installed, lambda world, fs: command(world, install_plan(world, 2, PATHS[:2]), fs),
     {"overlay": ALL_OVERLAY, "upgraded": UPGRADED},
 )  # fmt: skip
 REVERT = Scenario(
-    "revert", _installed, lambda world, fs: run(world, revert_plan(world), fs),
+    "revert", _installed, lambda world, fs: command(world, revert_plan(world), fs),
     {"stock": ALL_STOCK, "overlay": ALL_OVERLAY},
 )  # fmt: skip
 RECOVER_INSTALL = Scenario("recover install", _stopped_install, next_command, {"stock": ALL_STOCK})

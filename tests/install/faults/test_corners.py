@@ -15,11 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rocm_overlay.install.transaction import apply, blobs, journal, lock, receipt, states
-from rocm_overlay.install.transaction.apply import Plan, execute, preflight
-from rocm_overlay.install.transaction.decode import MalformedError, Reader, dump, parse
-from rocm_overlay.install.transaction.entry import FILE, Entry, sha256
-from rocm_overlay.install.transaction.errors import (
+from rocm_overlay.errors import (
     BusyError,
     CancelledError,
     ForeignError,
@@ -28,6 +24,10 @@ from rocm_overlay.install.transaction.errors import (
     UnrecoveredError,
     WriteError,
 )
+from rocm_overlay.install.transaction import apply, blobs, journal, lock, receipt, states
+from rocm_overlay.install.transaction.apply import Plan, execute, preflight
+from rocm_overlay.install.transaction.decode import MalformedError, Reader, dump, parse
+from rocm_overlay.install.transaction.entry import FILE, Entry, sha256
 from rocm_overlay.install.transaction.fs import Tree
 from rocm_overlay.install.transaction.place import BLOBS, HISTORY, JOURNAL, LOCK, RECEIPT, STATE, Place, now_ns
 from rocm_overlay.install.transaction.recovery import BACK, COMPLETED, FORWARD, ORPHANED, recover
@@ -627,13 +627,17 @@ def test_a_receipt_round_trips_and_a_wrong_hash_is_refused(world: World) -> None
 
 def test_an_error_carries_all_that_a_person_needs() -> None:
     error = ForeignError("id", "message", remedy="do this", paths=[Path("/a")])
-    assert error.to_json() == {"code": 4, "id": "id", "message": "message", "paths": ["/a"], "remedy": "do this"}
+    assert error.to_json() == {
+        "code": 4, "id": "id", "message": "message", "paths": ["/a"], "remedy": "do this",
+        "place": None, "expected": None, "found": None, "nearest": None, "findings": [],
+    }  # fmt: skip
     assert str(error) == "message"
     assert OverlayError("id", "m", remedy="r").code == 70
     codes = {kind.__name__: kind.code for kind in OverlayError.__subclasses__()}
     assert codes == {
         "UsageError": 2, "UnsupportedError": 3, "ForeignError": 4, "WriteError": 5, "BusyError": 6,
         "UnrecoveredError": 7, "BundleError": 8, "TargetError": 9, "RolledBackError": 10, "CancelledError": 130,
+        "GeneratorError": 1, "SeveralErrors": 70,  # of gen, and of several inputs: theirs when one is made
     }  # fmt: skip
 
 
@@ -658,7 +662,9 @@ def test_states_are_named_from_the_files() -> None:
     assert named([O, X], stale=False) is states.State.DRIFTED
     assert states.without_receipt([S], supported=True) is states.State.STOCK
     assert states.without_receipt([S], supported=False) is states.State.UNSUPPORTED
-    assert states.without_receipt([S, states.FileState.MISSING], supported=True) is states.State.STOCK
+    assert states.without_receipt([S, states.FileState.MISSING], supported=True) is states.State.FOREIGN
+    assert states.without_receipt([S, states.FileState.ABSENT], supported=True) is states.State.STOCK
+    assert states.without_receipt([S, states.FileState.UNSEEN], supported=True) is states.State.UNSUPPORTED
     assert states.without_receipt([S, O], supported=True) is states.State.FOREIGN
 
 

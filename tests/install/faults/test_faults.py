@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rocm_overlay.install.transaction.errors import CANNOT_WRITE, ROLLED_BACK, UNRECOVERED, OverlayError
+from rocm_overlay.errors import CANNOT_WRITE, ROLLED_BACK, UNRECOVERED, OverlayError
 from rocm_overlay.install.transaction.fs import Fs
 
 from tests.forking import fork

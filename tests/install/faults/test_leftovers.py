@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from rocm_overlay.install import transaction
-from rocm_overlay.install.transaction import journal, states
+from rocm_overlay.install.transaction import journal
 from rocm_overlay.install.transaction.fs import TEMPORARY
 from rocm_overlay.install.transaction.place import BLOBS, JOURNAL, RECEIPT, RESCUED, STATE, temporary_name
 from rocm_overlay.install.transaction.recovery import COMPLETED, ORPHANED, recover
@@ -178,10 +178,6 @@ def test_a_file_that_became_a_link_is_not_followed(finished: World) -> None:
 def test_names_of_temporary_files() -> None:
     names = [temporary_name(name, "0123456789ab") for name in ("modeling_x.py", "lock")]
     assert names == [".modeling_x.0123456789ab.ovtmp", ".lock.0123456789ab.ovtmp"]
-
-
-def test_a_file_that_is_gone_is_missing() -> None:
-    assert states.classify(None, (), ()) is states.FileState.MISSING
 
 
 def test_values_cannot_be_changed() -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rocm_overlay.errors import OverlayError, UnrecoveredError, WriteError
 from rocm_overlay.install.transaction import apply, blobs, fs
 from rocm_overlay.install.transaction.entry import sha256
-from rocm_overlay.install.transaction.errors import OverlayError, UnrecoveredError, WriteError
 from rocm_overlay.install.transaction.fs import Tree
 from rocm_overlay.install.transaction.place import BLOBS, Place
 

@@ -56,11 +56,12 @@ def points(counts: Counter[str], whole: bool) -> list[tuple[str, int]]:
 
 
 def end_of(site: Path, stock: dict[str, object], overlaid: dict[str, bytes]) -> str:
-    """Run the next command, `status`; return stock, overlay or what is wrong."""
+    """Run the next command, `recover`; return stock, overlay or what is wrong."""
+    recovered = run_process("recover", "--json", "--site-packages", str(site))
+    assert recovered.code == 0, recovered
     status = run_process("status", "--json", "--site-packages", str(site))
     assert status.code == 0, status
     texts = {model: modeling(site, model).read_bytes() for model in MODELS.split(",")}
-    run_process("recover", "--site-packages", str(site))  # stray temporary files are collected by commands that write
     if list(site.rglob("*.ovtmp")):
         return "BAD: temporary files"
     if texts == overlaid:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.ops.test_rope import heads, tables
 
 from .support import ran
 
+experts = importlib.import_module("amd_ops.moe")  # the package has a function of this name
 F32 = torch.float32
 Inputs = list[Tensor]
 OPS = sorted(providers.HOMES["ours"])
@@ -38,6 +40,15 @@ def sound(op: str) -> tuple[Callable[..., Any], Inputs]:
     if op == "rope_into_cache":
         at = torch.arange(3)
         return lambda *t: (rope_into_cache(*t, at), *t[5:]), [q, k, v, cos, sin, *torch.zeros(2, 1, 2, 6, 8)]
+    if op == "softmax_top_k":
+        return lambda x: experts.softmax_top_k(x, 2), [rows]
+    w1, w2, weights, ids = torch.randn(3, 32, 16), torch.randn(3, 16, 16), torch.rand(4, 2), torch.tensor([[0, 2]] * 4)
+    if op == "moe":
+        return lambda x, *e: amd_ops.moe(x, *e, ids, activation="silu"), [rows, w1, w2, weights]
+    if op == "clamped_moe":
+        biases = torch.randn(3, 32), torch.randn(3, 16)
+        parts = [rows, w1.mT.contiguous(), biases[0], w2, biases[1], weights]
+        return lambda x, *e: experts.clamped_moe(x, *e, ids), parts
     return getattr(amd_ops, op), [rows]
 
 
@@ -88,7 +99,11 @@ def vast(op: str) -> Inputs:
     """Arguments of 2**32 numbers each that take no memory, their last dimension dense."""
     rows, weight = torch.zeros(2**8).expand(2**24, 2**8), torch.ones(2**8)
     q, table = torch.zeros(2**8).expand(1, 2**16, 2**8, 2**8), torch.zeros(1, 2**8, 2**8)
+    hidden, shares = torch.zeros(4, 2**16), torch.zeros(4, 2)
+    up, gate_up, down = (torch.zeros(m).expand(3, n, m) for n, m in ((2**17, 2**16), (2**16, 2**17), (2**16, 2**16)))
     return {
+        "moe": [hidden, up, down, shares],
+        "clamped_moe": [hidden, gate_up, torch.zeros(3, 2**17), down, torch.zeros(3, 2**16), shares],
         "rms_norm": [rows, weight],
         "add_rms_norm": [rows, rows, weight],
         "apply_rope": [q, q, table, table],

@@ -323,12 +323,15 @@ def test_explain_names_the_provider(liger_first: Double) -> None:
     assert next(v.reason for v in strided.verdicts if v.tier == "triton:liger").endswith("liger would copy it")
 
 
-def test_under_compile_the_public_ops_reach_the_provider(liger_first: Double) -> None:
+def test_under_compile_the_public_ops_are_formulas_and_reach_no_provider(liger_first: Double) -> None:
     x, w = torch.randn(2, 8), torch.ones(8)
     with amd_ops.override(triton_providers="liger"):
         compiled = torch.compile(lambda x, w: amd_ops.rms_norm(x, w, 1e-6), backend="eager", fullgraph=True)
         close(compiled(x, w), rms_norm(x, w, 1e-6, "llama"), 2.0)
-    assert ran("rms_norm", "liger") > 0
+        assert liger_first.calls == [], "a compiler fuses the formula better"
+        assert ran("rms_norm", "liger") == 0
+        amd_ops.rms_norm(x, w, 1e-6)
+    assert ran("rms_norm", "liger") == 1, "outside the graph the provider serves"
 
 
 @pytest.mark.parametrize("text", ["", "triton", "liger,liger", "ours;liger"])

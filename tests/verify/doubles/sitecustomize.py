@@ -18,6 +18,19 @@ def burn(seconds):
         pass
 
 
+def slow_down_stocks_norm():
+    """Let ``torch.rsqrt`` take a millisecond: stock's expression of a norm calls it, the fast double does not."""
+    import torch
+
+    plain = torch.rsqrt
+
+    def rsqrt(*args, **kwargs):
+        burn(0.001)
+        return plain(*args, **kwargs)
+
+    torch.rsqrt = rsqrt
+
+
 def run_of(tiers):
     """Return what tier torch runs."""
     from amd_ops import toggles
@@ -55,14 +68,15 @@ def doubles(kind, op):
 
 
 def apply(amd_ops):
-    from amd_ops import dispatch
+    from amd_ops import dispatch, toggle_rules
 
     for part in os.environ["OVERLAY_TEST_DOUBLES"].split(","):
         name, _, kind = part.partition("=")
         op = dispatch.ops[name]
         double = dispatch.Tier("triton", dispatch.always(doubles(kind, op)))
         tiers = [tier for tier in op.tiers if tier.name != "triton"]
-        if kind == "fast":  # clearly faster than torch's tier, whatever else this machine does
+        if kind == "fast":  # clearly faster than torch's tier and than stock, whatever else this machine does
+            slow_down_stocks_norm()
             run = run_of(tiers)
 
             def burning(*args, run=run):
@@ -71,6 +85,7 @@ def apply(amd_ops):
 
             tiers = [dispatch.Tier("torch", dispatch.always(burning)) if t.name == "torch" else t for t in tiers]
         op.tiers = (tiers[0], double, *tiers[1:])
+        toggle_rules.OPS[name] = tuple(tier.name for tier in op.tiers)  # what AMD_OPS_OP_TIERS may name
         op.tallies = {tier.name: dispatch.Tally(tier.name) for tier in op.tiers}
         op.unbind()
 

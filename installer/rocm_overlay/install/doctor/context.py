@@ -8,14 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...errors import OverlayError, TargetError
+from ...shared import rules
 from .. import gpu, inspection, record
 from ..gpu import Gpu
-from ..profiles import FAMILIES
-from ..session import Options, open_place, read_situation
-from ..situation import Situation
+from ..session import Options, open_place
 from ..target import Target, resolve
 from ..transaction import journal
-from ..transaction.errors import OverlayError, TargetError
 from ..transaction.place import Place
 
 
@@ -63,8 +62,8 @@ class Context:
 
     def asked(self) -> dict[str, str]:
         """Return our toggles that the environment sets to something other than off."""
-        found = {name: self.machine.environ[name] for name in ("AMD_OPS", *FAMILIES) if name in self.machine.environ}
-        return {name: value for name, value in found.items() if value not in ("", "0", "off")}
+        found: dict[str, str] = rules().requested(self.machine.environ)
+        return found
 
 
 def look(options: Options, machine: Machine, launcher: str | None) -> Context:
@@ -89,10 +88,3 @@ def look(options: Options, machine: Machine, launcher: str | None) -> Context:
     return Context(
         options, machine, launcher, gpu.gpus(machine.nodes), target, refusal, place, found, status, interrupted
     )
-
-
-def situation(context: Context) -> Situation:
-    """Return what planning would look at; only where there is a target."""
-    assert context.place is not None
-    assert context.target is not None
-    return read_situation(context.place, context.target, context.options.bundle, keep_orphan=True)

@@ -8,12 +8,13 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from ...errors import ForeignError, TargetError
 from ..hook import installed
 from ..hook.running import VARIABLE, prefix_of, shebang_python
+from ..state import FINDINGS
 from ..target import HOOK, resolve
-from ..transaction.errors import ForeignError, TargetError
 from ..transaction.place import JOURNAL
-from ..transaction.states import State
+from ..transaction.states import BACK, FileState, State
 from .context import Context
 from .registry import Finding, finding
 
@@ -23,7 +24,7 @@ _STATES = {
     State.WIPED: "wiped",
     State.ORPHANED: "orphaned",
     State.STALE: "stale-overlay",
-    State.FOREIGN: "foreign-files",
+    State.UNSUPPORTED: "unsupported",
 }
 
 
@@ -33,17 +34,30 @@ def target(c: Context) -> Iterator[Finding]:
         yield finding("no-target", c.refusal.message, paths=c.refusal.paths, advice=c.refusal.remedy)
     if c.interrupted and c.place is not None:
         yield finding("interrupted", f"{c.place.tree.root / JOURNAL} exists")
-    if (
-        c.status is not None
-        and c.status.state in _STATES
-        and (c.status.mode, c.status.state) != ("hook", State.DRIFTED)
-    ):
-        wrong = [file for file in c.status.files if file.state.value in ("foreign", "overlay-other", "missing")]
-        evidence = [f"state {c.status.state.value}", *(f"{file.path} is {file.state.value}" for file in wrong)]
-        if not wrong:
-            evidence += list(c.status.notes)
-        paths = tuple(c.status.target.package / file.path for file in wrong)
-        yield finding(_STATES[c.status.state], *evidence, paths=paths)
+    if c.status is None:
+        return
+    found, package = c.status, c.status.target.package
+    wrong = [file for file in found.files if file.state not in (FileState.OVERLAY, *BACK)]
+    if found.receipt is not None or found.mode == "hook":
+        if found.state in _STATES and (found.mode, found.state) != ("hook", State.DRIFTED):
+            evidence = [f"state {found.state.value}", *(f"{file.path} is {file.word}" for file in wrong)]
+            if not wrong:
+                evidence += list(found.notes)
+            yield finding(_STATES[found.state], *evidence, paths=tuple(package / file.path for file in wrong))
+        older = [file.path for file in found.receipt.files if file.made_from] if found.receipt is not None else []
+        if older:
+            yield finding("adopted-by-older-version", *older, paths=tuple(package / path for path in older))
+        return
+    if found.state is State.UNSUPPORTED and not any(file.state is FileState.UNSEEN for file in found.files):
+        yield finding("unsupported", f"transformers {found.target.version} in {package}")
+    kinds = dict.fromkeys(FINDINGS[file.state] for file in found.files if file.state in FINDINGS)
+    for kind in kinds:
+        concerned = [file for file in found.files if FINDINGS.get(file.state) == kind]
+        said = [f"{file.path} is {file.said}" for file in concerned]
+        yield finding(kind, *said, paths=tuple(package / file.path for file in concerned))
+    lost = [file.path for file in found.files if file.state is FileState.OVERLAY]
+    if lost:
+        yield finding("receipt-lost", *lost, paths=tuple(package / path for path in lost))
 
 
 def hook(c: Context) -> Iterator[Finding]:

@@ -134,7 +134,8 @@ def strangers(c: Context) -> Iterator[Finding]:
         text = (c.target.dist_info / "direct_url.json").read_text("utf-8", "replace")
         if "vcs_info" in text:
             yield finding("other-overlay", f"installed from a repository, perhaps a fork: {text.strip()[:200]}")
-    added = foreign.added_files(c.target, c.record)
+    managed = {file.path for file, _ in _managed(c)}  # those have findings of their own
+    added = [path for path in foreign.added_files(c.target, c.record) if path not in managed]
     if added:
         more = f" and {len(added) - _SHOWN} more" if len(added) > _SHOWN else ""
         yield finding(
@@ -148,8 +149,7 @@ def strays(c: Context) -> Iterator[Finding]:
     """Temporary files that a stopped process left."""
     if c.place is None or c.interrupted:
         return
-    folders = {c.place.folder(file.path) for file, path in _managed(c) if path.parent.is_dir()}
-    if has_strays(c.place, folders):
+    if has_strays(c.place):
         yield finding("stray-temporaries", f"below {c.place.tree.root}")
 
 

@@ -74,7 +74,7 @@ KINDS: tuple[Kind, ...] = (
         "wiped",
         WARNING,
         "The receipt says overlaid, but a reinstall has put stock back.",
-        "run `overlay install` again",
+        "run `overlay install` again, with the options of the first time",
     ),
     Kind(
         "orphaned",
@@ -123,8 +123,44 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         "foreign-files",
         PROBLEM,
-        "Files are neither the stock text of this release nor ours.",
-        "reinstall transformers, or overlay them as they are with `overlay install --adopt`",
+        "Files hold a text that is not stock, and no receipt of ours says why.",
+        "reinstall transformers, or make overlays from your text with `overlay install --adopt`: the edit stays",
+    ),
+    Kind(
+        "damaged-install",
+        PROBLEM,
+        "Files of the package are missing.",
+        "reinstall transformers",
+    ),
+    Kind(
+        "unsupported-text",
+        PROBLEM,
+        "Stock files of this release have a text that no overlay was made for.",
+        "run `overlay install --generate`, which makes the overlays here from the installed files",
+    ),
+    Kind(
+        "unsupported",
+        PROBLEM,
+        "There are no overlays for this release.",
+        "run `overlay install --generate`, which makes the overlays here from the installed files",
+    ),
+    Kind(
+        "receipt-lost",
+        WARNING,
+        "Overlays are there, but the receipt that lists them is gone.",
+        "run `overlay install` again, which writes a new one, or `overlay revert`",
+    ),
+    Kind(
+        "adopted-by-older-version",
+        PROBLEM,
+        "An older version of this program replaced an edited text by the overlay of the stock text: the edit is off.",
+        "run `overlay revert`, which returns your text, or `overlay install --adopt`, which makes an overlay from it",
+    ),
+    Kind(
+        "unlisted-files",
+        PROBLEM,
+        "Modeling files that the package's RECORD does not list: a repackager left them out, or somebody added them.",
+        "reinstall transformers from its own wheel, or take the files as they are with `overlay install --adopt`",
     ),
     Kind(
         "other-overlay",
@@ -250,7 +286,18 @@ KINDS: tuple[Kind, ...] = (
         "aiter merges its tables into a folder that all users and containers share.",
         "make one file with `overlay tune merge` and name it in AITER_CONFIG_GEMM_BF16",
     ),
-    Kind("toggle-value", PROBLEM, "A toggle has a value that amd_ops refuses.", "set 0, 1 or auto, or unset it"),
+    Kind(
+        "toggle-value",
+        PROBLEM,
+        "A toggle has a name or a value that amd_ops refuses.",
+        "correct it as the line says, or unset it",
+    ),
+    Kind(
+        "toggle-misspelt",
+        WARNING,
+        "A variable looks like a toggle and is none, so it does nothing.",
+        "correct its name, or unset it",
+    ),
     Kind(
         "toggle-without-overlay",
         WARNING,
@@ -262,6 +309,12 @@ KINDS: tuple[Kind, ...] = (
         WARNING,
         "Toggles ask for GPU kernels, but there is no AMD GPU.",
         "unset them, or check that the GPU is visible here",
+    ),
+    Kind(
+        "toggle-overrides",
+        WARNING,
+        "AMD_OPS names a profile or auto, and a toggle beside it decides for itself: the profile has no say there.",
+        "unset the toggle, or leave AMD_OPS off",
     ),
     Kind("toggle-ineffective", NOTE, "A toggle is set that this GPU does not profit from.", "unset it, or measure it"),
     Kind(

@@ -2,56 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from ...shared import rules
 from ..hook.running import VARIABLE
-from ..nearest import nearest
-from ..profiles import FAMILIES
 from .context import Context
 from .registry import Finding, finding
 
-_SWITCHES = ("FORCE_EAGER_ATTENTION", "AMD_OPS_STRICT")
-_LISTS = {
-    "AMD_OPS_TIERS": ("aiter", "triton", "torch", "eager"),
-    "AMD_OPS_TRITON_PROVIDERS": ("ours", "aiter", "liger"),
-}
-"""Comma lists, and the names that may stand in them."""
+LIMITS = ("AMD_OPS_STOCK", "AMD_OPS_OP_TIERS")
 
 
 def values(c: Context) -> Iterator[Finding]:
-    """What amd_ops would refuse at import; the rules are those of its documentation."""
-    environ = c.machine.environ
-    for names, accepted in ((tuple(FAMILIES), ("0", "1", "auto")), (_SWITCHES, ("0", "1"))):
-        for name in names:
-            if environ.get(name, accepted[0]) not in accepted:
-                yield finding(
-                    "toggle-value", f"{name}={environ[name]}", advice=f"set {', '.join(accepted)}, or unset it"
-                )
-    rows = environ.get("PRESHUFFLE_M_THRESH", "0")
-    if not rows.lstrip("-").isdigit():
-        yield finding("toggle-value", f"PRESHUFFLE_M_THRESH={rows}", advice="set a whole number of rows, or unset it")
-    for name, names in _LISTS.items():
-        for part in environ.get(name, names[0]).split(","):
-            if part.strip() not in names:
-                near = nearest(part.strip(), names)
-                hint = f"; did you mean {near}?" if near else ""
-                yield finding("toggle-value", f"{name} names {part.strip()!r}{hint}", advice=f"use {', '.join(names)}")
-    yield from _profile(environ.get("AMD_OPS", "off"))
-
-
-def _profile(value: str) -> Iterator[Finding]:
-    if value in ("off", "auto"):
-        return
-    try:
-        found = json.loads(Path(value).read_bytes())
-        problem = None if isinstance(found, dict) and isinstance(found.get("toggles"), dict) else "it is no profile"
-    except (OSError, ValueError) as error:
-        problem = str(error)
-    if problem is not None:
-        advice = "set AMD_OPS to off, auto or the path of a profile file"
-        yield finding("toggle-value", f"AMD_OPS={value}: {problem}", advice=advice)
+    """What amd_ops would refuse at import or warn about, by its own rules."""
+    for one in rules().complaints(c.machine.environ):
+        yield finding("toggle-value" if one.refused else "toggle-misspelt", one.text)
 
 
 def honoured(c: Context) -> Iterator[Finding]:
@@ -76,4 +41,23 @@ def honoured(c: Context) -> Iterator[Finding]:
         )
 
 
-CHECKS = (values, honoured)
+def overriding(c: Context) -> Iterator[Finding]:
+    """Toggles that are set beside a policy or a profile, which decides only for those that are unset."""
+    environ = c.machine.environ
+    policy = environ.get("AMD_OPS", "off")
+    if policy == "off":
+        return
+    wanted: dict[str, str] = {}
+    if policy != "auto":
+        try:
+            read = rules().read_profile(Path(policy))["toggles"]
+        except ValueError:
+            return  # told as a refused value
+        wanted = {name: rules().as_text(value) for name, value in read.items()}
+    for name in (*rules().FAMILIES, *LIMITS):
+        there = f"the profile has {wanted[name]}" if name in wanted else f"AMD_OPS={policy} would decide"
+        if name in environ and environ[name] != wanted.get(name):
+            yield finding("toggle-overrides", f"{name}={environ[name]} is set, {there}")
+
+
+CHECKS = (values, honoured, overriding)

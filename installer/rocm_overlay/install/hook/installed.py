@@ -9,11 +9,11 @@ from pathlib import Path
 
 import rocm_overlay
 
+from ...errors import ForeignError, TargetError, UnsupportedError, UsageError
 from .. import catalog, spec
-from ..session import Options, heal, open_place, read_situation
+from ..session import Options, heal, open_place, read_environment
 from ..target import HOOK, Target, resolve
 from ..transaction.decode import MalformedError, Reader, parse
-from ..transaction.errors import ForeignError, TargetError, UnsupportedError, UsageError
 from ..transaction.lock import cannot_write
 from ..transaction.place import Place, new_id
 from .served import SCHEMA
@@ -100,22 +100,30 @@ def _read(reader: Reader) -> Installed:
 
 def install(
     options: Options,
-    transformers: str,
+    transformers: str | None,
     models: Sequence[str] | None,
     *,
+    generate: bool = False,
     generated: Path | None = None,
+    replacements: Path | None = None,
     adopt: bool = False,
 ) -> HookOutcome:
     """Write the hook file. Nothing below ``transformers/`` is touched. Raises OverlayError."""
-    if generated is not None or adopt:
-        option = "--generated" if generated is not None else "--adopt"
+    given = {
+        "--generate": generate,
+        "--generated": generated is not None,
+        "--replacements": replacements is not None,
+        "--adopt": adopt,
+    }
+    option = next((name for name, there in given.items() if there), None)
+    if option is not None:
         raise UsageError(
             "hook-option",
             f"{option} goes with --mode files: the hook serves the bundle's overlays and replaces no file.",
             remedy=f"leave {option} or --mode hook out",
         )
     target = resolve(site_packages=options.site_packages, python=options.python, writes=False)
-    manifest = spec.choose(spec.parse(transformers, options.bundle), target, options.bundle)
+    manifest = spec.choose(spec.parse(transformers, target, options.bundle), target, options.bundle)
     place = open_place(target)
     heal(place, target, options)
     _refuse(place, target, options)
@@ -177,7 +185,7 @@ def _refuse(place: Place, target: Target, options: Options) -> None:
             remedy="use `overlay run -- CMD`, which needs no file at all",
             paths=[target.site],
         )
-    if read_situation(place, target, options.bundle, keep_orphan=True).receipt is not None:
+    if read_environment(place, target, options.bundle, keep_orphan=True).receipt is not None:
         raise UsageError(
             "files-installed",
             f"{target.package} has overlays in --mode files already, which the hook would serve a second time.",

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...errors import UsageError
+from ...shared import rules
 from .. import catalog, profiles
 from ..target import Target, resolve
-from ..transaction.errors import UsageError
 from .served import SCHEMA
 from .view import ServedFile, known_models, served_files
 
@@ -65,18 +66,43 @@ def prepare(
         "PYTHONPATH": os.pathsep.join([str(HOOK_PATH), *filter(None, [base.get("PYTHONPATH")])]),
         VARIABLE: json.dumps(settings, ensure_ascii=True, sort_keys=True),
     }
-    unset: tuple[str, ...] = ()
-    if profile is not None:
-        values = {one.name: one.value for one in profiles.make(profile, None).settings if one.name not in base}
-        added.update({name: value for name, value in values.items() if value is not None})
-        unset = tuple(name for name, value in values.items() if value is None)
+    values = _toggles(profile, base)
+    added.update({name: value for name, value in values.items() if value is not None})
+    unset = tuple(name for name, value in values.items() if value is None)
     whole = {name: value for name, value in {**base, **added}.items() if name not in unset}
     target: Target | None = None
     files: tuple[ServedFile, ...] = ()
     if dry_run:
         target = resolve(python=python or _interpreter(command), writes=False)
         files = served_files(target, bundle, chosen)
-    return Started(tuple(command), whole, tuple(sorted(added)), target, files, _warnings(command))
+    notes = (_in_force(whole), *_warnings(command))
+    return Started(tuple(command), whole, tuple(sorted(added)), target, files, notes)
+
+
+def _toggles(profile: str | None, base: Mapping[str, str]) -> dict[str, str | None]:
+    """Return what a profile, or the file of one, adds to an environment; None means that it has to be unset."""
+    if profile is None:
+        return {}
+    if profile in profiles.PROFILES:
+        return {one.name: one.value for one in profiles.make(profile, None).settings if one.name not in base}
+    path = Path(profile)
+    try:
+        rules().read_profile(path)
+    except ValueError as error:
+        raise UsageError(
+            "bad-profile",
+            f"--profile {profile}: it is {error}",
+            remedy=f"pass {', '.join(profiles.PROFILES)} or a file that `overlay qualify` wrote",
+            paths=[path],
+        ) from None
+    return {"AMD_OPS": str(path.resolve())}
+
+
+def _in_force(environ: Mapping[str, str]) -> str:
+    """Say which toggles the command gets, or that without one nothing is faster than stock."""
+    if not rules().requested(environ):
+        return "no toggle is set, so models compute stock: add --profile auto, or set AMD_OPS=auto"
+    return "toggles in force: " + ", ".join(f"{name}={value}" for name, value in rules().in_force(environ).items())
 
 
 def replace_process(started: Started) -> int:

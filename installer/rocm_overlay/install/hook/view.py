@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...errors import TargetError, UsageError, nearest
 from .. import catalog
-from ..nearest import nearest
+from ..session import open_place, read_environment
+from ..state import Environment
 from ..target import Target
-from ..transaction.entry import sha256
-from ..transaction.errors import UsageError
-from .served import MARKER
+from ..transaction.receipt import BUNDLE, OWN
+from ..transaction.states import FileState
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class ServedFile:
     found: str | None
     served: bool
     why: str | None = None
+    state: FileState = FileState.STOCK
 
 
 def known_models(models: Sequence[str] | None, bundle: Path) -> list[str] | None:
@@ -44,25 +46,26 @@ def known_models(models: Sequence[str] | None, bundle: Path) -> list[str] | None
 
 def served_files(target: Target, bundle: Path, models: Sequence[str] | None) -> tuple[ServedFile, ...]:
     """Look at every file that the installed release has overlays for."""
-    line = ".".join((target.version or "").split(".")[:2])
-    if line not in catalog.lines(bundle):
-        return ()
-    files = []
-    for path, entries in catalog.load(line, bundle).by_path().items():
-        if models is not None and entries[0].model not in models:
-            continue
-        files.append(_look(target.package / path, path, entries))
-    return tuple(files)
+    environment = read_environment(open_place(target), target, bundle)
+    files = (_look(environment, path) for path in environment.bundled())
+    return tuple(
+        file for file in files if file.state is not FileState.ABSENT and (models is None or file.model in models)
+    )
 
 
-def _look(file: Path, path: str, entries: tuple[catalog.FileEntry, ...]) -> ServedFile:
+def _look(environment: Environment, path: str) -> ServedFile:
+    model = environment.model_of(path)
     try:
-        data = file.read_bytes()
-    except OSError as error:
-        return ServedFile(path, entries[0].model, None, False, f"cannot be read ({error.strerror})")
-    digest = sha256(data)
-    if data.startswith(MARKER):
-        return ServedFile(path, entries[0].model, digest, False, "the file itself is an overlay already")
-    if not any(entry.stock_sha256 == digest for entry in entries):
-        return ServedFile(path, entries[0].model, digest, False, "no overlay was made for this text")
-    return ServedFile(path, entries[0].model, digest, True)
+        facts = environment.facts(path)
+    except TargetError as error:
+        return ServedFile(path, model, None, False, f"cannot be read ({error.message})", FileState.FOREIGN)
+    state = facts.state
+    if state in (FileState.OVERLAY, FileState.OVERLAY_OTHER):
+        origin = "" if facts.origin in (BUNDLE, None) else f" ({facts.origin})"
+        why = f"the file itself is an overlay already{origin}"
+        if facts.origin == OWN:
+            why = "the file is your own replacement"
+        return ServedFile(path, model, facts.digest, False, why, state)
+    if any(entry.stock_sha256 == facts.digest for entry in facts.entries):  # what the hook itself looks at
+        return ServedFile(path, model, facts.digest, True)
+    return ServedFile(path, model, facts.digest, False, f"no overlay was made for this text: it is {facts.said}", state)

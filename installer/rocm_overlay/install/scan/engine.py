@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from ..transaction.errors import UsageError
+from ...errors import UsageError
 from . import table
 from .comments import without_comments
 from .table import Entry
@@ -48,6 +48,11 @@ class Finding:
     text: str
     snippet: str
 
+    @property
+    def replacement(self) -> str | None:
+        """The call that takes the place of this one, where there is one of its own."""
+        return self.entry.calls.get(self.text)
+
 
 @dataclass(frozen=True)
 class Scan:
@@ -77,7 +82,7 @@ def scan(path: Path, exclude: Sequence[str] = (), *, progress: Callable[[int], N
     if not path.exists():
         raise UsageError(
             "no-path",
-            f"overlay scan {path}: there is no such file or folder.",
+            f"{path}: there is no such file or folder.",
             remedy="pass the folder of the project, for example `overlay scan .`",
             paths=[path],
         )
@@ -123,7 +128,7 @@ def look(path: str, text: str, kind: Kind) -> Iterator[Finding]:
     """Match one text. Lines that carry the ignore mark are left out."""
     code = without_comments(text, kind.language)
     lines = text.splitlines() if "\f" not in text else text.split("\n")
-    seen: set[tuple[int, str]] = set()
+    seen: set[tuple[int, str, str]] = set()
     digests = {name: make(code) for name, make in _DIGESTS.items() if name in kind.patterns}
     for entry, sort, pattern in _compiled(kind.patterns):
         if sort in digests and pattern.search(digests[sort]) is None:
@@ -132,9 +137,10 @@ def look(path: str, text: str, kind: Kind) -> Iterator[Finding]:
             start = match.start("at") if "at" in pattern.groupindex else match.start()
             line = code.count("\n", 0, start) + 1
             snippet = lines[line - 1] if line <= len(lines) else ""
-            if (line, entry.id) in seen or IGNORE in snippet:
+            mark = (line, entry.id, match[0] if entry.calls else "")
+            if mark in seen or IGNORE in snippet:
                 continue
-            seen.add((line, entry.id))
+            seen.add(mark)
             column = start - (code.rfind("\n", 0, start) + 1) + 1
             found = match["at"] if "at" in pattern.groupindex else match[0]
             yield Finding(entry, path, line, column, found.strip()[:120], snippet.strip()[:200])

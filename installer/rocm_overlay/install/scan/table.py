@@ -40,6 +40,8 @@ class Entry:
     differs: str
     sources: tuple[str, ...]
     patterns: dict[str, tuple[str, ...]]
+    calls: dict[str, str]
+    """Calls that have a counterpart of their own, and its name."""
 
     @property
     def manual(self) -> bool:
@@ -72,7 +74,15 @@ def _entry(reader: Reader) -> Entry:
         differs=reader.text("differs"),
         sources=reader.texts("sources"),
         patterns={kind: patterns.texts(kind) for kind in patterns.raw},
+        calls=_calls(reader),
     )
+
+
+def _calls(reader: Reader) -> dict[str, str]:
+    if "calls" not in reader.raw:
+        return {}
+    calls = reader.child("calls")
+    return {name: calls.text(name) for name in calls.raw}
 
 
 def _change(reader: Reader, key: str) -> Change | None:

@@ -6,10 +6,10 @@ import json
 from dataclasses import dataclass, field
 from typing import NoReturn
 
+from ...errors import BusyError, RolledBackError, UnrecoveredError
 from . import blobs, journal
 from .bytecode import purge
 from .entry import Entry, Observed, sha256
-from .errors import BusyError, RolledBackError, UnrecoveredError
 from .journal import INSTALL, Change, Journal
 from .lock import cannot_write
 from .place import BLOBS, HISTORY, STATE, Place, new_id, temporary_name

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
+from ...errors import UnrecoveredError
 from .entry import is_sha256, sha256
-from .errors import UnrecoveredError
 from .place import BLOBS, Place, new_id
 
 SecondSource = Callable[[str, str], "bytes | None"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...errors import UnrecoveredError
 from .decode import MODULE_PATH, MalformedError, Reader, dump, parse
 from .entry import Entry
-from .errors import UnrecoveredError
 from .fs import TEMPORARY
 from .place import JOURNAL, STATE, Place
 

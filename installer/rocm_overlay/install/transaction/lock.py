@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from .errors import BusyError, WriteError
+from ...errors import BusyError, WriteError
 from .place import LOCK, Place
 
 

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...errors import UnrecoveredError
 from .decode import MODULE_PATH, MalformedError, Reader, parse
 from .entry import Entry, is_sha256
-from .errors import UnrecoveredError
 from .place import RECEIPT, Place
 
 SCHEMA = "amd-overlay.receipt/1"
+BUNDLE, GENERATED, ADOPTED, OWN = "bundle", "generated", "adopted", "own"
+ORIGINS = (BUNDLE, GENERATED, ADOPTED, OWN)
+"""Where an overlay comes from: the bundle; a folder of `overlay gen`; made at install from an edited text; the user's
+own replacement.
+"""
 
 
 @dataclass(frozen=True)
 class ReceiptFile:
-    """One overlaid file: the entry that revert restores, and the overlay text it has now.
+    """One overlaid file: the entry that revert restores, which is what the overlay was made from, and the overlay.
 
-    ``made_from`` is the stock text that the overlay was made from, where revert restores another one: the text that
-    was found and adopted. None everywhere else.
+    ``recorded`` is what the package's RECORD said about the path at the install, where ``stock`` may be a text of the
+    user's. ``made_from`` stands in receipts of versions before generator 3 alone: they put the overlay of that stock
+    text in the place of an edited one.
     """
 
     path: str
@@ -26,6 +32,15 @@ class ReceiptFile:
     overlay_sha256: str
     had_pyc: tuple[str, ...]
     made_from: str | None = None
+    origin: str = BUNDLE
+    recorded: str | None = None
+
+    @property
+    def belongs_to(self) -> str | None:
+        """The stock hash by which a RECORD of the same release is known; None where it had no line for the path."""
+        if self.made_from is not None:
+            return self.made_from
+        return self.stock.sha256 if self.origin == BUNDLE else self.recorded
 
     def to_json(self) -> dict[str, object]:
         stock = self.stock.to_json()
@@ -37,6 +52,7 @@ class ReceiptFile:
             "overlay_sha256": self.overlay_sha256,
             "had_pyc": list(self.had_pyc),
             **({"made_from": self.made_from} if self.made_from is not None else {}),
+            **({} if self.origin == BUNDLE else {"origin": self.origin, "recorded_sha256": self.recorded}),
         }
 
     @classmethod
@@ -45,8 +61,13 @@ class ReceiptFile:
         if not is_sha256(overlay):
             raise MalformedError(f"{reader.place('overlay_sha256')}: not a sha256")
         made_from = reader.text("made_from") if "made_from" in reader.raw else None
-        if made_from is not None and not is_sha256(made_from):
-            raise MalformedError(f"{reader.place('made_from')}: not a sha256")
+        origin = reader.text("origin") if "origin" in reader.raw else BUNDLE
+        recorded = reader.optional_text("recorded_sha256") if origin != BUNDLE else None
+        if origin not in ORIGINS:
+            raise MalformedError(f"{reader.place('origin')}: found {origin!r}, expected one of {', '.join(ORIGINS)}")
+        for key, digest in (("made_from", made_from), ("recorded_sha256", recorded)):
+            if digest is not None and not is_sha256(digest):
+                raise MalformedError(f"{reader.place(key)}: not a sha256")
         stock = Reader({**reader.raw, "sha256": reader.text("stock_sha256")}, reader.where)
         return cls(
             reader.matching("path", MODULE_PATH),
@@ -55,6 +76,8 @@ class ReceiptFile:
             overlay,
             reader.texts("had_pyc"),
             made_from,
+            origin,
+            recorded,
         )
 
 

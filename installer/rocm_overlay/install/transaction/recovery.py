@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...errors import UnrecoveredError
 from . import blobs, journal
 from .bytecode import purge
 from .decode import MalformedError, dump, parse
 from .entry import Entry, Observed
-from .errors import UnrecoveredError
 from .journal import INSTALL, Change, Journal
 from .place import JOURNAL, RECEIPT, RESCUED, STATE, Place
 

@@ -6,7 +6,7 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
-from .errors import CancelledError
+from ...errors import CancelledError
 
 
 class HardStop(BaseException):

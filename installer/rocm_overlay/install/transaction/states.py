@@ -1,13 +1,12 @@
-"""Names for what a file and an environment are in, decided from hashes alone."""
+"""States of a file and of an environment, derived from hashes."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from enum import Enum
 from typing import Protocol
 
-from .entry import Observed
 from .receipt import Receipt
 
 MARKER = b"# amd-overlay/"
@@ -28,10 +27,24 @@ class FileState(str, Enum):
     """What one managed path holds."""
 
     STOCK = "stock"
+    """The text of the installed release, as its RECORD says or, where it says nothing, as the bundle knows it."""
+    UNSEEN = "unseen"
+    """Stock, too, but of a text that no overlay was made for."""
     OVERLAY = "overlay"
+    """The overlay that the receipt names, or without a receipt one of the bundle."""
     OVERLAY_OTHER = "overlay-other"
+    """A text with our marker and another hash: of another version of ours, or ours with an edit."""
+    BASE = "base"
+    """The user's own text that the receipt promises to return: it is back already."""
+    OTHER_STOCK = "other-stock"
+    """The stock text of another release."""
     FOREIGN = "foreign"
+    """Somebody's edit."""
+    UNLISTED = "unlisted"
+    """A path that the package's RECORD does not list although there is one: a repackager's tree, or an added file."""
     MISSING = "missing"
+    ABSENT = "absent"
+    """Neither on disk nor in the package's RECORD: this transformers does not have the model."""
 
 
 class State(str, Enum):
@@ -49,18 +62,8 @@ class State(str, Enum):
     UNSUPPORTED = "UNSUPPORTED"
 
 
-def classify(observed: Observed | None, stock: Collection[str], overlay: Collection[str]) -> FileState:
-    """Classify a file by the stock and overlay hashes that are right for it in this release.
-
-    A text with our marker but another hash is overlay-other: of another version of ours, or ours with an edit.
-    """
-    if observed is None:
-        return FileState.MISSING
-    if observed.entry.sha256 in stock:
-        return FileState.STOCK
-    if observed.entry.sha256 in overlay:
-        return FileState.OVERLAY
-    return FileState.OVERLAY_OTHER if observed.data.startswith(MARKER) else FileState.FOREIGN
+BACK = frozenset({FileState.STOCK, FileState.UNSEEN, FileState.BASE})
+"""What a file holds that is no overlay, and as it shall be after a revert."""
 
 
 def with_receipt(files: Iterable[FileState], *, stale: bool) -> State:
@@ -68,19 +71,19 @@ def with_receipt(files: Iterable[FileState], *, stale: bool) -> State:
     found = set(files)
     if found <= {FileState.OVERLAY}:
         return State.STALE if stale else State.APPLIED
-    if found == {FileState.STOCK}:
+    if found <= BACK:
         return State.WIPED
-    if found <= {FileState.OVERLAY, FileState.STOCK}:
+    if found <= {FileState.OVERLAY, *BACK}:
         return State.PARTIAL
     return State.DRIFTED
 
 
 def without_receipt(files: Iterable[FileState], *, supported: bool) -> State:
-    """Name the state of an environment that has no receipt."""
-    found = set(files)
-    if found - {FileState.STOCK, FileState.MISSING}:
+    """Name the state of an environment that has no receipt. ``supported``: the bundle has overlays for this release."""
+    found = set(files) - {FileState.ABSENT}
+    if found - {FileState.STOCK, FileState.UNSEEN}:
         return State.FOREIGN
-    return State.STOCK if supported else State.UNSUPPORTED
+    return State.STOCK if supported and FileState.UNSEEN not in found else State.UNSUPPORTED
 
 
 def is_orphaned(receipt: Receipt, version: str | None, record: Recorded) -> bool:
@@ -91,4 +94,4 @@ def is_orphaned(receipt: Receipt, version: str | None, record: Recorded) -> bool
     """
     if receipt.target.version != version:
         return True
-    return any(record.get(file.path) not in (None, file.made_from or file.stock.sha256) for file in receipt.files)
+    return any(record.get(file.path) not in (None, file.belongs_to) for file in receipt.files)

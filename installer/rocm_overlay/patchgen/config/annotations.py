@@ -10,7 +10,7 @@ import ast
 import typing
 from collections.abc import Iterator, Sequence
 
-from ..errors import Place
+from ...errors import Place
 from ..trees import Tree
 from .patches import CodePatch, ConfigError, Patch
 

@@ -8,7 +8,7 @@ import symtable
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
-from ..errors import InternalError, Place
+from ...errors import InternalError, Place
 from .patches import CodePatch, ConfigError, DropImport, Exclude, Patch
 from .snippet import global_names
 

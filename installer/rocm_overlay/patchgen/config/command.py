@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
+from ...console import print_json, raw, say, show
+from ...errors import DriftError, OverlayError, TargetError, several
 from ...install import patches
-from ..errors import DriftError, PatchgenError, TargetError
 from ..header import GENERATOR
 from ..options import Options
-from ..output import holds, refuse_package, write_files
 from ..recipe import Status
-from ..report import write_json, write_source
+from ..writing import holds, refuse_package, write_files
 from .generator import Generated, PatchOutcome, build
 from .load import Loaded, discover, find_file, load
-from .patches import ConfigErrors
 from .stock import find_module
 
 SCHEMA = "amd-overlay.gen-config/1"
@@ -40,43 +38,43 @@ class Job:
         return files
 
 
-def run(options: Options, out: TextIO, err: TextIO) -> int:
+def run(options: Options) -> int:
     """Carry out the command for the named config, or with ``--list`` or ``--check`` for all below this folder.
 
     Raises:
-        PatchgenError: anything that keeps a config from being generated; nothing was written.
+        OverlayError: anything that keeps a config from being generated; nothing was written.
     """
     found = [find_file(options.target)] if options.target else discover(Path.cwd())
     if not found:
         raise TargetError(
-            f"no patch config below {Path.cwd()}", expected="files named *_patch_gen_config.py", found="none"
+            "target", f"no patch config below {Path.cwd()}", expected="files named *_patch_gen_config.py", found="none"
         )
     loaded, errors = _load_all(found)
     if options.list_sites:
-        _list(loaded, out, options)
+        _list(loaded, options)
         if errors:
-            raise ConfigErrors(tuple(errors))
+            raise several(errors)
         return 0
     jobs = []
     for one in loaded:
         try:
             jobs += _jobs(one, options)
-        except PatchgenError as error:
+        except OverlayError as error:
             errors.append(error)
     if errors:
-        raise errors[0] if len(errors) == 1 else ConfigErrors(tuple(errors))
+        raise several(errors)
     written = _check(jobs, options) if options.check else _write(jobs, options)
-    _report(jobs, written, options, out, err)
+    _report(jobs, written, options)
     return 0
 
 
-def _load_all(paths: Sequence[Path]) -> tuple[list[Loaded], list[PatchgenError]]:
+def _load_all(paths: Sequence[Path]) -> tuple[list[Loaded], list[OverlayError]]:
     loaded: list[Loaded] = []
-    errors: list[PatchgenError] = []
+    errors: list[OverlayError] = []
     for path in paths:
         try:
             loaded.append(load(path))
-        except PatchgenError as error:
+        except OverlayError as error:
             errors.append(error)
     return loaded, errors
 
@@ -139,7 +137,7 @@ def _check(jobs: Sequence[Job], options: Options) -> list[Path]:
     return written
 
 
-def _list(loaded: Sequence[Loaded], out: TextIO, options: Options) -> None:
+def _list(loaded: Sequence[Loaded], options: Options) -> None:
     if options.as_json:
         configs = [
             {
@@ -154,35 +152,34 @@ def _list(loaded: Sequence[Loaded], out: TextIO, options: Options) -> None:
             for one in loaded
             for name, config in one.configs.items()
         ]
-        write_json({"schema": SCHEMA, "configs": configs}, out)
+        print_json("gen", {"schema": SCHEMA, "configs": configs})
         return
     for one in loaded:
         for name, config in one.configs.items():
             count = len(config.patches)
-            print(
+            show(
                 f"{one.path}: {name} -> {config.target_file} "
-                f"({config.source_module}, {config.mode}, {count} patch{'es' if count != 1 else ''})",
-                file=out,
+                f"({config.source_module}, {config.mode}, {count} patch{'es' if count != 1 else ''})"
             )
 
 
-def _report(jobs: Sequence[Job], written: Sequence[Path], options: Options, out: TextIO, err: TextIO) -> None:
+def _report(jobs: Sequence[Job], written: Sequence[Path], options: Options) -> None:
     if options.as_json:
-        write_json(_as_json(jobs, written), out)
+        print_json("gen", _as_json(jobs, written))
         return
     for job in jobs:
         if options.dry_run and options.diff:
-            write_source(diff_of(job.made), out)
+            raw(diff_of(job.made))
         counts = {status: sum(one.status is status for one in job.made.outcomes) for status in Status}
         account = ", ".join(f"{count} {status.value}" for status, count in counts.items() if count)
-        print(f"{job.path}: {job.name} -> {job.made.config.target_file}: {account}", file=err)
+        say(f"{job.path}: {job.name} -> {job.made.config.target_file}: {account}")
         for one in job.made.outcomes:
             if options.verbose or one.status is not Status.APPLIED:
-                print(f"  {_account(one)}", file=err)
+                say(f"  {_account(one)}")
     if written:
-        print("\n".join(f"wrote {path}" for path in written), file=err)
+        say("\n".join(f"wrote {path}" for path in written))
     else:
-        print("all as generated" if options.check else "nothing written", file=err)
+        say("all as generated" if options.check else "nothing written")
 
 
 def _account(one: PatchOutcome) -> str:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from types import FrameType
 
-from ..errors import Place
+from ...errors import Place
 from .patches import ConfigError, Definition
 from .snippet import dedent
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
+from ...errors import EditConflict, InternalError, OverlayError, Place, SourceError
 from ..edits import AppliedEdit, Edit, splice, unsplice
-from ..errors import EditConflict, InternalError, PatchgenError, Place, SourceError
 from ..header import GENERATOR, read_marker
-from ..output import write_files
 from ..recipe import Status
 from ..source import Source
+from ..writing import write_files
 from . import standalone
 from .annotations import unreadable
 from .apply import Change, Context, Made, apply, drop_imports
@@ -96,7 +96,7 @@ class ModelingCodeGenerator:
         Raises:
             ConfigErrors: patches that cannot be applied, all of them; nothing was written.
             SourceError: the stock file cannot be read, or somebody else has edited it.
-            OutputError: the folder cannot be written.
+            WriteError: the folder cannot be written.
         """
         module = self._module or self.load_source()
         self.result = build(self.config, module, self.mode)
@@ -119,7 +119,7 @@ def build(config: PatchConfig, module: StockModule, mode: Mode) -> Generated:
     stock = Stock(source)
     made, errors = _make_all(config, stock, mode)
     if errors:
-        raise ConfigErrors(tuple(errors))
+        raise ConfigErrors(errors)
     applied = [(patch, one) for patch, one in made if isinstance(one, Made) and one.changes]
     changes = _changes(config, module, stock, applied, mode, digest)
     output, edits, spans = _splice(stock, changes)
@@ -156,8 +156,8 @@ def patches_digest(config: PatchConfig) -> str:
 MadeBy = tuple[Patch, "Made | ConfigError"]
 
 
-def _make_all(config: PatchConfig, stock: Stock, mode: Mode) -> tuple[list[MadeBy], list[PatchgenError]]:
-    errors: list[PatchgenError] = list(find_conflicts(config.patches))
+def _make_all(config: PatchConfig, stock: Stock, mode: Mode) -> tuple[list[MadeBy], list[OverlayError]]:
+    errors: list[OverlayError] = list(find_conflicts(config.patches))
     if mode == "overlay":
         errors += [
             ConfigError(
@@ -273,7 +273,7 @@ def _check(
         raise InternalError("bytes outside the recorded edits changed", place=Place(module.path))
     text = output.decode("utf-8-sig")
     check_python(text, config.target_file)
-    errors: list[PatchgenError] = list(unbound(stock.source.text, text, config.patches))
+    errors: list[OverlayError] = list(unbound(stock.source.text, text, config.patches))
     if not module.reads_unions:
         errors += unreadable(text, config.patches, config.target_file)
     if mode == "overlay":
@@ -288,7 +288,7 @@ def _check(
                 )
             )
     if errors:
-        raise ConfigErrors(tuple(errors))
+        raise ConfigErrors(errors)
 
 
 def _outcomes(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import re
 
-from ..errors import Place
+from ...errors import Place
 from .patches import ConfigError, ModifyInit
 from .stock import Stock
 

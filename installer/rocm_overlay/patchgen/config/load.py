@@ -13,6 +13,7 @@ import builtins
 import contextlib
 import importlib.util
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -20,12 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import PatchgenError, Place, TargetError, nearest
+from ...errors import OverlayError, Place, TargetError, nearest
 from .definition import at_line, is_patch_decorator
 from .patches import ConfigError
 from .spec import PatchConfig
 
 SUFFIX = "_patch_gen_config"
+_DECLARES = re.compile(rb"^\s*(?:\w+\s*(?::[^=\n]+)?=\s*)?(?:\w+\.)?PatchConfig\(", re.M)
 _DEFINITION = "__patch_definition__"
 _SKIPPED = frozenset(("__pycache__", "node_modules", "site-packages", "generated"))
 
@@ -58,8 +60,15 @@ class Loaded:
 
 
 def is_config(target: str) -> bool:
-    """Say whether a command-line argument names a config file or module."""
-    return target.removesuffix(".py").endswith(SUFFIX)
+    """Say whether a command-line argument names a config file or module, by name or by content."""
+    if target.removesuffix(".py").endswith(SUFFIX):
+        return True
+    if not (target.endswith(".py") or os.sep in target or "." in target or Path(f"{target}.py").is_file()):
+        return False
+    try:
+        return _DECLARES.search(find_file(target).read_bytes()) is not None
+    except (OverlayError, OSError):
+        return False
 
 
 def find_file(target: str) -> Path:
@@ -72,7 +81,7 @@ def find_file(target: str) -> Path:
     if target.endswith(".py") or os.sep in target:
         if path.is_file():
             return path
-        raise TargetError(f"there is no file {target}", expected="a patch config")
+        raise TargetError("target", f"there is no file {target}", expected="a patch config")
     top, *rest = target.split(".")
     roots = [Path.cwd()]
     spec = _top_level(top)
@@ -82,6 +91,7 @@ def find_file(target: str) -> Path:
         if path.is_file():
             return path
     raise TargetError(
+        "target",
         f"there is no patch config {target}",
         expected="a dotted module below the current folder or in an installed package, or a file",
         remedy="run `overlay gen --list`",
@@ -130,7 +140,7 @@ def load(path: Path) -> Loaded:
     with _importing_beside(path):
         try:
             exec(code, namespace)
-        except PatchgenError:
+        except OverlayError:
             raise
         except (Exception, SystemExit) as error:
             raise _failed(path, error) from error

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ..errors import PatchgenError, Place
+from ...errors import GeneratorError, Place, SeveralErrors
 
 
-class ConfigError(PatchgenError):
+class ConfigError(GeneratorError):
     """A patch config cannot be loaded, or one of its patches cannot do what it says."""
 
     kind = "config"
@@ -27,14 +27,8 @@ class PatchConflictError(ConfigError):
     kind = "config-conflict"
 
 
-class ConfigErrors(ConfigError):
-    """Everything that is wrong with one config, one error per patch."""
-
-    kind = "config"
-
-    def __init__(self, errors: tuple[PatchgenError, ...]) -> None:
-        self.errors = errors
-        super().__init__("\n".join(str(error) for error in errors))
+class ConfigErrors(SeveralErrors, ConfigError):
+    """Everything that is wrong with one config, one error per patch; ``str()`` has all of them, a line each."""
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 import libcst as cst
 
+from ...errors import Place, SourceError
 from ..edits import Edit, splice
-from ..errors import Place, SourceError
 from ..source import Source, is_docstring
 from .patches import ConfigError, Definition
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, Literal, TypeVar, get_args
 
-from ..errors import Place, nearest
+from ...errors import Place, nearest
 from .definition import of_object, place_of
 from .patches import (
     AddHelper,

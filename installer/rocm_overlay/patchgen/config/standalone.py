@@ -6,7 +6,7 @@ import ast
 import re
 from collections.abc import Iterable, Sequence
 
-from ..errors import Place
+from ...errors import Place
 from .apply import Change, Made
 from .definition import DefinitionNode
 from .patches import AddHelper, ConfigError, Exclude, External, ModifyInit, OverrideMethod, Patch, ReplaceClass

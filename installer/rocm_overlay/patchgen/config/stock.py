@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ..errors import Place, nearest
+from ...errors import Place, nearest
 from ..source import Source
 from ..trees import Tree, open_tree
 from .annotations import reads_unions

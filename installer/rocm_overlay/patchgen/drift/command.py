@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import TextIO
 
 from rocm_overlay.overlays.recipes import recipe_set
 
-from ..command import exit_code
-from ..errors import PatchgenError, TargetError
-from ..output import write_files
-from ..report import write_json
+from ...console import notes, print_json, show, verbose
+from ...errors import TargetError
 from ..trees import BundleTree, Tree, named_tree
+from ..writing import write_files
 from .compare import compare
 from .page import page
-from .report import SCHEMA, as_json, counts, lines, worst
+from .report import PLACES, as_json, counts, lines, needs_review, worst
 
 
 def run(
@@ -26,48 +23,38 @@ def run(
     models: Sequence[str] = (),
     html: Path | None = None,
     json_output: bool = False,
-    out: TextIO | None = None,
-    err: TextIO | None = None,
 ) -> int:
     """Compare two transformers packages (folder, wheel, or a release of ours) at the sites of the recipes.
 
-    Returns 0 same, 1 regenerable, 2 conflict; 4 a file is not stock source, 5 the page cannot be written, 9 no package
-    or model.
+    Returns 0 same, 1 regenerable, 2 degraded or conflict. Raises OverlayError: 4 a file is not stock source, 5 the page
+    cannot be written, 9 no package or model.
     """
-    out = out or sys.stdout
-    err = err or sys.stderr
-    try:
-        first, second = named_tree(str(old)), named_tree(str(new))
-        models = models or _common(first, second, err)
-        files = compare(first, second, recipe_set(), models, lambda text: print(text, file=err))
-        if html is not None:
-            text = page(files, _name(first), _name(second))
-            write_files(html.parent, {html.name: text.encode("utf-8")})
-    except PatchgenError as error:
-        if json_output:
-            listed = [{"id": error.kind, "message": error.message, "text": str(error)}]
-            write_json({"schema": SCHEMA, "errors": listed}, out)
-        print(f"error: {error}", file=err)
-        return exit_code(error)
+    first, second = named_tree(str(old)), named_tree(str(new))
+    models = models or _common(first, second)
+    files = compare(first, second, recipe_set(), models, shown=True)
+    if html is not None:
+        text = page(files, _name(first), _name(second))
+        write_files(html.parent, {html.name: text.encode("utf-8")})
+    code = worst(files).exit_status
     if json_output:
-        document = as_json(files, _about(first), _about(second))
-        write_json(document, out)
-    else:
-        for line in lines(files):
-            print(line, file=out)
-    print(counts(files), file=err)
-    return int(worst(files))
+        print_json("drift", as_json(files, _about(first), _about(second)), code=code)
+        return code
+    show(counts(files), *lines(files, None if verbose() else PLACES, texts=verbose()))
+    if not verbose() and any(needs_review(site) for one in files for site in one.sites):
+        notes(["-v shows stock and our edit of each release"])
+    return code
 
 
-def _common(old: Tree, new: Tree, err: TextIO) -> Sequence[str]:
+def _common(old: Tree, new: Tree) -> Sequence[str]:
     """The models to compare where one side has only what is committed: a model that is not committed is not gone."""
     if not isinstance(old, BundleTree) and not isinstance(new, BundleTree):
         return ()
     mine, yours = ({PurePosixPath(path).parent.name for path in tree.modeling_files} for tree in (old, new))
     both = sorted(mine & yours)
     if not both:
-        raise TargetError("the two have no model in common", expected="two releases that share a committed model")
-    print(f"comparing the {len(both)} models that are known of both", file=err)
+        expected = "two releases that share a committed model"
+        raise TargetError("target", "the two have no model in common", expected=expected)
+    notes([f"comparing the {len(both)} models that are known of both"])
     return both
 
 

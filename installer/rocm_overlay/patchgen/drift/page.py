@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from .compare import Drift, FileDrift, SiteDrift
-from .report import counts, name, texts, worst
+from .compare import FileDrift, SiteDrift
+from .report import LABELS, counts, groups, name, site_texts, worst
 from .sites import EditedSite, short_hash
 
 _STYLE = """
@@ -15,17 +15,18 @@ h1 { font-size: 1.4rem; } h2 { font-size: 1.05rem; margin: 2rem 0 .3rem; font-fa
 table { border-collapse: collapse; width: 100%; table-layout: fixed; }
 th, td { border: 1px solid #ccc; padding: .4rem .6rem; vertical-align: top; text-align: left; }
 pre { margin: 0; overflow-x: auto; font: 12.5px/1.45 ui-monospace, monospace; }
-.same { color: #1b6e3c; } .regenerable { color: #8a5a00; } .conflict { color: #a11a1a; }
+.same { color: #1b6e3c; } .regenerable { color: #8a5a00; } .degraded, .conflict { color: #a11a1a; }
 small { color: #555; }
 @media (prefers-color-scheme: dark) { body { background: #16181b; color: #e6e6e6; } th, td { border-color: #444; }
- .same { color: #6fd08f; } .regenerable { color: #f0b95a; } .conflict { color: #ff8a80; } small { color: #aaa; } }
+ .same { color: #6fd08f; } .regenerable { color: #f0b95a; }
+ .degraded, .conflict { color: #ff8a80; } small { color: #aaa; } }
 """
 
 
 def page(files: Sequence[FileDrift], old: str, new: str) -> str:
     """Return the page; the same comparison gives the same bytes."""
     title = f"Drift from {old} to {new}"
-    body = "\n".join(_files(files))
+    body = "\n".join(_groups(files))
     status = name(worst(files))
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
@@ -34,27 +35,35 @@ def page(files: Sequence[FileDrift], old: str, new: str) -> str:
     )
 
 
-def _files(files: Sequence[FileDrift]) -> Iterator[str]:
-    for one in files:
-        if one.status is Drift.SAME:
-            continue
-        status = name(one.status)
-        yield f'<h2>{escape(one.path)} <span class="{status}">{status}</span></h2>'
-        yield f"<p>{escape(one.reason)} <small>{_short(one.old_sha256)} &rarr; {_short(one.new_sha256)}</small></p>"
-        yield "<table><thead><tr><th>old stock</th><th>our edit</th><th>new stock</th></tr></thead><tbody>"
-        for site in one.sites:
-            yield from _site(site)
-        yield "</tbody></table>"
+def _groups(files: Sequence[FileDrift]) -> Iterator[str]:
+    hashes = {one.path: f"{_short(one.old_sha256)} &rarr; {_short(one.new_sha256)}" for one in files}
+    for group in groups(files):
+        status = name(group.status)
+        yield f'<h2 class="{status}">{escape(group.title)}</h2>'
+        if group.example is not None:
+            yield _table([*_site(group.example)])
+        yield f"<details><summary>{len(group.sites) or len(group.files)} places</summary>"
+        for path in group.files:
+            yield f"<p><code>{escape(path)}</code> <small>{hashes[path]}</small></p>"
+            sites = [site for where, site in group.sites if where == path and site is not group.example]
+            if sites:
+                yield _table([part for site in sites for part in _site(site)])
+        yield "</details>"
+
+
+def _table(rows: Sequence[str]) -> str:
+    head = "".join(f"<th>{label.strip()}</th>" for label in LABELS)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>\n" + "\n".join(rows) + "\n</tbody></table>"
 
 
 def _site(site: SiteDrift) -> Iterator[str]:
     status = name(site.status)
     head = f"{escape(site.recipe)} <code>{escape(site.qualname)}</code>"
     yield (
-        f'<tr><th colspan="3">{head} <span class="{status}">{status}</span>: {escape(site.reason)} '
+        f'<tr><th colspan="4">{head} <span class="{status}">{status}</span>: {escape(site.reason)} '
         f"<small>{_hashes(site.old)} &rarr; {_hashes(site.new)}</small></th></tr>"
     )
-    yield "<tr>" + "".join(f"<td><pre>{escape(text)}</pre></td>" for text in texts(site)) + "</tr>"
+    yield "<tr>" + "".join(f"<td><pre>{escape(text)}</pre></td>" for text in site_texts(site)) + "</tr>"
 
 
 def _short(digest: str | None) -> str:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import ast
 import textwrap
-import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 
+from ...errors import InternalError, Place
+from ..cache import Cache
 from ..config.stock import scope
 from ..edits import AppliedEdit
 from ..engine import Result, generate
-from ..errors import InternalError, Place
 from ..recipe import RecipeSet
+from ..source import Source
 
 Key = tuple[str, str]
 _HEADER = ("marker", "import")
@@ -22,7 +23,7 @@ _HEADER = ("marker", "import")
 
 @dataclass(frozen=True)
 class EditedSite:
-    """Everything that one recipe edits in one function.
+    """Everything that one recipe edits in one function: ``count`` sites, with the parts of all of them.
 
     ``window`` is the stock text from the first edited line to the last, ``edited`` the same lines of the overlay,
     ``definition`` the whole stock function; all without common indentation.
@@ -34,6 +35,8 @@ class EditedSite:
     window: str
     edited: str
     definition: str
+    count: int = 1
+    parts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def key(self) -> Key:
@@ -44,11 +47,12 @@ class EditedSite:
 class FileSites:
     """One file of one release, read and edited by the recipes when first asked."""
 
-    def __init__(self, data: bytes, path: str, label: str, recipes: RecipeSet) -> None:
+    def __init__(self, data: bytes, path: str, label: str, recipes: RecipeSet, cache: Cache) -> None:
         self.data = data
         self.path = path
         self._label = label
         self._recipes = recipes
+        self._cache = cache
 
     @cached_property
     def sha256(self) -> str:
@@ -57,15 +61,21 @@ class FileSites:
 
     @cached_property
     def result(self) -> Result:
-        """What the recipes do; raises PatchgenError where the file is not stock source."""
-        return generate(self.data, self.path, self._recipes, label=self._label).require_clean()
+        """What the recipes do; raises OverlayError where the file is not stock source."""
+        known = self._cache.get(self.path, self.data)
+        if known is None:
+            known = generate(self.data, self.path, self._recipes, label=self._label, source=self._source)
+            self._cache.put(known)
+        return known.require_clean()
+
+    @cached_property
+    def _source(self) -> Source:
+        return Source(self.data, self._label)
 
     @cached_property
     def _functions(self) -> dict[str, tuple[int, int]]:
-        """First and last line of every function; the recipes have found the file to be Python by now."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return dict(_functions(ast.parse(self.data).body, ""))
+        """First and last line of every function."""
+        return dict(_functions(self._source.tree.body, ""))
 
     @cached_property
     def sites(self) -> dict[Key, EditedSite]:
@@ -91,7 +101,14 @@ class FileSites:
             _lines(self.data, stock[0][0], stock[-1][1]),
             _lines(self.result.overlay, overlay[0][0], overlay[-1][1]),
             definition,
+            *self._account(key),
         )
+
+    def _account(self, key: Key) -> tuple[int, dict[str, str]]:
+        """How many sites the recipe has in the function, and their parts."""
+        outcome = next(one for one in self.result.outcomes if one.recipe == key[0])
+        mine = [parts for site, parts in zip(outcome.sites, outcome.parts, strict=True) if site[0] == key[1]]
+        return len(mine), {part: name for parts in mine for part, name in parts.items()}
 
     def definition(self, qualname: str) -> str | None:
         """The stock text of a function, None where it is not there."""

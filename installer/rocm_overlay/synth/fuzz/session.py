@@ -11,11 +11,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from rocm_overlay.errors import UsageError, WriteError
 from rocm_overlay.executor import Executor
-from rocm_overlay.install.transaction.errors import UsageError, WriteError
 
-from ..examine import Program, Rejected, examine
-from ..pipeline import Seen
+from ..examine import Program, Rejected, examine, extract
+from ..providers.base import ProviderError
 from ..providers.offline import Offline
 from ..sampler import catalogue
 from ..sampler.plan import derive, sample
@@ -84,19 +84,19 @@ class Session:
 
     def fresh_corpus(self) -> list[str]:
         """Sample as many programs as the settings say; no two alike."""
-        offline, seen, operators = Offline(), Seen(), catalogue.load()
-        found: list[str] = []
+        lists = catalogue.load()
+        offline = Offline(lists)
+        found: dict[str, str] = {}
         for number in range(20 * self.settings.num_total_samples):
-            plan = sample(operators, self.settings.counts, derive(self.settings.seed, number))
+            plan = sample(lists, self.settings.counts, derive(self.settings.seed, number))
             try:
-                program = examine(_code(offline.generate(plan).text))
-            except Rejected:
-                continue
-            if not seen.take(program):
-                found.append(program.source)
+                program = examine(extract(offline.generate(plan).text))
+            except (Rejected, ProviderError):
+                continue  # a plan that does not fit together; there are others
+            found.setdefault(program.shape, program.source)
             if len(found) == self.settings.num_total_samples:
                 break
-        return found
+        return list(found.values())
 
     def ask(self, sources: list[str]) -> list[dict[str, Any]]:
         """Run programs against the target and return the answers in order."""
@@ -176,12 +176,6 @@ def _kind(answer: dict[str, Any]) -> str:
     text = text.replace(", first call", "").replace(", second call", "")
     variant = text.split(":")[0]
     return f"{answer['category']}: {_NUMBER.sub('#', text) if answer['category'] == 'raises' else variant}"
-
-
-def _code(text: str) -> str:
-    from ..examine import extract
-
-    return extract(text)
 
 
 def examine_name(source: str) -> str:

@@ -64,7 +64,8 @@ def candidates(source: str, name: str, shapes: Trace) -> Iterator[str]:
     """Yield smaller programs, the smallest first: windows of forward's statements, then single classes."""
     tree = ast.parse(source)
     yield from _promoted(tree, name, shapes)
-    body = [node for node in _forward(_named(tree, name)).body if isinstance(node, ast.Assign | ast.Return)]
+    kinds = ast.Assign | ast.Return | ast.For | ast.If
+    body = [node for node in _forward(_named(tree, name)).body if isinstance(node, kinds)]
     length = 1
     while length <= len(body):
         for start in range(len(body) - length + 1):
@@ -108,9 +109,9 @@ def _window(tree: ast.Module, name: str, kept: list[Any], shapes: Trace) -> str 
         return None
     last = kept[-1]
     body: list[ast.stmt] = list(kept)
-    if isinstance(last, ast.Assign):
-        targets = [node.id for node in ast.walk(last.targets[0]) if isinstance(node, ast.Name)]
-        targets = [one for one in targets if shapes["locals"].get(one)]
+    if not isinstance(last, ast.Return):
+        stored = [n.id for n in ast.walk(last) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+        targets = [one for one in dict.fromkeys(stored) if shapes["locals"].get(one)]
         if not targets:
             return None
         body.append(ast.parse(f"return {', '.join(targets)}").body[0])
@@ -142,14 +143,17 @@ def _promoted(tree: ast.Module, name: str, shapes: Trace) -> Iterator[str]:
     main = _named(tree, name)
     own = {node.name for node in tree.body if isinstance(node, ast.ClassDef)} - {name}
     for node in ast.walk(main):
-        if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Call):
+        if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Attribute):
             continue
-        target, call = node.targets[0], node.value
-        if not isinstance(target, ast.Attribute) or not isinstance(call.func, ast.Name) or call.func.id not in own:
+        call = _made(node.value, own)
+        if call is None:
             continue
-        seen = shapes["calls"].get(target.attr)
+        # A list of modules is not called itself: its first one is.
+        name_of = node.targets[0].attr if call is node.value else f"{node.targets[0].attr}.0"
+        seen = shapes["calls"].get(name_of)
         if not seen or not all(seen):
             continue
+        assert isinstance(call.func, ast.Name)
         kind = call.func.id
         new = copy.deepcopy(tree)
         new.body = [one for one in new.body if not (isinstance(one, ast.ClassDef) and one.name == name)]
@@ -165,6 +169,14 @@ def _promoted(tree: ast.Module, name: str, shapes: Trace) -> Iterator[str]:
         free = {n.id for n in ast.walk(function) if isinstance(n, ast.Name)}
         if text and free <= {"nn", "torch", "F"}:
             yield text
+
+
+def _made(value: ast.expr, own: set[str]) -> ast.Call | None:
+    """The call that makes a module of a class of the program's own: the value itself, or what a list is made of."""
+    if isinstance(value, ast.Call) and value.args and isinstance(value.args[0], ast.ListComp):
+        value = value.args[0].elt
+    found = isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id in own
+    return value if found and isinstance(value, ast.Call) else None
 
 
 class _Replaced(ast.NodeTransformer):

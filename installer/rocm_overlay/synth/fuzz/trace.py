@@ -13,7 +13,8 @@ from rocm_overlay.synth.sandbox import program
 def trace(job: dict[str, Any], builtins: dict[str, Any] | None) -> dict[str, Any]:
     """Return ``{"locals": {name: [shape, dtype]}, "calls": {attribute: [[shape, dtype], ...]}}`` of one forward.
 
-    ``locals`` are the tensors that forward's names hold when it returns, ``calls`` the inputs of each submodule.
+    ``locals`` are the tensors that forward's names hold when it returns, ``calls`` the inputs of each submodule, by its
+    whole name: ``blocks.0`` is the first of a list.
     """
     loaded = program.build(job["name"], job["source"], builtins)
     code = type(loaded.model).forward.__code__
@@ -24,7 +25,7 @@ def trace(job: dict[str, Any], builtins: dict[str, Any] | None) -> dict[str, Any
         if event == "return" and frame.f_code is code:
             values.update({n: _described(v) for n, v in frame.f_locals.items() if isinstance(v, torch.Tensor)})
 
-    for name, module in loaded.model.named_children():
+    for name, module in loaded.model.named_modules():
         module.register_forward_pre_hook(lambda m, args, name=name: calls.update({name: list(map(_described, args))}))
     sys.setprofile(watch)
     try:

@@ -7,11 +7,23 @@ import os
 from importlib import import_module
 from typing import Any
 
-from rocm_overlay.install.transaction.errors import TargetError, UsageError
+from rocm_overlay.errors import TargetError
 
 from ..sampler.plan import Plan
-from ..settings import Settings
-from .base import Pace, ProviderError, Reply, Retry, Transient, find_key, load_prompts, no_client, prompt
+from ..settings import DEFAULT_MODELS, Settings
+from .base import (
+    Feedback,
+    Pace,
+    ProviderError,
+    Reply,
+    Retry,
+    Transient,
+    conversation,
+    find_key,
+    load_prompts,
+    no_client,
+    retry_after,
+)
 
 
 def _transport_errors() -> tuple[type[Exception], ...]:
@@ -35,19 +47,17 @@ class Gemini:
         self._errors, self._types = errors, types
         self._lost = _transport_errors()
         self._settings = settings
-        load_prompts(settings.prompts)
-        self._model = settings.llm_model or os.environ.get("GEMINI_MODEL", "")
-        if not self._model:
-            raise UsageError("no-model", "No model is named.", remedy="set llm_model=... or GEMINI_MODEL")
+        self._prompts = load_prompts(settings.prompts, settings.prompts_dir)
+        self._model = settings.llm_model or os.environ.get("GEMINI_MODEL", "") or DEFAULT_MODELS["gemini"].name
         key = find_key(("GEMINI_API_KEY", "GOOGLE_API_KEY"), needed=True)
         options = types.HttpOptions(base_url=settings.base_url or None, timeout=int(settings.request_timeout * 1000))
         self._client = genai.Client(api_key=key, http_options=options)
         self._retry = Retry(Pace(settings.requests_per_minute))
 
-    def generate(self, plan: Plan) -> Reply:
+    def generate(self, plan: Plan, feedback: Feedback | None = None) -> Reply:
         """Ask the model for one program."""
-        system, user = prompt(self._settings.prompts, plan)
-        answer, requests = self._retry.call(lambda: self._ask(system, user))
+        system, turns = conversation(self._prompts, plan, feedback)
+        answer, requests = self._retry.call(lambda: self._ask(system, turns))
         if not answer.text:
             raise ProviderError("the server's answer holds no text", requests)
         usage = answer.usage_metadata
@@ -55,14 +65,18 @@ class Gemini:
         cost = (tokens[0] * self._settings.price_in + tokens[1] * self._settings.price_out) / 1e6
         return Reply(answer.text, *tokens, requests, cost)
 
-    def _ask(self, system: str, user: str) -> Any:
+    def _ask(self, system: str, turns: list[tuple[str, str]]) -> Any:
+        contents = [
+            self._types.Content(role="model" if role == "assistant" else role, parts=[self._types.Part(text=text)])
+            for role, text in turns
+        ]
         config = self._types.GenerateContentConfig(
             system_instruction=system,
             temperature=self._settings.temperature,
             max_output_tokens=self._settings.max_tokens,
         )
         try:
-            return self._client.models.generate_content(model=self._model, contents=user, config=config)
+            return self._client.models.generate_content(model=self._model, contents=contents, config=config)
         except self._errors.APIError as error:
             if error.code in (401, 403, 404):
                 raise TargetError(
@@ -71,7 +85,8 @@ class Gemini:
                     remedy="check key and llm_model",
                 ) from error
             if error.code == 429 or (error.code or 0) >= 500:
-                raise Transient(f"the server answered with status {error.code}") from error
+                pause = retry_after(getattr(error.response, "headers", {}).get("retry-after"))
+                raise Transient(f"the server answered with status {error.code}", pause) from error
             raise ProviderError(f"the server answered with status {error.code}") from error
         except self._lost as error:
             raise Transient(f"no connection or no answer in time: {type(error).__name__}") from error

@@ -6,8 +6,14 @@ from typing import Any
 
 import torch
 
-# A program is up to thirty operators long; each may add rounding of its own.
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+from rocm_overlay.shared import tolerances
+
+_TABLE = tolerances()
+TOLERANCE = {
+    getattr(torch, dtype): row.relative
+    for (purpose, dtype, _), row in _TABLE.TOLERANCES.items()
+    if purpose == _TABLE.PROGRAM
+}
 
 
 def flat(value: Any) -> list[torch.Tensor]:

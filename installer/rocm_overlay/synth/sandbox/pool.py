@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from rocm_overlay import executor
+from rocm_overlay.errors import TargetError
 from rocm_overlay.executor import Executor
-from rocm_overlay.install.transaction.errors import TargetError
 
 VALIDATE = "rocm_overlay.synth.sandbox.validate:validate"
+NAMES = "rocm_overlay.synth.sandbox.labels:check_names"
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,23 @@ class Server:
         environment["OMP_NUM_THREADS"] = "1"
         options = {"backend": self.setup.backend, "prelude": self.setup.prelude}
         command = [sys.executable, "-m", "rocm_overlay.synth.sandbox.server", str(write), json.dumps(options)]
+        # In a session of its own: Ctrl-C of a terminal is for this process, which then ends the server.
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[write], env=environment
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[write],
+            env=environment,
+            start_new_session=True,
         )
         os.close(write)
         self._answers = os.fdopen(read, encoding="ascii")
-        line = self._answers.readline()
+        try:
+            line = self._answers.readline()
+        except BaseException:
+            self._process.kill()
+            self.close()
+            raise
         if not line:
             code = self._process.wait()
             self.close()

@@ -1,4 +1,4 @@
-"""The validation of one program, in its own process: eager, determinism, and torch.compile against eager."""
+"""The validation of one program, in its own process: eager, determinism, labels, and torch.compile against eager."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from . import labels
 from .compare import difference
 from .program import Failure, Loaded, agree, build, check_results, first_line, run
 
@@ -28,11 +29,33 @@ def validate(job: dict[str, Any], builtins: dict[str, Any] | None) -> dict[str, 
         raise Failure("nondeterministic", f"two runs from one seed differ: {gap}")
     eager = time.perf_counter() - start
     found = {"outputs": shapes, "inputs": check_shapes(loaded), "eager_seconds": round(eager, 4)}
+    # A run of its own: torch's modules take other paths while somebody watches, which may change the last bits.
+    found["labels"] = labels.observe(loaded, lists(job))[1]
     if job.get("backend", "none") != "none":
         start = time.perf_counter()
         compare_compiled(loaded, expected, job["backend"])
         found["compile_seconds"] = round(time.perf_counter() - start, 4)
     return found
+
+
+def lists(job: dict[str, Any]) -> labels.Lists:
+    """What a job says about the operator lists."""
+    known = job.get("lists", {})
+    return labels.Lists(
+        tuple(known.get("names", ())), frozenset(known.get("compounds", ())), frozenset(known.get("helpers", ()))
+    )
+
+
+def warm_up() -> None:
+    """Do once, before any program is there, what the first run of each kind would otherwise do in every process."""
+    name = "SynthModel_Warm"
+    source = (
+        "import torch\nfrom torch import nn\nclass SynthModel_Warm(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.m = nn.Linear(4, 4)\n"
+        "    def forward(self, x):\n        return torch.relu(self.m(x))\n"
+        "def get_inputs():\n    return [torch.ones(2, 4)]\ndef get_init_inputs():\n    return [], {}\n"
+    )
+    labels.observe(build(name, source), labels.Lists())
 
 
 def check_shapes(loaded: Loaded) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..errors import TuneError
+from ...errors import UsageError
 from ..files import read_text
 from . import families, text, vision
 from .spec import Config, Fusion, Linear, Model, Shard
@@ -20,14 +20,15 @@ MAX_CONFIG_BYTES = 8 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Family:
-    """How a model type is read. ``norms`` counts per-layer norms of the hidden size, ``head_norms`` those of one head.
+    """How a model type is read. ``norms`` counts per-layer norms of the hidden size, ``head_norms`` those of one head,
+    ``launches`` those of a decode layer, stock and overlaid, as `make bench-launches` counted them.
 
     ``defaults`` are transformers' own for keys that published config files of the type leave out.
     """
 
     build: Builder
     bias: Bias
-    launches: int = 0
+    launches: tuple[int, int] | None = None
     norms: int = 2
     head_norms: int = 0
     expert_keys: tuple[str, str] | None = None
@@ -35,10 +36,10 @@ class Family:
     note: str = ""
 
 
-_LLAMA = Family(families.dense, text.LLAMA, launches=40)
+_LLAMA = Family(families.dense, text.LLAMA, launches=(40, 9))
 _QWEN2 = Family(families.dense, text.QWEN2)
-_QWEN3 = Family(families.dense, text.ATTENTION_BIAS, launches=56, head_norms=2)
-_GEMMA = Family(families.dense, text.ATTENTION_BIAS, launches=44, defaults={"head_dim": 256})
+_QWEN3 = Family(families.dense, text.ATTENTION_BIAS, launches=(56, 9), head_norms=2)
+_GEMMA = Family(families.dense, text.ATTENTION_BIAS, defaults={"head_dim": 256})
 _GEMMA3_DEFAULTS = {
     "vocab_size": 262208,
     "hidden_size": 2304,
@@ -61,30 +62,34 @@ _FLAT_EXPERTS = "experts are one batched product per layer, outside aiter's GEMM
 
 FAMILIES: dict[str, Family] = {
     "llama": replace(_LLAMA, defaults=_LLAMA_DEFAULTS),
-    "mistral": Family(families.dense, text.NO_BIAS, launches=40, defaults={"num_key_value_heads": 8}),
-    "granite": replace(_LLAMA, launches=0),
-    "smollm3": replace(_LLAMA, launches=0),
+    "mistral": Family(families.dense, text.NO_BIAS, launches=(40, 9), defaults={"num_key_value_heads": 8}),
+    "granite": replace(_LLAMA, launches=None),
+    "smollm3": replace(_LLAMA, launches=None),
     "olmo2": Family(families.dense, text.ATTENTION_BIAS),
     "cohere": Family(families.dense, text.ATTENTION_BIAS, norms=1),
     "gemma": _GEMMA,
-    "gemma2": replace(_GEMMA, launches=0, norms=4),
-    "gemma3_text": replace(_GEMMA, launches=84, norms=4, head_norms=2, defaults=_GEMMA3_DEFAULTS),
-    "qwen2": _QWEN2,
+    "gemma2": replace(_GEMMA, launches=(64, 14), norms=4),
+    "gemma3_text": replace(_GEMMA, launches=(84, 14), norms=4, head_norms=2, defaults=_GEMMA3_DEFAULTS),
+    "qwen2": replace(_QWEN2, launches=(40, 9)),
     "qwen2_vl_text": _QWEN2,
     "qwen2_5_vl_text": _QWEN2,
     "qwen3": _QWEN3,
-    "phi3": Family(families.phi3, text.NO_BIAS),
+    "phi3": Family(families.phi3, text.NO_BIAS, launches=(39, 9)),
     "starcoder2": Family(families.starcoder2, text.STARCODER2),
     "opt": Family(families.opt, text.OPT),
     "gpt_neox": Family(families.gpt_neox, text.NEOX),
-    "mixtral": Family(families.mixtral, text.NO_BIAS, expert_keys=("num_local_experts", "num_experts_per_tok")),
+    "mixtral": Family(
+        families.mixtral, text.NO_BIAS, launches=(70, 10), expert_keys=("num_local_experts", "num_experts_per_tok")
+    ),
     "qwen2_moe": Family(
         families.qwen_moe,
         Bias(lambda config: config.truth("qkv_bias", True), text.NO_BIAS.o, text.NO_BIAS.mlp),
         expert_keys=_QWEN_EXPERTS,
     ),
-    "qwen3_moe": Family(families.qwen_moe, text.ATTENTION_BIAS, head_norms=2, expert_keys=_QWEN_EXPERTS),
-    "gpt_oss": Family(families.gpt_oss, text.GPT_OSS, note=_FLAT_EXPERTS),
+    "qwen3_moe": Family(
+        families.qwen_moe, text.ATTENTION_BIAS, launches=(86, 10), head_norms=2, expert_keys=_QWEN_EXPERTS
+    ),
+    "gpt_oss": Family(families.gpt_oss, text.GPT_OSS, launches=(106, 39), note=_FLAT_EXPERTS),
     "deepseek_v3": Family(
         families.deepseek,
         text.NO_BIAS,
@@ -128,12 +133,12 @@ def read_config(path: Path) -> tuple[dict[str, object], Path]:
         values = json.loads(read_text(file, MAX_CONFIG_BYTES).text)
     except json.JSONDecodeError as error:
         remedy = "correct the JSON"
-        raise TuneError(
-            "bad-config", f"{file}:{error.lineno}: is not JSON: {error.msg}", remedy, paths=(str(file),)
+        raise UsageError(
+            "bad-config", f"{file}:{error.lineno}: is not JSON: {error.msg}", remedy=remedy, paths=(str(file),)
         ) from error
     if not isinstance(values, dict):
-        raise TuneError(
-            "bad-config", f"{file}:1: is not a JSON object", "use a model's config.json", paths=(str(file),)
+        raise UsageError(
+            "bad-config", f"{file}:1: is not a JSON object", remedy="use a model's config.json", paths=(str(file),)
         )
     return values, file
 
@@ -141,10 +146,10 @@ def read_config(path: Path) -> tuple[dict[str, object], Path]:
 def read_model(path: Path, *, fused: Fusion = frozenset(), tp: int = 1, assume: str | None = None) -> Model:
     """Return the model of a config.json. ``assume`` names a known model type for one that is not.
 
-    Raises TuneError for unknown types, missing keys, wrong values and degrees that do not divide the heads.
+    Raises OverlayError for unknown types, missing keys, wrong values and degrees that do not divide the heads.
     """
     if tp < 1:
-        raise TuneError("bad-tp", f"tensor parallelism of {tp}", "use 1 or more")
+        raise UsageError("bad-tp", f"tensor parallelism of {tp}", remedy="use 1 or more")
     values, file = read_config(path)
     name = file.parent.name if file.name == "config.json" else file.stem
     found = values.get("model_type")
@@ -250,4 +255,4 @@ def _tower_alone(config: Config, name: str, model_type: str, fused: Fusion, tp: 
     layers = section.integer("num_hidden_layers")
     note = "a tower alone: its pooling head is not listed"
     norms = (2 * layers + 1) * section.integer("hidden_size")
-    return Model(name, model_type, layers, tuple(linears), 0, (0,) * layers, norms, 0, notes=(note,))
+    return Model(name, model_type, layers, tuple(linears), 0, (0,) * layers, norms, None, notes=(note,))

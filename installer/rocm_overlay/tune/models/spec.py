@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from ..errors import TuneError
+from ...errors import OverlayError, UsageError
 
 # token: M is the number of tokens. head: tokens whose logits are wanted. expert: tokens routed to one expert.
 # image: M is a multiple of the patches of one picture.
@@ -55,8 +55,8 @@ class Model:
     windows: tuple[int, ...]
     """Per layer: the sliding window in tokens, 0 for full attention."""
     norm_params: int
-    launches: int
-    """GPU launches of one stock decoder layer at decode (counted with a dispatch mode), 0 when not counted."""
+    launches: tuple[int, int] | None
+    """GPU launches of one decoder layer at decode, stock and overlaid (`make bench-launches`), None if not counted."""
     experts: tuple[int, int] = (0, 0)
     """(experts per layer, experts one token is routed to)."""
     notes: tuple[str, ...] = ()
@@ -75,8 +75,8 @@ class Config:
     def _name(self, key: str) -> str:
         return f"{self.section}.{key}" if self.section else key
 
-    def fail(self, key: str, message: str, remedy: str) -> TuneError:
-        return TuneError("bad-config", f"{self.path}: {self._name(key)} {message}", remedy, paths=(self.path,))
+    def fail(self, key: str, message: str, remedy: str) -> OverlayError:
+        return UsageError("bad-config", f"{self.path}: {self._name(key)} {message}", remedy=remedy, paths=(self.path,))
 
     def integer(self, key: str, default: int | None = None, minimum: int = 1) -> int:
         """Return a whole number >= ``minimum``; ``default`` stands for an absent or null key."""
@@ -119,10 +119,10 @@ class Shard:
 
     def cut(self, size: int, what: str) -> int:
         if size % self.tp:
-            raise TuneError(
+            raise UsageError(
                 "bad-tp",
                 f"{self.config.path}: {what} = {size} cannot be split over {self.tp} ranks",
-                "choose a degree that divides it",
+                remedy="choose a degree that divides it",
                 paths=(self.config.path,),
             )
         return size // self.tp

@@ -6,19 +6,20 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ... import executor
-from ...install.transaction.errors import OverlayError
+from ... import executor, fingerprint
+from ...console import emit, notes, progress, say
+from ...errors import DIFFERENT, UsageError, WriteError
+from ...journal import Reuse
 from ..cache import sources_for
 from ..commands import ShapeOptions, model_shapes
-from ..errors import EXIT_CANNOT_WRITE, EXIT_DIFFERENCE, EXIT_OK, TuneError
 from ..files import guard_output, json_bytes, write_atomic
 from ..inputs import target_aiter, target_device
 from ..installed import find_aiter, need_aiter
 from ..merge import Source, merge_files, meta_path, write_merged
-from ..output import emit, say
+from ..options import Ends, Limits, Tools
 from ..places import VARIABLE
 from ..schema import COLUMNS
 from ..shapes import Shape, read_untuned
@@ -27,11 +28,9 @@ from . import programs as programs_
 from .ab import Comparison, compare
 from .journal import Outcome
 from .programs import Programs
-from .progress import Progress
 from .session import SCHEMA, Session, rows_of, summary
 
 FAILED = frozenset({"crashed", "timeout", "wrong", "impossible", "no-baseline"})
-VERIFY_SCHEMA = "amd-overlay.tune.verify/1"
 
 
 @dataclass(frozen=True)
@@ -42,38 +41,9 @@ class Asked:
     untuned: Path | None
 
 
-@dataclass(frozen=True)
-class Tools:
-    backend: str
-    tuner: str | None
-    options: tuple[str, ...]
-    verifier: str | None
-    python: str | None
-    timeout: float
-    err_ratio: float
-    aiter: Path | None
-
-
-@dataclass(frozen=True)
-class Limits:
-    margin: float
-    retries: int
-    restart: bool
-    executor: str = "process"
-    workers: int | None = None
-
-
-@dataclass(frozen=True)
-class Ends:
-    command: str | None
-    runs: int
-    metric: str | None
-    higher: bool
-
-
 def _shapes(asked: Asked) -> tuple[tuple[Shape, ...], dict[str, object]]:
     if (asked.model.config is None) == (asked.untuned is None):
-        raise TuneError("usage", "name one origin of shapes", "--config F or --shapes UNTUNED.csv")
+        raise UsageError("usage", "name one origin of shapes", remedy="--config F or --shapes UNTUNED.csv")
     if asked.untuned is not None:
         return read_untuned(asked.untuned)[0], {"untuned": str(asked.untuned)}
     found = model_shapes(asked.model)
@@ -83,7 +53,7 @@ def _shapes(asked: Asked) -> tuple[tuple[Shape, ...], dict[str, object]]:
 def _programs(tools: Tools) -> Programs:
     python = tools.python or programs_.this_python()
     if tools.timeout <= 0 or tools.err_ratio < 0:
-        raise TuneError("usage", "--timeout must be above 0 and --err-ratio at least 0", "see --help")
+        raise UsageError("usage", "--timeout must be above 0 and --err-ratio at least 0", remedy="see --help")
     if tools.tuner is not None:
         tuner = tuple(programs_.as_command(tools.tuner, python))
     elif tools.backend == "tunableop":
@@ -91,27 +61,29 @@ def _programs(tools: Tools) -> Programs:
     elif tools.backend == "aiter":
         tuner = (python, str(programs_.find_tuner(need_aiter(tools.aiter))))
     else:
-        raise TuneError("usage", f"--backend {tools.backend!r} is not known", "use aiter or tunableop")
+        raise UsageError("usage", f"--backend {tools.backend!r} is not known", remedy="use aiter or tunableop")
     verifier = (
         tuple(programs_.as_command(tools.verifier, python)) if tools.verifier else programs_.default_verifier(python)
     )
     # The tuner must not read the table that is being made, nor one the user points at.
     environment = {key: value for key, value in os.environ.items() if key != VARIABLE}
-    return Programs(tuner, verifier, tools.timeout, tools.err_ratio, environment, tools.options)
+    return Programs(tuner, verifier, tools.timeout, tools.err_ratio, environment, tuple(tools.tuner_option or ()))
 
 
-def _work_folder(path: Path, restart: bool) -> Path:
+def _work_folder(path: Path, fresh: bool) -> Path:
     journal = path / "session.jsonl"
     try:
-        if restart and path.exists():
+        if fresh and path.exists():
             if not journal.is_file():
                 message = f"{path} is not a session: it has no session.jsonl"
-                raise TuneError("not-a-session", message, "name the session's folder with --work", paths=(str(path),))
+                raise UsageError(
+                    "not-a-session", message, remedy="name the session's folder with --work", paths=(str(path),)
+                )
             _forget(path)
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         message = f"cannot use {path}: {error.strerror or error}"
-        raise TuneError("cannot-write", message, "choose another --work folder", EXIT_CANNOT_WRITE) from error
+        raise WriteError("cannot-write", message, remedy="choose another --work folder") from error
     return path
 
 
@@ -135,15 +107,20 @@ def run(
     as_json: bool,
 ) -> int:
     if not 0 <= limits.margin < 100 or limits.retries < 0:
-        raise TuneError("usage", "--margin is a percentage from 0 below 100, --retries at least 0", "see --help")
+        raise UsageError(
+            "usage", "--margin is a percentage from 0 below 100, --retries at least 0", remedy="see --help"
+        )
     _check_executor(limits)
     device = target_device(gpu)
     shapes, origin = _shapes(asked)
     programs = _programs(tools)
     guard_output(output, [asked.untuned] if asked.untuned else [])
-    folder = _work_folder(work or output.with_name(output.name + ".session"), limits.restart)
-    session = Session(device, programs, folder, limits.margin / 100, limits.retries)
-    outcomes = _outcomes(session, shapes, limits)
+    folder = _work_folder(work or output.with_name(output.name + ".session"), limits.fresh)
+    python = tools.python or programs_.this_python()
+    subject = fingerprint.surroundings(python=python, environ=programs.environment)
+    session = Session(device, programs, folder, limits.margin / 100, limits.retries, subject)
+    outcomes, reused = _outcomes(session, shapes, limits)
+    notes([reused.text(f"shapes in {folder}")] if reused else [])
     rows = rows_of(outcomes, folder)
     comparison = _compare(ends, rows, folder, session, tools)
     aiter = find_aiter(tools.aiter)
@@ -160,34 +137,32 @@ def run(
     }
     write_atomic(meta_path(output), json_bytes(meta), 0o644)
     write_atomic(output, render(rows, COLUMNS), 0o644)
-    emit({**meta, "output": str(output)}, lambda: _text(output, outcomes, comparison), as_json)
-    return EXIT_DIFFERENCE if outcomes and all(outcome.status in FAILED for outcome in outcomes) else EXIT_OK
+    code = DIFFERENT if outcomes and all(outcome.status in FAILED for outcome in outcomes) else 0
+    body = {**meta, "output": str(output), "reused": reused and reused.as_json()}
+    return emit("tune.run", body, lambda: _text(output, outcomes, comparison), as_json=as_json, code=code)
 
 
 def _check_executor(limits: Limits) -> None:
-    try:
-        executor.check(limits.executor, limits.workers)
-    except OverlayError as error:
-        raise TuneError(error.id, error.message, error.remedy, error.code) from None
+    executor.check(limits.executor, limits.workers)
     if limits.executor == "process" and (limits.workers or 1) > 1:
         message = f"--workers is {limits.workers}: tuners that share a GPU disturb each other's times"
-        raise TuneError("usage", message, "leave it out, or pass --executor ray for more GPUs")
+        raise UsageError("usage", message, remedy="leave it out, or pass --executor ray for more GPUs")
 
 
-def _outcomes(session: Session, shapes: Sequence[Shape], limits: Limits) -> tuple[Outcome, ...]:
-    progress = Progress(len(shapes))
-    if limits.executor == "process":
-        return session.run(shapes, progress)
-    pool = executor.make_executor(limits.executor, limits.workers, whole=True)
-    try:
-        return session.run(shapes, progress, pool)
-    finally:
-        pool.close()
+def _outcomes(session: Session, shapes: Sequence[Shape], limits: Limits) -> tuple[tuple[Outcome, ...], Reuse | None]:
+    with progress(len(shapes), "tuning", keep=True) as step:
+        if limits.executor == "process":
+            return session.run(shapes, step)
+        pool = executor.make_executor(limits.executor, limits.workers, whole=True)
+        try:
+            return session.run(shapes, step, pool)
+        finally:
+            pool.close()
 
 
 def _compare(ends: Ends, rows: Sequence[object], folder: Path, session: Session, tools: Tools) -> Comparison | None:
     """Run the A/B with the new rows merged over what is installed, as amd_ops would use them."""
-    if ends.command is None:
+    if ends.ab is None:
         say("note: no end-to-end command was given (--ab): these rows are faster one by one, which proves no gain")
         return None
     if not rows:
@@ -199,7 +174,7 @@ def _compare(ends: Ends, rows: Sequence[object], folder: Path, session: Session,
     merged = folder / "ab.csv"
     write_merged(merge_files(sources, session.device, target.rules), merged, sources)
     environment = {**os.environ, "USE_AITER_GEMM": "1"}
-    return compare(ends.command, merged, environment, runs=ends.runs, metric=ends.metric, higher=ends.higher)
+    return compare(ends.ab, merged, environment, runs=ends.ab_runs, metric=ends.ab_metric, higher=ends.ab_higher)
 
 
 def _text(output: Path, outcomes: Sequence[Outcome], comparison: Comparison | None) -> str:
@@ -213,18 +188,17 @@ def verify(table: Path, gpu: str | None, tools: Tools, work: Path, as_json: bool
     """Run the numeric check on every row of a table for this device; exit 1 when one is wrong."""
     device = target_device(gpu)
     rows = [row for row in read_usable(table).rows if row.key.device == device]
-    programs = _programs(Tools(**{**vars(tools), "tuner": tools.tuner or "unused.py"}))
+    programs = _programs(replace(tools, tuner=tools.tuner or "unused.py"))
     folder = _work_folder(work, False)
-    progress = Progress(len(rows))
     wrong: dict[str, str] = {}
-    for number, row in enumerate(rows, 1):
-        name = f"line {row.line}: {row.key.shape_text()}"
-        progress.running(number, name)
-        problem = programs.verify(row, folder)
-        if problem:
-            wrong[name] = problem
-        progress.done(number, name, problem or "right")
-    value = {"schema": VERIFY_SCHEMA, "gpu": str(device), "table": str(table), "rows": len(rows), "wrong": wrong}
+    with progress(len(rows), "checking", keep=True) as step:
+        for row in rows:
+            name = f"line {row.line}: {row.key.shape_text()}"
+            problem = programs.verify(row, folder)
+            if problem:
+                wrong[name] = problem
+            step(f"{name}: {problem or 'right'}")
+    value = {"gpu": str(device), "table": str(table), "rows": len(rows), "wrong": wrong}
     lines = [f"{table}:{name}: {problem}" for name, problem in wrong.items()]
-    emit(value, "\n".join([*lines, f"{len(rows) - len(wrong)} of {len(rows)} rows for {device} are right"]), as_json)
-    return EXIT_DIFFERENCE if wrong else EXIT_OK
+    text = "\n".join([*lines, f"{len(rows) - len(wrong)} of {len(rows)} rows for {device} are right"])
+    return emit("tune.verify", value, text, as_json=as_json, code=DIFFERENT if wrong else 0)

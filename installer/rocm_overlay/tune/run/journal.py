@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ... import journal
-from ..errors import EXIT_CANNOT_WRITE, TuneError
+from ...errors import UsageError, WriteError
 from ..shapes import Shape
 
-SCHEMA = "amd-overlay.tune.session/1"
+SCHEMA = "amd-overlay.tune.session/2"
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,12 @@ class Journal(journal.Journal):
             super().__init__(path, SCHEMA, settings)
         self.done = {outcome.shape: outcome for outcome in map(_outcome, self.records)}
 
+    def reused(self, shapes: Sequence[Shape]) -> journal.Reuse | None:
+        """Return which of the shapes are finished; None where none is."""
+        when = {Shape(*record["shape"]): at for record, at in zip(self.records, self.times, strict=True)}
+        known = [when[shape] for shape in dict.fromkeys(shapes) if shape in when]
+        return journal.Reuse(len(known), len(set(shapes)), max(known)) if known else None
+
     def add(self, outcome: Outcome) -> None:
         """Append one outcome and wait until it is on disk."""
         self.done[outcome.shape] = outcome
@@ -64,11 +70,11 @@ def _said(path: Path) -> Iterator[None]:
         yield
     except journal.NotAJournalError:
         message = f"{path} is not a session"
-        raise TuneError("not-a-session", message, "choose another --work folder", paths=(str(path),)) from None
+        raise UsageError("not-a-session", message, remedy="choose another --work folder", paths=(str(path),)) from None
     except journal.OtherRunError as error:
-        message = f"{path} is a session with another {', '.join(sorted(error.names))}"
-        remedy = "use the same options to resume, another --work folder, or --restart"
-        raise TuneError("other-session", message, remedy, paths=(str(path),)) from None
+        message = f"{path} is another session: {error}"
+        remedy = "use the same options to resume, another --work folder, or --fresh"
+        raise UsageError("other-session", message, remedy=remedy, paths=(str(path),)) from None
     except OSError as error:
         message = f"cannot write {path}: {error.strerror or error}"
-        raise TuneError("cannot-write", message, "choose another --work folder", EXIT_CANNOT_WRITE) from error
+        raise WriteError("cannot-write", message, remedy="choose another --work folder") from error

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...child import kill
-from ..errors import EXIT_TARGET_MISSING, TuneError
+from ...errors import TargetError
 from ..installed import Aiter
 from ..schema import COLUMNS
 from ..shapes import Shape, render_untuned
@@ -56,9 +56,7 @@ def start(command: Sequence[str], log: Path, timeout: float, environment: Mappin
             )
         except OSError as error:
             message = f"cannot start {command[0]}: {error.strerror or error}"
-            raise TuneError(
-                "cannot-start", message, "check --tuner, --verifier and --python", EXIT_TARGET_MISSING
-            ) from error
+            raise TargetError("cannot-start", message, remedy="check --tuner, --verifier and --python") from error
         timed_out = False
         try:
             child.wait(timeout)
@@ -81,14 +79,14 @@ def as_command(program: str, python: str) -> list[str]:
 
 
 def find_tuner(aiter: Aiter) -> Path:
-    """Return the multi-backend tuner of an installed aiter; raise TuneError when its sources are not installed."""
+    """Return the multi-backend tuner of an installed aiter; raise OverlayError when its sources are not installed."""
     roots = (aiter.package.parent / "aiter_meta", aiter.package.parent)
     for root in roots:
         script = root / "csrc" / "gemm_a16w16" / "gemm_a16w16_tune.py"
         if script.is_file():
             return script
     message = f"the aiter at {aiter.package} brings no csrc/gemm_a16w16/gemm_a16w16_tune.py"
-    raise TuneError("no-tuner", message, "name the tuner with --tuner, or use --backend tunableop", EXIT_TARGET_MISSING)
+    raise TargetError("no-tuner", message, remedy="name the tuner with --tuner, or use --backend tunableop")
 
 
 @dataclass(frozen=True)

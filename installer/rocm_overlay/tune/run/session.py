@@ -9,20 +9,22 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ...console import Step
+from ...errors import UsageError
 from ...executor import Answer, Executor, answers
+from ...fingerprint import Fingerprint, sha256
+from ...journal import Reuse
 from ..check import peak_flops
 from ..device import Device
-from ..errors import TuneError
 from ..lookup import default_libtype
 from ..schema import COLUMNS
 from ..shapes import Shape
 from ..table import Row, read_table, render
 from .journal import Journal, Outcome
 from .programs import Programs
-from .progress import Progress
 
 SCHEMA = "amd-overlay.tune.run/1"
 VISIBLE = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
@@ -30,16 +32,26 @@ VISIBLE = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"
 
 @dataclass(frozen=True)
 class Session:
-    """One tuning run. ``margin`` is the share of the default's time a row must save to be kept."""
+    """One tuning run. ``margin`` is the share of the default's time a row must save to be kept; ``subject`` is what an
+    outcome depends on beside the settings.
+    """
 
     device: Device
     programs: Programs
     work: Path
     margin: float
     retries: int = 1
+    subject: Fingerprint = field(default_factory=lambda: Fingerprint({}))
+
+    @property
+    def key(self) -> Fingerprint:
+        """What must not change between a run and its resumption: the programs count by their text, too."""
+        words = (*self.programs.tuner, *self.programs.verifier)
+        texts = {word: sha256(Path(word)) for word in words if os.path.isfile(word)}
+        return self.subject.planned({**self.settings(), "programs": texts})
 
     def settings(self) -> dict[str, object]:
-        """What must not change between a run and its resumption."""
+        """What the user asked for."""
         return {
             "gpu": str(self.device),
             "tuner": list(self.programs.tuner),
@@ -49,25 +61,27 @@ class Session:
             "margin": self.margin,
         }
 
-    def run(self, shapes: Sequence[Shape], progress: Progress, executor: Executor | None = None) -> tuple[Outcome, ...]:
+    def run(
+        self, shapes: Sequence[Shape], step: Step, executor: Executor | None = None
+    ) -> tuple[tuple[Outcome, ...], Reuse | None]:
         """Tune every shape that the work folder's journal does not have yet, here or with ``executor``; return all
-        outcomes in order.
+        outcomes in order, and what of them an earlier run finished.
         """
-        journal = Journal(self.work / "session.jsonl", self.settings())
+        journal = Journal(self.work / "session.jsonl", self.key.ingredients)
+        reused = journal.reused(shapes)
         if executor is not None:
-            self._spread(shapes, progress, journal, executor)
-        for number, shape in enumerate(shapes, 1):
+            self._spread(shapes, step, journal, executor)
+        for shape in shapes:
             earlier = journal.done.get(shape)
             if earlier is not None:
-                progress.done(number, shape.text(), f"{_said(earlier)} (from an earlier run)")
+                step(f"{shape.text()}: {_said(earlier)} (from an earlier run)")
                 continue
-            progress.running(number, shape.text())
             outcome = self._shape(shape)
             journal.add(outcome)
-            progress.done(number, shape.text(), _said(outcome))
-        return tuple(journal.done[shape] for shape in shapes)
+            step(f"{shape.text()}: {_said(outcome)}")
+        return tuple(journal.done[shape] for shape in shapes), reused
 
-    def _spread(self, shapes: Sequence[Shape], progress: Progress, journal: Journal, executor: Executor) -> None:
+    def _spread(self, shapes: Sequence[Shape], step: Step, journal: Journal, executor: Executor) -> None:
         """Tune what is missing on other devices; a shape whose worker died is left for the next run."""
         missing = [shape for shape in dict.fromkeys(shapes) if shape not in journal.done]
         for number, answer in answers(executor, [(tune_shape, self, shape) for shape in missing]):
@@ -77,7 +91,7 @@ class Session:
                 journal.add(outcome)
             else:
                 journal.done[shape] = outcome
-            progress.done(number + 1, shape.text(), _said(outcome))
+            step(f"{shape.text()}: {_said(outcome)}")
 
     def _folder(self, shape: Shape) -> Path:
         name = hashlib.sha256(repr(tuple(shape)).encode()).hexdigest()[:8]
@@ -169,7 +183,9 @@ def rows_of(outcomes: Sequence[Outcome], folder: Path) -> tuple[Row, ...]:
     table.write_text(stream.getvalue(), "utf-8")
     read = read_table(table)
     if read.broken:
-        raise TuneError("bad-session", f"{table} holds rows that cannot be read", "--restart", findings=read.broken)
+        raise UsageError(
+            "bad-session", f"{table} holds rows that cannot be read", remedy="--fresh", findings=read.broken
+        )
     return tuple(sorted(read.rows))
 
 

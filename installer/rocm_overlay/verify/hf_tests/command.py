@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ...child import beside, environment
-from ...install import catalog
-from ...install.transaction.errors import OverlayError, TargetError, UsageError
+from ...console import print_json, say, show
+from ...errors import TargetError, UsageError
+from ...install import catalog, lookup
 from .. import plan, target
-from ..report import refuse
+from ..options import Options
 from ..workers import stage
 from . import layout
 
@@ -46,31 +46,20 @@ class Outcome:
         }  # fmt: skip
 
 
-def run(
-    sdist: Path,
-    *,
-    models: str | None = None,
-    toggles: Sequence[str] | None = None,
-    python: str | None = None,
-    json_output: bool = False,
-) -> int:
+def run(sdist: Path, options: Options) -> int:
     """Compare pass sets and print them. 0: nothing that stock passes is lost; 1: something is; else as verify."""
-    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr)  # noqa: E731
-    try:
-        outcomes = compare(sdist, models, toggles or (), python, say)
-    except OverlayError as error:
-        return refuse("verify", error, SCHEMA, as_json=json_output)
+    outcomes = compare(sdist, options.models, options.toggles or (), options.python, say)
     code = 1 if any(outcome.lost for outcome in outcomes) else 0
-    if json_output:
+    if options.as_json:
         runs = [outcome.as_json() for outcome in outcomes]
-        print(json.dumps({"schema": SCHEMA, "ok": code == 0, "exit_code": code, "runs": runs}))
+        print_json("verify", {"schema": SCHEMA, "runs": runs}, code=code)
         return code
     for outcome in outcomes:
         counts = f"{len(outcome.passed)} passed, {len(outcome.failed)} failed, {outcome.skipped} skipped"
         again = f", {len(outcome.again)} only when run again" if outcome.again else ""
-        print(f"{outcome.label:<28} {counts}{again}; ops of ours: {', '.join(outcome.ran) or 'none'}")
+        show(f"{outcome.label:<28} {counts}{again}; ops of ours: {', '.join(outcome.ran) or 'none'}")
         for test, why in outcome.lost.items():
-            print(f"  lost: {test}: {why}")
+            show(f"  lost: {test}: {why}")
     return code
 
 
@@ -83,7 +72,7 @@ def compare(
     if interpreter.transformers != release:
         message = f"the sdist is {release}, {interpreter.executable} has transformers {interpreter.transformers}"
         raise UsageError("another-release", message, remedy=f"download the sdist of {interpreter.transformers}")
-    chosen = _models(models, release)
+    chosen = _models(models, release, interpreter)
     sources = target.find_sources(interpreter, *chosen)
     sets = list(toggles) or ["off", "all"]
     parsed = {text: plan.parse_toggles(text) for text in sets}
@@ -117,9 +106,12 @@ def _against(stock: Outcome, runner: _Runner, text: str, values: dict[str, str])
     return found
 
 
-def _models(text: str | None, release: str) -> list[str]:
+def _models(text: str | None, release: str, interpreter: target.Interpreter) -> list[str]:
+    """Check the names against the bundle's models of the release and those that are installed, of any origin."""
+    environment = lookup.environment_of(interpreter.package, catalog.BUNDLE)
     known = sorted({
-        entry.model for line in catalog.lines() for entry in catalog.load(line).files if release in entry.releases
+        *(entry.model for line in catalog.lines() for entry in catalog.load(line).files if release in entry.releases),
+        *(environment.model_of(path) for path in environment.paths()),
     })  # fmt: skip
     if text is None:
         return known

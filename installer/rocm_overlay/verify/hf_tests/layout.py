@@ -6,7 +6,7 @@ import re
 import tarfile
 from pathlib import Path
 
-from ...install.transaction.errors import UsageError
+from ...errors import UsageError
 
 # What the mixin imports and no sdist carries: mixins without tests, and a table.
 _STAND_INS = {

@@ -3,81 +3,67 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from ...install.transaction.errors import OverlayError, UsageError
+from ...console import emit, progress, say
+from ...errors import DIFFERENT, UsageError
+from ...shared import rules
 from .. import plan, target
-from ..report import refuse
+from ..options import QualifyOptions as Options
 from ..workers import OPTIONAL_TIERS, Setup
-from . import child, choose, document, steps
-from .choose import Choice
+from . import arms, child, choose, document, steps
+from .arms import Found
+from .choose import PLAN, Choice
 from .session import Session
+from .steps import Counted, Say
 
-SCHEMA = "amd-overlay.qualify/1"
-WARMUP_SCHEMA = "amd-overlay.warmup/1"
 GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user asked for; field names are the long options."""
-
-    model: Path
-    output: Path = Path("profile.json")
-    python: str | None = None
-    dtype: str = "bfloat16"
-    max_capture: float = 4.0  # GiB
-    time_limit: float = 60.0  # seconds without an answer
-    build_limit: float = 1200.0  # the same while a first call may build kernels
-    dry_run: bool = False
-    register: bool = True  # leave it where AMD_OPS=auto looks, too
-    json_output: bool = False
 
 
 def run(options: Options) -> int:
     """Qualify a model on this machine and write its profile; return the exit code.
 
-    0: a profile was written (it may leave everything to stock). Other codes as for ``overlay verify``.
+    0: the profile speaks for every place of the model (it may leave everything to stock). 1: some place could not be
+    captured; the profile was written and leaves it to stock. Other codes as for ``overlay verify``.
     """
-    console = Console(stderr=True)
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    try:
-        content = qualify(options, say)
-    except OverlayError as error:
-        return refuse("qualify", error, SCHEMA, as_json=options.json_output)
-    if options.json_output:
-        print(json.dumps({"schema": SCHEMA, "ok": True, "exit_code": 0, **content}, allow_nan=False))
-    return 0
+    content = qualify(options, say, progress)
+    code = 0 if content.get("complete", True) else DIFFERENT
+    return emit("qualify", content, "", as_json=options.as_json, code=code)
 
 
-def qualify(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
+def qualify(options: Options, say: Say, counted: Counted | None = None) -> dict[str, Any]:
     """Carry out every step and return the profile (with ``written``), or only the plan in a dry run."""
     start = time.perf_counter()
+    counted = counted or steps.unwatched(say)
     session, setup = _open(options)
-    supply = steps.inspect(session)
-    resumed = session.open(supply["machine"])
+    with counted(1, "asking what this machine supplies"):
+        supply = steps.inspect(session)
+    if not options.dry_run and not options.fresh:
+        known = document.valid(options.output, session.subject(supply["machine"]))
+        if known is not None:
+            told = "complete" if known["complete"] else "partial: " + _losses(known["capture"])
+            say(f"qualified    {options.output} holds for this device, these releases and this model already ({told})")
+            say("             --fresh qualifies again")
+            return {**known, "written": [str(options.output)], "tests": [], "reused": True}
+    resumed = session.open(supply["machine"], fresh=options.fresh)
     _show_plan(session, supply, resumed, say)
+    content = _plan(session, supply)
     if options.dry_run:
-        return {"plan": _plan(session, supply)}
-    told: dict[str, Any] = {"nan_weights": [], "left_out": {}}
-    if not session.captured:
-        told = steps.capture(session, int(options.max_capture * GIB), say)
-        if told["nan_weights"]:
-            say(f"weights hold NaN: {', '.join(told['nan_weights'][:5])}; results are compared NaN for NaN")
-    points, choice = _candidates(session, supply, options, say)
-    checked = _end_to_end(session, setup, supply, choice, say)
-    extra = {"end_to_end": checked, "nan_weights": told["nan_weights"], "left_out": told["left_out"]}
-    content = document.profile(session, supply, choice, extra)
+        return {"plan": content}
+    document.write(session.work / "plan.json", json.dumps(content, indent=1) + "\n")
+    captured = session.captured or steps.capture(session, int(options.max_capture * GIB), counted, options.inputs)
+    _show_capture(captured, say)
+    found = _candidates(session, supply, options, say, counted)
+    checked = _end_to_end(session, setup, supply, found.choice, say, counted)
+    compared = arms.settle(session, setup, supply, found, options.build_limit, say, counted)
+    lost = captured["lost"] or captured["failed_runs"] or found.not_reproduced(session)
+    extra = {"end_to_end": checked, "whole": compared, "nan_weights": captured["nan_weights"], "complete": not lost,
+             "capture": captured, "left_out": _left_out(session, captured, found)}  # fmt: skip
+    content = document.profile(session, supply, found.choice, extra)
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
     document.write(options.output, text)
     written = [str(options.output)]
@@ -85,19 +71,45 @@ def qualify(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
         default = Path(supply["default_profile"])
         document.write(default, text)
         written.append(str(default))
-    document.write(session.work / "replay.json", json.dumps(_replayable(session, setup, points), indent=1))
-    tests = document.write_tests(session, options.output, dict.fromkeys(item["point"] for item in points))
+    points = [item for item in found.points if found.enabled(session, item)]
+    document.write(
+        session.work / "replay.json", json.dumps(replayable(session, supply, found.choice, points), indent=1)
+    )
+    tests = document.write_tests(session, options.output, [item["point"] for item in points])
+    apply = document.write_apply(session, options.output, found.points, found.choice)
+    if apply is not None:
+        written.append(str(apply))
+        say(f"functions    {apply}: apply_overlay_kernels_to_..., one boolean per compute that was verified")
     _show_outcome(content, written, tests, time.perf_counter() - start, say)
-    return {**content, "written": written, "tests": [str(path) for path in tests]}
+    return {**content, "written": written, "tests": [str(path) for path in tests], "reused": False}
+
+
+def _losses(captured: dict[str, Any]) -> str:
+    return ", ".join((*captured["lost"], *captured["failed_runs"])) or "a capture that cannot be replayed"
+
+
+def _left_out(session: Session, captured: dict[str, Any], found: Found) -> dict[str, str]:
+    """Return why a place, or a kind of its calls, is not proved."""
+    told = {name: "; ".join(reasons) for name, reasons in captured["lost"].items()}
+    return {**told, **{f"run {name}": reason for name, reason in captured["failed_runs"].items()},
+            **found.not_reproduced(session)}  # fmt: skip
 
 
 def _open(options: Options) -> tuple[Session, Setup]:
     plan.check_dtype(options.dtype)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        remedy = "run it without torchrun; `overlay bench` under torchrun measures a model that is spread"
+        raise UsageError(
+            "several-ranks", f"qualify is one process, not one of {os.environ['WORLD_SIZE']}", remedy=remedy
+        )
     if options.max_capture <= 0 or options.time_limit <= 0 or options.build_limit <= 0:
         raise UsageError("bad-limit", "a limit is not positive", remedy="use numbers above zero")
+    if options.inputs is not None and not options.inputs.is_file():
+        remedy = "name a safetensors file that holds the keyword arguments of one forward"
+        raise UsageError("no-inputs", f"{options.inputs} is no file", remedy=remedy, paths=[options.inputs])
     found = target.read_model(options.model)
     interpreter = target.probe(options.python)
-    sources = target.find_sources(interpreter, *found.types)
+    sources = target.find_sources(interpreter, *found.names)
     work = options.output.resolve().with_name(options.output.stem + ".work")
     session = Session(interpreter, found.path.resolve(), found.seeded, sources, options.dtype, work)
     session.scratch.mkdir(parents=True, exist_ok=True)
@@ -109,54 +121,74 @@ def _open(options: Options) -> tuple[Session, Setup]:
 
 
 def _plan(session: Session, supply: dict[str, Any]) -> dict[str, Any]:
-    points = [{"point": f"{p.switch}@{p.qualname}", "toggles": supply["switches"].get(p.switch, [])}
+    points = [{"point": steps.id_of(session, p), "toggles": supply["switches"].get(p.switch, [])}
               for p in session.points]  # fmt: skip
     return {"machine": supply["machine"], "points": points, "supply": supply["supply"]}
 
 
-def _show_plan(session: Session, supply: dict[str, Any], resumed: bool, say: Callable[[str], None]) -> None:
+def _show_plan(session: Session, supply: dict[str, Any], resumed: bool, say: Say) -> None:
     machine = supply["machine"]
     say(f"device       {machine['device']}, torch {machine['torch']}, aiter {machine['aiter'] or 'none'}")
     say(f"model        {session.model}, {session.dtype}")
+    for source in session.sources:
+        where = "installed" if source.installed == "overlay" else "not installed: served to the workers"
+        say(f"overlay      {source.path} ({source.origin}, {where})")
+    refused: dict[str, list[str]] = {}
     for row in supply["supply"]:
-        if row["tier"] in OPTIONAL_TIERS:
-            say(f"supply       {row['op']} on {row['tier']}: {row['reason'] or 'offered'}")
+        if row["tier"] in OPTIONAL_TIERS and row["reason"]:
+            refused.setdefault(f"{row['tier']}: {row['reason']}", []).append(row["op"])
+        elif row["tier"] in OPTIONAL_TIERS:
+            say(f"supply       {row['op']} on {row['tier']}: offered")
+    for reason, ops in refused.items():
+        say(f"no supply    {reason} ({', '.join(ops)})")
     for point in session.points:
         say(f"demand       {point.switch} in {point.qualname}")
-    say("plan         capture each of these on stock; try every tier offered there; check, then time against stock;")
-    say("             keep what is right and faster; run the whole model; write the profile and one test per place")
+    say("plan         capture each of these on stock (plans are no part of stock: they are judged last, as a whole);")
+    say("             try every tier offered there; check, then time against stock; keep what is right and faster;")
+    say("             run the whole model, with and without, and against plain toggles; write profile and tests")
     if resumed:
-        say(f"resumed      {len(session.results)} candidates of an interrupted run are taken up")
+        say(f"resumed      {len(session.results)} results of an earlier run on the same subject are used")
 
 
-def _candidates(
-    session: Session, supply: dict[str, Any], options: Options, say: Callable[[str], None]
-) -> tuple[list[dict[str, Any]], Choice]:
+def _show_capture(captured: dict[str, Any], say: Say) -> None:
+    calls, size = sum(captured["places"].values()), captured["bytes"] / 2**20
+    runs = "; ".join(captured["runs"])
+    say(f"captured     {calls} calls of {len(captured['places'])} places ({size:.1f} MiB): {runs}")
+    for name, reasons in captured["lost"].items():
+        say(f"lost         {name}: {'; '.join(reasons)}")
+    for name, reason in captured["failed_runs"].items():
+        say(f"not run      {name}: {reason}")
+    for name, reason in captured["not_used"].items():
+        say(f"not used     {name}: {reason}")
+    if captured["nan_weights"]:
+        say(f"weights hold NaN: {', '.join(captured['nan_weights'][:5])}; results are compared NaN for NaN")
+
+
+def _candidates(session: Session, supply: dict[str, Any], options: Options, say: Say, counted: Counted) -> Found:
     limits = {"limit": options.time_limit, "build_limit": options.build_limit}
     base = steps.per_point(session, supply, {}, "base")
-    steps.replay(session, base, say, **limits)
+    steps.replay(session, base, say, counted, **limits)
     reach = {item["point"]: sorted(session.results[item["id"]].get("ran", {})) for item in base}
     tried = steps.candidates(session, supply, reach)
-    steps.replay(session, tried, say, **limits)
+    steps.replay(session, tried, say, counted, **limits)
     ops = sorted({row["op"] for row in supply["supply"]})
     choice = choose.choose_tiers(ops, tried, session.results)
     # The tiers that were chosen together, place by place: where nothing was chosen that is the base.
     suffix = "base" if all(tiers == choose.BASE for tiers in choice.op_tiers.values()) else f"chosen:{choice.text()}"
     final = steps.per_point(session, supply, choice.op_tiers, suffix)
-    steps.replay(session, final, say, **limits)
+    steps.replay(session, final, say, counted, **limits)
     choose.settle(choice, final, session.results, list(supply["switches"]))
-    return final, choice
+    choose.settle_plan(choice, session.has_plan, rules().PLANNED)
+    return Found(choice, final, tried, ops)
 
 
 def _end_to_end(
-    session: Session, setup: Setup, supply: dict[str, Any], choice: Choice, say: Callable[[str], None]
+    session: Session, setup: Setup, supply: dict[str, Any], choice: Choice, say: Say, counted: Counted
 ) -> list[dict[str, Any]]:
     """Run the whole model under the choice; a switch that the bisect names, else the last one, goes back to stock."""
     checked: list[dict[str, Any]] = []
     while enabled := [name for name in supply["switches"] if name not in choice.stock]:
-        values = document.toggles_of(choice, supply)
-        limits = {"stock": str(values.pop("AMD_OPS_STOCK")), "op_tiers": str(values.pop("AMD_OPS_OP_TIERS"))}
-        result = steps.end_to_end(setup, {name: str(value) for name, value in values.items()}, limits)
+        result = steps.end_to_end(setup, *document.run_of(choice, supply), counted)
         checked.append({"enabled": enabled, "status": result.status, "cases": len(result.cases)})
         say(f"end to end   {', '.join(enabled)}: {result.status}")
         if result.status in ("ok", "no-effect"):
@@ -165,46 +197,55 @@ def _end_to_end(
         named = [item["switch"] for item in culprit["switches"] if item["switch"] in enabled]
         for name in named or enabled[-1:]:
             choice.stock[name] = f"the whole model {result.status} with it {result.message}".strip()[:300]
+        if PLAN in enabled:
+            choose.settle_plan(choice, session.has_plan, rules().PLANNED)
     return checked
 
 
-def _replayable(session: Session, setup: Setup, points: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a test or a warm-up needs to make the calls again."""
-    return {
-        "model": str(session.model),
-        "dtype": session.dtype,
-        "seeded": session.seeded,
-        "points": [{key: item[key] for key in ("id", "point", "place", "settings", "switch")} for item in points],
-    }
+def replayable(
+    session: Session, supply: dict[str, Any], choice: Choice, points: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Return what a test or a warm-up needs to make the calls again, under what the profile allows at each place."""
+    kept = []
+    for item in points:
+        settings = {**item["settings"], "op_tiers": choice.text()}
+        kept.append({"id": item["id"], "point": item["point"], "place": item["place"], "switch": item["switch"],
+                     "settings": settings})  # fmt: skip
+    return {"model": str(session.model), "dtype": session.dtype, "seeded": session.seeded,
+            "python": session.interpreter.executable, "machine": supply["machine"], "points": kept}  # fmt: skip
 
 
-def _show_outcome(
-    content: dict[str, Any], written: list[str], tests: list[Path], seconds: float, say: Callable[[str], None]
-) -> None:
+def _show_outcome(content: dict[str, Any], written: list[str], tests: list[Path], seconds: float, say: Say) -> None:
     for switch, verdict in content["verdicts"]["switches"].items():
         say(f"{'enabled' if verdict == 'enabled' else 'stock':<12} {switch}"
             + ("" if verdict == "enabled" else f": {verdict}"))  # fmt: skip
-    say(f"profile      {written[0]} (AMD_OPS={written[0]}" + ("; AMD_OPS=auto uses it, too)" if written[1:] else ")"))
-    say(f"tests        {len(tests)} in {tests[0].parent if tests else 'none'}; {seconds:.0f} s")
+    whole = content["whole"]
+    say(f"with it      {whole['summary']}")
+    if content["complete"]:
+        say("complete     every place of the model was captured and tried")
+    else:
+        say(f"partial      {len(content['left_out'])} of its places or runs are not proved:")
+        for name, reason in content["left_out"].items():
+            say(f"             {name}: {reason}")
+    auto = "; AMD_OPS=auto uses it, too" if any(path.endswith(".json") for path in written[1:]) else ""
+    say(f"profile      {written[0]} (AMD_OPS={written[0]}{auto})")
+    where = f"pytest {tests[0].parent}" if tests else "none: nothing is enabled"
+    say(f"tests        {where}; {seconds:.0f} s")
 
 
-def warmup(profile: Path, *, python: str | None = None, json_output: bool = False) -> int:
+def warmup(profile: Path, *, python: str | None = None, as_json: bool = False) -> int:
     """Make every captured call of a profile once in a fresh process and tell what each op's first call took."""
-    try:
-        found = warm(profile, python)
-    except OverlayError as error:
-        return refuse("warmup", error, WARMUP_SCHEMA, as_json=json_output)
-    if json_output:
-        print(json.dumps({"schema": WARMUP_SCHEMA, "ok": True, "exit_code": 0, **found}))
-        return 0
+    found = warm(profile, python, progress)
+    lines = []
     for item in found["ops"]:
         first = "-" if item["first_call_s"] is None else f"{item['first_call_s'] * 1e3:.1f} ms"
-        print(f"{item['op']:<20} {item['tier']:<8} first call {first:>12}, {item['calls']} calls")
-    return 0
+        lines.append(f"{item['op']:<20} {item['tier']:<8} first call {first:>12}, {item['calls']} calls")
+    return emit("warmup", found, "\n".join(lines), as_json=as_json)
 
 
-def warm(profile: Path, python: str | None = None) -> dict[str, Any]:
+def warm(profile: Path, python: str | None = None, counted: Counted | None = None) -> dict[str, Any]:
     """Return ``{"places": [...], "ops": [...]}`` of a warm-up. Raises UsageError without the profile's captures."""
+    counted = counted or steps.unwatched(lambda text: None)
     profile = profile.resolve()
     session, content, replayed = reopen(profile.with_name(profile.stem + ".work"), profile, python)
     values = dict(content["toggles"])
@@ -216,13 +257,15 @@ def warm(profile: Path, python: str | None = None) -> dict[str, Any]:
     def on_event(event: dict[str, Any]) -> None:
         if event["event"] == "warmed":
             found["places"].append({key: event[key] for key in ("place", "calls", "seconds")})
+            step(f"{event['place']} is warm")
         elif event["event"] == "warm":
             found["ops"] = event["ops"]
         elif event["event"] == "failed":
             found["message"] = event["message"]
 
     try:
-        child.run(session, "warmup", on_event, limit=3600.0, places=list(places.values()), settings=settings)
+        with counted(len(places), "building and loading kernels") as step:
+            child.run(session, "warmup", on_event, limit=3600.0, places=list(places.values()), settings=settings)
     except child.WorkerError as error:
         found["message"] = f"{error}: {error.log}"
     if "message" in found:
@@ -239,9 +282,9 @@ def reopen(work: Path, profile: Path | None, python: str | None) -> tuple[Sessio
         replayed = json.loads((work / "replay.json").read_bytes())
     except (OSError, ValueError) as error:
         raise UsageError("no-captures", f"{profile or work} cannot be used: {error}", remedy=remedy) from None
-    interpreter = target.probe(python or sys.executable)
+    interpreter = target.probe(python or replayed.get("python") or sys.executable)
     found = target.read_model(Path(replayed["model"]))
-    sources = target.find_sources(interpreter, *found.types)
+    sources = target.find_sources(interpreter, *found.names)
     session = Session(interpreter, found.path, replayed["seeded"], sources, replayed["dtype"], work)
     session.scratch.mkdir(parents=True, exist_ok=True)
     return session, content, replayed

@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ...errors import WriteError
 from ...files import write_atomic
-from ...install.transaction.errors import WriteError
+from ...shared import rules
 from .choose import Choice
 from .session import Session
 
@@ -30,6 +31,8 @@ def test_{function}() -> None:
     prove(Path(__file__).resolve().parent / "{work}", {point!r})
 '''
 
+_TEST_STARTS = b'"""Proof of '
+
 
 def toggles_of(choice: Choice, supply: dict[str, Any]) -> dict[str, Any]:
     """Return the toggles of a profile: the families behind what is enabled, and what is held back."""
@@ -43,13 +46,38 @@ def toggles_of(choice: Choice, supply: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def run_of(choice: Choice, supply: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the toggles of a choice, and its limits as keywords of ``amd_ops.override``."""
+    values = {name: str(value) for name, value in toggles_of(choice, supply).items()}
+    limits = {"stock": values.pop("AMD_OPS_STOCK"), "op_tiers": values.pop("AMD_OPS_OP_TIERS")}
+    return values, limits
+
+
+def settings_of(choice: Choice, supply: dict[str, Any]) -> dict[str, str]:
+    """Return a choice as keywords of ``amd_ops.override``."""
+    toggles, limits = run_of(choice, supply)
+    return {**{name.lower(): value for name, value in toggles.items()}, **limits}
+
+
+def valid(path: Path, subject: str) -> dict[str, Any] | None:
+    """Return the profile at ``path`` where it was qualified on this very subject and not changed since."""
+    try:
+        content = rules().read_profile(path)
+    except ValueError:
+        return None
+    found: dict[str, Any] | None = content if content.get("subject") == subject else None
+    return found
+
+
 def profile(session: Session, supply: dict[str, Any], choice: Choice, told: dict[str, Any]) -> dict[str, Any]:
     """Return the profile's content, with its digest."""
     content = {
         "schema": SCHEMA,
         "toggles": toggles_of(choice, supply),
+        "subject": session.subject(supply["machine"]),
         "families": {**supply["switches"], **supply["ops"]},
         "qualified": supply["machine"],
+        "ranks": 1,  # the workers are one process each
         "model": {
             "path": str(session.model),
             "dtype": session.dtype,
@@ -86,9 +114,55 @@ def write(path: Path, text: str) -> None:
         raise WriteError("profile-unwritable", message, remedy="name another place with -o", paths=[path]) from None
 
 
+_APPLY = '''
+
+def apply_overlay_kernels_to_{model}({parameters}) -> list[str]:
+    """Put the computes that were verified here into the classes of transformers' {model}; return what was changed.
+
+    One boolean per compute; those that were right and faster are on. Which tier runs an op is left to
+    AMD_OPS={profile}.
+    """
+    return amd_ops.apply_overlay_kernels("{model}", {arguments})
+
+
+def revert_overlay_kernels_from_{model}() -> list[str]:
+    """Put back what apply_overlay_kernels_to_{model} changed."""
+    return amd_ops.revert_overlay_kernels("{model}")
+'''
+
+
+def write_apply(session: Session, output: Path, points: Iterable[dict[str, Any]], choice: Choice) -> Path | None:
+    """Write a module beside the profile with ``apply_overlay_kernels_to_<model>()``; None where nothing is verified.
+
+    Each has one boolean for every compute that is right at all of its places in the model.
+    """
+    texts = []
+    listed = list(points)
+    for source in session.sources:
+        there = [item for item in listed if item["place"]["module"] == source.module]
+        wrong = {item["switch"] for item in there if session.results[item["id"]]["status"] != "valid"}
+        verified = sorted({item["switch"] for item in there} - wrong)
+        if not verified:
+            continue
+        model = source.path.split("/")[-2]
+        parameters = ", ".join(["*", *(f"{name}: bool = {name not in choice.stock}" for name in verified)])
+        off = sorted(set(rules().SWITCHES) - set(verified))
+        arguments = ", ".join([f"{name}={name}" for name in verified] + [f"{name}=False" for name in off])
+        texts.append(_APPLY.format(model=model, parameters=parameters, arguments=arguments, profile=output.name))
+    if not texts:
+        return None
+    path = output.with_name(output.stem + "_apply.py")
+    head = '"""Written by `overlay qualify`: the computes that were verified on this machine, one boolean each."""\n\n'
+    write(path, head + "from __future__ import annotations\n\nimport amd_ops\n" + "".join(texts))
+    return path
+
+
 def write_tests(session: Session, output: Path, names: Iterable[str]) -> list[Path]:
-    """Write one pytest file per point beside the profile and return them."""
+    """Write one pytest file per point beside the profile and return them; those of an earlier run make way."""
     folder = output.with_name(output.stem + "_tests")
+    for old in folder.glob("test_*.py"):
+        if old.read_bytes().startswith(_TEST_STARTS):
+            old.unlink()
     made = []
     for point in names:
         function = "".join(letter if letter.isalnum() else "_" for letter in point)

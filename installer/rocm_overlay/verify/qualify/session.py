@@ -5,16 +5,20 @@ Results on another subject are no use to anybody, so they make way, where other 
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...fingerprint import Fingerprint
 from ...journal import Journal, NotAJournalError, OtherRunError
-from ..switches import Point, points_of
-from ..target import Interpreter, Source
+from ..switches import Point, needs_of, points_of
+from ..target import Interpreter, Source, fingerprint_of
 
-SCHEMA = "amd-overlay.qualify.results/1"
+SCHEMA = "amd-overlay.qualify.results/2"
+PLAN = "plan"
+"""The switch that takes whole decode steps."""
 
 
 @dataclass
@@ -29,6 +33,7 @@ class Session:
     work: Path
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     _journal: Journal | None = None
+    _fingerprint: Fingerprint | None = None
 
     @property
     def captures(self) -> Path:
@@ -42,20 +47,34 @@ class Session:
 
     @property
     def points(self) -> list[Point]:
-        """The model's integration points, from its overlaid texts."""
+        """The model's integration points, from its overlaid texts, without those of plans."""
+        return [point for point in self._all_points() if point.switch != PLAN]
+
+    @property
+    def has_plan(self) -> bool:
+        """True where an edit runs a decode step by a plan: that is a matter of the whole model, not of one call."""
+        return any(point.switch == PLAN for point in self._all_points())
+
+    def _all_points(self) -> list[Point]:
         return [point for source in self.sources for point in points_of(source.module, source.overlay)]
 
-    def places(self) -> list[dict[str, str]]:
-        """The methods and functions to capture, each once."""
-        found = {(point.module, point.qualname): None for point in self.points}
-        return [{"module": module, "qualname": qualname} for module, qualname in found]
+    def places(self) -> list[dict[str, Any]]:
+        """The methods and functions to capture, each once, with the children that their edits need (None: all)."""
+        needs = {(source.module, name): names
+                 for source in self.sources for name, names in needs_of(source.overlay).items()}  # fmt: skip
+        found = dict.fromkeys((point.module, point.qualname) for point in self.points)
+        return [{"module": module, "qualname": name, "needs": needs.get((module, name))} for module, name in found]
 
-    def open(self, machine: dict[str, Any]) -> bool:
-        """Make the work folder; True when results of an interrupted run on the same subject are taken up."""
+    def subject(self, machine: dict[str, Any]) -> str:
+        """Return a hash of everything that a result depends on: a profile of the same subject holds."""
+        return self._subject(machine).digest
+
+    def open(self, machine: dict[str, Any], *, fresh: bool = False) -> bool:
+        """Make the work folder; True when results of an earlier run on the same subject are taken up."""
         path = self.work / "results.jsonl"
-        subject = self._subject(machine)
+        subject = self._subject(machine).ingredients
         try:
-            self._journal = Journal(path, SCHEMA, subject)
+            self._journal = Journal(path, SCHEMA, subject, fresh=fresh)
         except (NotAJournalError, OtherRunError):
             path.unlink()
             self._journal = Journal(path, SCHEMA, subject)
@@ -67,28 +86,31 @@ class Session:
         self.results = {item["id"]: item for item in self._journal.records}
         return self._journal.resumed
 
-    def _subject(self, machine: dict[str, Any]) -> dict[str, Any]:
-        """Everything that a result depends on."""
-        weights = sorted(
-            (path.name, path.stat().st_size, path.stat().st_mtime_ns)
-            for path in (self.model.parent if self.seeded else self.model).glob("*")
-            if path.is_file() and (not self.seeded or path == self.model)
-        )
-        return {
-            "machine": machine,
-            "model": str(self.model),
-            "weights": weights,
-            "sources": [source.as_json() for source in self.sources],
-            "dtype": self.dtype,
-        }
+    def _subject(self, machine: dict[str, Any]) -> Fingerprint:
+        """Everything that a result depends on, by content."""
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint_of(self.interpreter, self.model, self.sources)
+        return self._fingerprint.planned({"machine": machine, "dtype": self.dtype, "seeded": self.seeded})
 
     def keep(self, result: dict[str, Any]) -> None:
-        """Remember a candidate's result on disk."""
-        assert self._journal is not None, "the session is not open"
-        self._journal.append(result)
+        """Remember a candidate's result: on disk, too, where the session is open."""
+        if self._journal is not None:
+            self._journal.append(result)
         self.results[result["id"]] = result
 
     @property
-    def captured(self) -> bool:
-        """True when the capture of an earlier run was finished."""
-        return (self.captures / "complete").is_file()
+    def _complete(self) -> Path:
+        return self.captures / "complete.json"
+
+    def keep_capture(self, told: dict[str, Any]) -> None:
+        """Remember that the capture is finished, and what it kept and lost."""
+        self._complete.write_text(json.dumps(told))
+
+    @property
+    def captured(self) -> dict[str, Any] | None:
+        """What the finished capture of an earlier run kept and lost; None where there is none."""
+        try:
+            found: dict[str, Any] = json.loads(self._complete.read_bytes())
+        except (OSError, ValueError):
+            return None
+        return found

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:84511c7123e99c480ccca2bf6b6a6c854456dba5b0ec823a1a45229be3a8a108 generator=2 recipes=e30f675ae380 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:84511c7123e99c480ccca2bf6b6a6c854456dba5b0ec823a1a45229be3a8a108 generator=3 recipes=e10a3ddd5103 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 IBM and the HuggingFace Inc. team. All rights reserved.
 #
@@ -30,15 +30,15 @@ from ...modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 from ...modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from ...utils import auto_docstring, is_torch_flex_attn_available, logging
 from .configuration_granitemoe import GraniteMoeConfig
-
-try:
+from importlib.util import find_spec as _amd_spec
+if getattr(_amd_spec("amd_ops"), "origin", None):
     import amd_ops as _amd
-except ModuleNotFoundError as _amd_error:
-    if _amd_error.name != "amd_ops":
-        raise
-    _amd = None
-if _amd and not _amd.__file__:  # a folder that an uninstall left behind, not the package
-    _amd = None
+else:  # not installed, or only a folder that an uninstall left behind
+    import os as _amd_os, re as _amd_re, warnings as _amd_warnings
+    _amd, _amd_asks = None, _amd_re.compile(r"(AMD_OPS|FORCE_E\w+|USE_(AITER|FUSED|OPTI|PRESH)\w+)=(?!0$|off$|$)").match
+    if _amd_set := ", ".join(filter(_amd_asks, map("=".join, sorted(_amd_os.environ.items())))):
+        if _amd_os.environ.get("AMD_OPS_STRICT") == "1": raise ImportError(f"{__name__}: no amd_ops for {_amd_set}")
+        _amd_warnings.warn(f"amd_ops cannot be imported: stock code runs in spite of {_amd_set}", RuntimeWarning)
 __amd_overlay__ = "sha256:84511c7123e99c480ccca2bf6b6a6c854456dba5b0ec823a1a45229be3a8a108"
 
 
@@ -223,7 +223,7 @@ def apply_rotary_pos_emb(q, k, cos, sin, position_ids=None, unsqueeze_dim=1):
     Returns:
         `tuple(torch.Tensor)` comprising of the query and key tensors rotated using the Rotary Position Embedding.
     """
-    if _amd and _amd.on.rope:
+    if _amd and _amd.on.rope and _amd.takes_rope(rotate_half, q, k, cos, sin, unsqueeze_dim):
         return _amd.apply_rope(q, k, cos, sin, unsqueeze_dim)
     cos = cos.unsqueeze(unsqueeze_dim)
     sin = sin.unsqueeze(unsqueeze_dim)
@@ -444,14 +444,14 @@ class GraniteMoeAttention(nn.Module):
         position_embeddings: Optional[tuple[torch.Tensor, torch.Tensor]] = None,  # None or rope embeddings
         **kwargs,
     ) -> tuple[torch.Tensor, Optional[torch.Tensor], Optional[tuple[torch.Tensor]]]:
-        _amd_qk = _amd.qk_rope(self, past_key_value, cache_position) if _amd and _amd.on.qk_rope else None
+        _amd_qk = (_amd.qk_rope(self, past_key_value, cache_position, rotate=apply_rotary_pos_emb)
+            if _amd and _amd.on.qk_rope else None)
         bsz, q_len, _ = hidden_states.size()
 
-        query_states, key_states, value_states = (_amd.qkv_proj(self, hidden_states) if _amd and _amd.on.qkv
-            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)))
-        query_states = query_states
-        key_states = key_states
-        value_states = value_states
+        _amd_qkv = list(_amd.qkv_proj(self, hidden_states)) if _amd and _amd.on.qkv else None
+        query_states = (_amd_qkv.pop(0) if _amd_qkv else self.q_proj(hidden_states))
+        key_states = (_amd_qkv.pop(0) if _amd_qkv else self.k_proj(hidden_states))
+        value_states = (_amd_qkv.pop(0) if _amd_qkv else self.v_proj(hidden_states))
 
         query_states = query_states.view(bsz, q_len, self.num_heads, self.head_dim).transpose(1, 2)
         key_states = key_states.view(bsz, q_len, self.num_key_value_heads, self.head_dim).transpose(1, 2)
@@ -1017,20 +1017,34 @@ class GraniteMoeForCausalLM(GraniteMoePreTrainedModel, GenerationMixin):
         # Only compute necessary logits
         hidden_states = outputs[0]
         slice_indices = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = (_amd.apply_linear(self.lm_head, hidden_states[:, slice_indices, :]) if _amd and _amd.on.linear
-            else self.lm_head(hidden_states[:, slice_indices, :]))
-        logits = logits / self.config.logits_scaling
+        _amd_loss = None
+        if _amd and _amd.on.loss and labels is not None:
+            _amd_loss = _amd.causal_lm_loss(
+                self.loss_function, self.lm_head, hidden_states[:, slice_indices, :],
+                labels, vocab_size=self.config.vocab_size,
+                logits_divisor=self.config.logits_scaling, **kwargs,
+            )
+        logits = None if _amd_loss is not None else (
+            _amd.apply_linear(self.lm_head, hidden_states[:, slice_indices, :])
+            if _amd and _amd.on.linear
+            else self.lm_head(hidden_states[:, slice_indices, :])
+        )
+        logits = None if _amd_loss is not None else logits / self.config.logits_scaling
 
         loss = None
         if labels is not None:
             # Upcast to float if we need to compute the loss to avoid potential precision issues
-            logits = logits.float()
+            logits = None if _amd_loss is not None else logits.float()
             # Flatten the tokens
-            loss = self.loss_function(
+            loss = (
+                _amd_loss
+                if _amd_loss is not None
+                else self.loss_function(
                 logits,
                 labels,
                 vocab_size=self.config.vocab_size,
                 **kwargs,
+            )
             )
 
         aux_loss = None

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:ae590400877459fecd73bd1232ad49e1bb0b72200b87c353e233ae7bcb51fd92 generator=2 recipes=e30f675ae380 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:ae590400877459fecd73bd1232ad49e1bb0b72200b87c353e233ae7bcb51fd92 generator=3 recipes=e10a3ddd5103 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 the HuggingFace Inc. team. All rights reserved.
 #
@@ -34,15 +34,15 @@ from ...processing_utils import Unpack
 from ...utils import LossKwargs, auto_docstring, can_return_tuple, logging
 from ..auto import AutoModel
 from .configuration_idefics3 import Idefics3Config, Idefics3VisionConfig
-
-try:
+from importlib.util import find_spec as _amd_spec
+if getattr(_amd_spec("amd_ops"), "origin", None):
     import amd_ops as _amd
-except ModuleNotFoundError as _amd_error:
-    if _amd_error.name != "amd_ops":
-        raise
-    _amd = None
-if _amd and not _amd.__file__:  # a folder that an uninstall left behind, not the package
-    _amd = None
+else:  # not installed, or only a folder that an uninstall left behind
+    import os as _amd_os, re as _amd_re, warnings as _amd_warnings
+    _amd, _amd_asks = None, _amd_re.compile(r"(AMD_OPS|FORCE_E\w+|USE_(AITER|FUSED|OPTI|PRESH)\w+)=(?!0$|off$|$)").match
+    if _amd_set := ", ".join(filter(_amd_asks, map("=".join, sorted(_amd_os.environ.items())))):
+        if _amd_os.environ.get("AMD_OPS_STRICT") == "1": raise ImportError(f"{__name__}: no amd_ops for {_amd_set}")
+        _amd_warnings.warn(f"amd_ops cannot be imported: stock code runs in spite of {_amd_set}", RuntimeWarning)
 __amd_overlay__ = "sha256:ae590400877459fecd73bd1232ad49e1bb0b72200b87c353e233ae7bcb51fd92"
 
 
@@ -233,11 +233,10 @@ class Idefics3VisionAttention(nn.Module):
 
         batch_size, seq_length, embed_dim = hidden_states.shape
 
-        queries, keys, values = (_amd.qkv_proj(self, hidden_states) if _amd and _amd.on.qkv
-            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)))
-        queries = queries
-        keys = keys
-        values = values
+        _amd_qkv = list(_amd.qkv_proj(self, hidden_states)) if _amd and _amd.on.qkv else None
+        queries = (_amd_qkv.pop(0) if _amd_qkv else self.q_proj(hidden_states))
+        keys = (_amd_qkv.pop(0) if _amd_qkv else self.k_proj(hidden_states))
+        values = (_amd_qkv.pop(0) if _amd_qkv else self.v_proj(hidden_states))
 
         queries = queries.view(batch_size, seq_length, self.num_heads, self.head_dim).transpose(1, 2)
         keys = keys.view(batch_size, seq_length, self.num_heads, self.head_dim).transpose(1, 2)
@@ -1030,13 +1029,27 @@ class Idefics3ForConditionalGeneration(Idefics3PreTrainedModel, GenerationMixin)
         hidden_states = outputs[0]
         # Only compute necessary logits, and do not upcast them to float if we are not computing the loss
         slice_indices = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = (_amd.apply_linear(self.lm_head, hidden_states[:, slice_indices, :]) if _amd and _amd.on.linear
-            else self.lm_head(hidden_states[:, slice_indices, :]))
+        _amd_loss = None
+        if _amd and _amd.on.loss and labels is not None:
+            _amd_loss = _amd.causal_lm_loss(
+                self.loss_function, self.lm_head, hidden_states[:, slice_indices, :],
+                labels=labels, vocab_size=self.config.text_config.vocab_size,
+                **kwargs,
+            )
+        logits = None if _amd_loss is not None else (
+            _amd.apply_linear(self.lm_head, hidden_states[:, slice_indices, :])
+            if _amd and _amd.on.linear
+            else self.lm_head(hidden_states[:, slice_indices, :])
+        )
 
         loss = None
         if labels is not None:
-            loss = self.loss_function(
+            loss = (
+                _amd_loss
+                if _amd_loss is not None
+                else self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
+            )
             )
 
         return Idefics3CausalLMOutputWithPast(

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:34863cbb15195bd3f4aa086f19220d3c9e64bf6097a0b7636ca1c655d311ef2a generator=2 recipes=e30f675ae380 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:34863cbb15195bd3f4aa086f19220d3c9e64bf6097a0b7636ca1c655d311ef2a generator=3 recipes=e10a3ddd5103 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 the HuggingFace Inc. team. All rights reserved.
 #
@@ -31,15 +31,15 @@ from ...processing_utils import Unpack
 from ...utils import LossKwargs, ModelOutput, auto_docstring, can_return_tuple, is_torchdynamo_compiling, logging
 from ..auto import AutoModel
 from .configuration_paligemma import PaliGemmaConfig
-
-try:
+from importlib.util import find_spec as _amd_spec
+if getattr(_amd_spec("amd_ops"), "origin", None):
     import amd_ops as _amd
-except ModuleNotFoundError as _amd_error:
-    if _amd_error.name != "amd_ops":
-        raise
-    _amd = None
-if _amd and not _amd.__file__:  # a folder that an uninstall left behind, not the package
-    _amd = None
+else:  # not installed, or only a folder that an uninstall left behind
+    import os as _amd_os, re as _amd_re, warnings as _amd_warnings
+    _amd, _amd_asks = None, _amd_re.compile(r"(AMD_OPS|FORCE_E\w+|USE_(AITER|FUSED|OPTI|PRESH)\w+)=(?!0$|off$|$)").match
+    if _amd_set := ", ".join(filter(_amd_asks, map("=".join, sorted(_amd_os.environ.items())))):
+        if _amd_os.environ.get("AMD_OPS_STRICT") == "1": raise ImportError(f"{__name__}: no amd_ops for {_amd_set}")
+        _amd_warnings.warn(f"amd_ops cannot be imported: stock code runs in spite of {_amd_set}", RuntimeWarning)
 __amd_overlay__ = "sha256:34863cbb15195bd3f4aa086f19220d3c9e64bf6097a0b7636ca1c655d311ef2a"
 
 
@@ -511,13 +511,27 @@ class PaliGemmaForConditionalGeneration(PaliGemmaPreTrainedModel, GenerationMixi
         hidden_states = outputs[0]
         # Only compute necessary logits, and do not upcast them to float if we are not computing the loss
         slice_indices = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = (_amd.apply_linear(self.lm_head, hidden_states[:, slice_indices, :]) if _amd and _amd.on.linear
-            else self.lm_head(hidden_states[:, slice_indices, :]))
+        _amd_loss = None
+        if _amd and _amd.on.loss and labels is not None:
+            _amd_loss = _amd.causal_lm_loss(
+                self.loss_function, self.lm_head, hidden_states[:, slice_indices, :],
+                labels=labels, vocab_size=self.config.text_config.vocab_size,
+                **kwargs,
+            )
+        logits = None if _amd_loss is not None else (
+            _amd.apply_linear(self.lm_head, hidden_states[:, slice_indices, :])
+            if _amd and _amd.on.linear
+            else self.lm_head(hidden_states[:, slice_indices, :])
+        )
 
         loss = None
         if labels is not None:
-            loss = self.loss_function(
+            loss = (
+                _amd_loss
+                if _amd_loss is not None
+                else self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
+            )
             )
 
         return PaliGemmaCausalLMOutputWithPast(

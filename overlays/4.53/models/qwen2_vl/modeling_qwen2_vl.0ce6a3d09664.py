@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:0ce6a3d096649c6078202ff5ce617fec44ade2eeb665cb6a58123ca117ff8498 generator=2 recipes=e30f675ae380 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:0ce6a3d096649c6078202ff5ce617fec44ade2eeb665cb6a58123ca117ff8498 generator=3 recipes=e10a3ddd5103 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 The Qwen team, Alibaba Group and the HuggingFace Inc. team. All rights reserved.
 #
@@ -47,15 +47,15 @@ from ...utils import (
     logging,
 )
 from .configuration_qwen2_vl import Qwen2VLConfig, Qwen2VLTextConfig, Qwen2VLVisionConfig
-
-try:
+from importlib.util import find_spec as _amd_spec
+if getattr(_amd_spec("amd_ops"), "origin", None):
     import amd_ops as _amd
-except ModuleNotFoundError as _amd_error:
-    if _amd_error.name != "amd_ops":
-        raise
-    _amd = None
-if _amd and not _amd.__file__:  # a folder that an uninstall left behind, not the package
-    _amd = None
+else:  # not installed, or only a folder that an uninstall left behind
+    import os as _amd_os, re as _amd_re, warnings as _amd_warnings
+    _amd, _amd_asks = None, _amd_re.compile(r"(AMD_OPS|FORCE_E\w+|USE_(AITER|FUSED|OPTI|PRESH)\w+)=(?!0$|off$|$)").match
+    if _amd_set := ", ".join(filter(_amd_asks, map("=".join, sorted(_amd_os.environ.items())))):
+        if _amd_os.environ.get("AMD_OPS_STRICT") == "1": raise ImportError(f"{__name__}: no amd_ops for {_amd_set}")
+        _amd_warnings.warn(f"amd_ops cannot be imported: stock code runs in spite of {_amd_set}", RuntimeWarning)
 __amd_overlay__ = "sha256:0ce6a3d096649c6078202ff5ce617fec44ade2eeb665cb6a58123ca117ff8498"
 
 
@@ -527,11 +527,10 @@ class Qwen2VLAttention(nn.Module):
     ) -> tuple[torch.Tensor, Optional[torch.Tensor], Optional[tuple[torch.Tensor]]]:
         bsz, q_len, _ = hidden_states.size()
 
-        query_states, key_states, value_states = (_amd.qkv_proj(self, hidden_states) if _amd and _amd.on.qkv
-            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)))
-        query_states = query_states
-        key_states = key_states
-        value_states = value_states
+        _amd_qkv = list(_amd.qkv_proj(self, hidden_states)) if _amd and _amd.on.qkv else None
+        query_states = (_amd_qkv.pop(0) if _amd_qkv else self.q_proj(hidden_states))
+        key_states = (_amd_qkv.pop(0) if _amd_qkv else self.k_proj(hidden_states))
+        value_states = (_amd_qkv.pop(0) if _amd_qkv else self.v_proj(hidden_states))
 
         query_states = query_states.view(bsz, q_len, -1, self.head_dim).transpose(1, 2)
         key_states = key_states.view(bsz, q_len, -1, self.head_dim).transpose(1, 2)
@@ -1453,12 +1452,21 @@ class Qwen2VLForConditionalGeneration(Qwen2VLPreTrainedModel, GenerationMixin):
         )
 
         hidden_states = outputs[0]
-        logits = (_amd.apply_linear(self.lm_head, hidden_states) if _amd and _amd.on.linear
-            else self.lm_head(hidden_states))
+        _amd_loss = None
+        if _amd and _amd.on.loss and labels is not None:
+            _amd_loss = _amd.causal_lm_loss(
+                self.loss_function, self.lm_head, hidden_states, labels=labels, vocab_size=self.config.vocab_size
+            )
+        logits = None if _amd_loss is not None else (
+            _amd.apply_linear(self.lm_head, hidden_states)
+            if _amd and _amd.on.linear
+            else self.lm_head(hidden_states)
+        )
 
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
+            loss = (_amd_loss if _amd_loss is not None
+                else self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size))
 
         return Qwen2VLCausalLMOutputWithPast(
             loss=loss,

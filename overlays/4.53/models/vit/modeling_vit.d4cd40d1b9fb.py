@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:d4cd40d1b9fb75d439d267c0368d69a7ab680ae8b3d7df3fbd9670341ed09040 generator=2 recipes=e30f675ae380 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:d4cd40d1b9fb75d439d267c0368d69a7ab680ae8b3d7df3fbd9670341ed09040 generator=3 recipes=e10a3ddd5103 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2021 Google AI, Ross Wightman, The HuggingFace Inc. team. All rights reserved.
 #
@@ -36,15 +36,15 @@ from ...modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from ...pytorch_utils import find_pruneable_heads_and_indices, prune_linear_layer
 from ...utils import auto_docstring, logging, torch_int
 from .configuration_vit import ViTConfig
-
-try:
+from importlib.util import find_spec as _amd_spec
+if getattr(_amd_spec("amd_ops"), "origin", None):
     import amd_ops as _amd
-except ModuleNotFoundError as _amd_error:
-    if _amd_error.name != "amd_ops":
-        raise
-    _amd = None
-if _amd and not _amd.__file__:  # a folder that an uninstall left behind, not the package
-    _amd = None
+else:  # not installed, or only a folder that an uninstall left behind
+    import os as _amd_os, re as _amd_re, warnings as _amd_warnings
+    _amd, _amd_asks = None, _amd_re.compile(r"(AMD_OPS|FORCE_E\w+|USE_(AITER|FUSED|OPTI|PRESH)\w+)=(?!0$|off$|$)").match
+    if _amd_set := ", ".join(filter(_amd_asks, map("=".join, sorted(_amd_os.environ.items())))):
+        if _amd_os.environ.get("AMD_OPS_STRICT") == "1": raise ImportError(f"{__name__}: no amd_ops for {_amd_set}")
+        _amd_warnings.warn(f"amd_ops cannot be imported: stock code runs in spite of {_amd_set}", RuntimeWarning)
 __amd_overlay__ = "sha256:d4cd40d1b9fb75d439d267c0368d69a7ab680ae8b3d7df3fbd9670341ed09040"
 
 
@@ -237,14 +237,11 @@ class ViTSelfAttention(nn.Module):
     def forward(
         self, hidden_states, head_mask: Optional[torch.Tensor] = None, output_attentions: bool = False
     ) -> Union[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor]]:
-        query_layer, key_layer, value_layer = (
-            _amd.qkv_proj(self, hidden_states, ("query", "key", "value"))
-            if _amd and _amd.on.qkv
-            else (self.query(hidden_states), self.key(hidden_states), self.value(hidden_states))
-        )
-        key_layer = self.transpose_for_scores(key_layer)
-        value_layer = self.transpose_for_scores(value_layer)
-        query_layer = self.transpose_for_scores(query_layer)
+        _amd_qkv = (list(_amd.qkv_proj(self, hidden_states, ("key", "value", "query")))
+            if _amd and _amd.on.qkv else None)
+        key_layer = self.transpose_for_scores((_amd_qkv.pop(0) if _amd_qkv else self.key(hidden_states)))
+        value_layer = self.transpose_for_scores((_amd_qkv.pop(0) if _amd_qkv else self.value(hidden_states)))
+        query_layer = self.transpose_for_scores((_amd_qkv.pop(0) if _amd_qkv else self.query(hidden_states)))
 
         attention_interface: Callable = eager_attention_forward
         if self.config._attn_implementation != "eager":

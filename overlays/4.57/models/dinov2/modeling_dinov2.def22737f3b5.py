@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:def22737f3b5bb0d1500e9e41ea39fd8af59b462713ce7ef507e12a57c3dc4a5 generator=2 recipes=e30f675ae380 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:def22737f3b5bb0d1500e9e41ea39fd8af59b462713ce7ef507e12a57c3dc4a5 generator=3 recipes=e10a3ddd5103 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2023 Meta AI and The HuggingFace Inc. team. All rights reserved.
 #
@@ -31,15 +31,15 @@ from ...utils import TransformersKwargs, auto_docstring, logging, torch_int
 from ...utils.backbone_utils import BackboneMixin
 from ...utils.generic import can_return_tuple, check_model_inputs
 from .configuration_dinov2 import Dinov2Config
-
-try:
+from importlib.util import find_spec as _amd_spec
+if getattr(_amd_spec("amd_ops"), "origin", None):
     import amd_ops as _amd
-except ModuleNotFoundError as _amd_error:
-    if _amd_error.name != "amd_ops":
-        raise
-    _amd = None
-if _amd and not _amd.__file__:  # a folder that an uninstall left behind, not the package
-    _amd = None
+else:  # not installed, or only a folder that an uninstall left behind
+    import os as _amd_os, re as _amd_re, warnings as _amd_warnings
+    _amd, _amd_asks = None, _amd_re.compile(r"(AMD_OPS|FORCE_E\w+|USE_(AITER|FUSED|OPTI|PRESH)\w+)=(?!0$|off$|$)").match
+    if _amd_set := ", ".join(filter(_amd_asks, map("=".join, sorted(_amd_os.environ.items())))):
+        if _amd_os.environ.get("AMD_OPS_STRICT") == "1": raise ImportError(f"{__name__}: no amd_ops for {_amd_set}")
+        _amd_warnings.warn(f"amd_ops cannot be imported: stock code runs in spite of {_amd_set}", RuntimeWarning)
 __amd_overlay__ = "sha256:def22737f3b5bb0d1500e9e41ea39fd8af59b462713ce7ef507e12a57c3dc4a5"
 
 
@@ -219,14 +219,11 @@ class Dinov2SelfAttention(nn.Module):
         batch_size = hidden_states.shape[0]
         new_shape = batch_size, -1, self.num_attention_heads, self.attention_head_size
 
-        query_layer, key_layer, value_layer = (
-            _amd.qkv_proj(self, hidden_states, ("query", "key", "value"))
-            if _amd and _amd.on.qkv
-            else (self.query(hidden_states), self.key(hidden_states), self.value(hidden_states))
-        )
-        key_layer = key_layer.view(*new_shape).transpose(1, 2)
-        value_layer = value_layer.view(*new_shape).transpose(1, 2)
-        query_layer = query_layer.view(*new_shape).transpose(1, 2)
+        _amd_qkv = (list(_amd.qkv_proj(self, hidden_states, ("key", "value", "query")))
+            if _amd and _amd.on.qkv else None)
+        key_layer = (_amd_qkv.pop(0) if _amd_qkv else self.key(hidden_states)).view(*new_shape).transpose(1, 2)
+        value_layer = (_amd_qkv.pop(0) if _amd_qkv else self.value(hidden_states)).view(*new_shape).transpose(1, 2)
+        query_layer = (_amd_qkv.pop(0) if _amd_qkv else self.query(hidden_states)).view(*new_shape).transpose(1, 2)
 
         attention_interface: Callable = eager_attention_forward
         if self.config._attn_implementation != "eager":

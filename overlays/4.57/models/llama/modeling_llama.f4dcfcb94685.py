@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:f4dcfcb9468579f94fce84ea5740d69a8c7934df936070aff863375447ddcabb generator=2 recipes=e30f675ae380 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:f4dcfcb9468579f94fce84ea5740d69a8c7934df936070aff863375447ddcabb generator=3 recipes=e10a3ddd5103 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2022 EleutherAI and the HuggingFace Inc. team. All rights reserved.
 #
@@ -45,15 +45,15 @@ from ...utils import TransformersKwargs, auto_docstring, can_return_tuple, loggi
 from ...utils.deprecation import deprecate_kwarg
 from ...utils.generic import check_model_inputs
 from .configuration_llama import LlamaConfig
-
-try:
+from importlib.util import find_spec as _amd_spec
+if getattr(_amd_spec("amd_ops"), "origin", None):
     import amd_ops as _amd
-except ModuleNotFoundError as _amd_error:
-    if _amd_error.name != "amd_ops":
-        raise
-    _amd = None
-if _amd and not _amd.__file__:  # a folder that an uninstall left behind, not the package
-    _amd = None
+else:  # not installed, or only a folder that an uninstall left behind
+    import os as _amd_os, re as _amd_re, warnings as _amd_warnings
+    _amd, _amd_asks = None, _amd_re.compile(r"(AMD_OPS|FORCE_E\w+|USE_(AITER|FUSED|OPTI|PRESH)\w+)=(?!0$|off$|$)").match
+    if _amd_set := ", ".join(filter(_amd_asks, map("=".join, sorted(_amd_os.environ.items())))):
+        if _amd_os.environ.get("AMD_OPS_STRICT") == "1": raise ImportError(f"{__name__}: no amd_ops for {_amd_set}")
+        _amd_warnings.warn(f"amd_ops cannot be imported: stock code runs in spite of {_amd_set}", RuntimeWarning)
 __amd_overlay__ = "sha256:f4dcfcb9468579f94fce84ea5740d69a8c7934df936070aff863375447ddcabb"
 
 
@@ -148,7 +148,7 @@ def apply_rotary_pos_emb(q, k, cos, sin, position_ids=None, unsqueeze_dim=1):
     Returns:
         `tuple(torch.Tensor)` comprising of the query and key tensors rotated using the Rotary Position Embedding.
     """
-    if _amd and _amd.on.rope:
+    if _amd and _amd.on.rope and _amd.takes_rope(rotate_half, q, k, cos, sin, unsqueeze_dim):
         return _amd.apply_rope(q, k, cos, sin, unsqueeze_dim)
     cos = cos.unsqueeze(unsqueeze_dim)
     sin = sin.unsqueeze(unsqueeze_dim)
@@ -250,15 +250,15 @@ class LlamaAttention(nn.Module):
         cache_position: Optional[torch.LongTensor] = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        _amd_qk = _amd.qk_rope(self, past_key_values, cache_position) if _amd and _amd.on.qk_rope else None
+        _amd_qk = (_amd.qk_rope(self, past_key_values, cache_position, rotate=apply_rotary_pos_emb)
+            if _amd and _amd.on.qk_rope else None)
         input_shape = hidden_states.shape[:-1]
         hidden_shape = (*input_shape, -1, self.head_dim)
 
-        query_states, key_states, value_states = (_amd.qkv_proj(self, hidden_states) if _amd and _amd.on.qkv
-            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)))
-        query_states = query_states.view(hidden_shape).transpose(1, 2)
-        key_states = key_states.view(hidden_shape).transpose(1, 2)
-        value_states = value_states.view(hidden_shape).transpose(1, 2)
+        _amd_qkv = list(_amd.qkv_proj(self, hidden_states)) if _amd and _amd.on.qkv else None
+        query_states = (_amd_qkv.pop(0) if _amd_qkv else self.q_proj(hidden_states)).view(hidden_shape).transpose(1, 2)
+        key_states = (_amd_qkv.pop(0) if _amd_qkv else self.k_proj(hidden_states)).view(hidden_shape).transpose(1, 2)
+        value_states = (_amd_qkv.pop(0) if _amd_qkv else self.v_proj(hidden_states)).view(hidden_shape).transpose(1, 2)
 
         cos, sin = position_embeddings
         query_states, key_states = (_amd_qk(query_states, key_states, value_states, cos, sin) if _amd_qk
@@ -292,6 +292,8 @@ class LlamaAttention(nn.Module):
         attn_output = (_amd.apply_linear(self.o_proj, attn_output) if _amd and _amd.on.linear
             else self.o_proj(attn_output))
         return attn_output, attn_weights
+
+    forward._amd_attention = apply_rotary_pos_emb, "plain", "sin cos cache_position", forward
 
 
 class LlamaDecoderLayer(GradientCheckpointingLayer):
@@ -344,6 +346,8 @@ class LlamaDecoderLayer(GradientCheckpointingLayer):
         hidden_states = self.mlp(hidden_states) if _amd_mlp is None else _amd_mlp
         hidden_states = residual + hidden_states if _amd_mlp is None else hidden_states
         return hidden_states
+
+    forward._amd_decoder = "keep input_layernorm @self_attn add keep post_attention_layernorm mlp add", forward
 
 
 @auto_docstring
@@ -426,7 +430,8 @@ class LlamaModel(LlamaPreTrainedModel):
         hidden_states = inputs_embeds
         position_embeddings = self.rotary_emb(hidden_states, position_ids)
 
-        for decoder_layer in self.layers[: self.config.num_hidden_layers]:
+        for decoder_layer in (_amd.planned(self, self.layers, self.config.num_hidden_layers) if _amd and _amd.on.plan
+            else self.layers[: self.config.num_hidden_layers]):
             hidden_states = decoder_layer(
                 hidden_states,
                 attention_mask=causal_mask,
@@ -505,12 +510,23 @@ class LlamaForCausalLM(LlamaPreTrainedModel, GenerationMixin):
         hidden_states = outputs.last_hidden_state
         # Only compute necessary logits, and do not upcast them to float if we are not computing the loss
         slice_indices = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = (_amd.apply_linear(self.lm_head, hidden_states[:, slice_indices, :]) if _amd and _amd.on.linear
-            else self.lm_head(hidden_states[:, slice_indices, :]))
+        _amd_loss = None
+        if _amd and _amd.on.loss and labels is not None:
+            _amd_loss = _amd.causal_lm_loss(
+                self.loss_function, self.lm_head, hidden_states[:, slice_indices, :],
+                labels=labels, vocab_size=self.config.vocab_size,
+                **kwargs,
+            )
+        logits = None if _amd_loss is not None else (
+            _amd.apply_linear(self.lm_head, hidden_states[:, slice_indices, :])
+            if _amd and _amd.on.linear
+            else self.lm_head(hidden_states[:, slice_indices, :])
+        )
 
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            loss = (_amd_loss if _amd_loss is not None
+                else self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs))
 
         return CausalLMOutputWithPast(
             loss=loss,

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:deb68dcf652538a886893af36a159c9ae88bdd6dec19c79ddbf506e6311f34e2 generator=2 recipes=e30f675ae380 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:deb68dcf652538a886893af36a159c9ae88bdd6dec19c79ddbf506e6311f34e2 generator=3 recipes=e10a3ddd5103 (transformers source modified by transformers-rocm-overlay)
 # Copyright 2018 The Google AI Language Team Authors and The HuggingFace Inc. team.
 # Copyright (c) 2018, NVIDIA CORPORATION.  All rights reserved.
 #
@@ -46,15 +46,15 @@ from ...utils import ModelOutput, TransformersKwargs, auto_docstring, logging
 from ...utils.generic import can_return_tuple, merge_with_config_defaults
 from ...utils.output_capturing import capture_outputs
 from .configuration_bert import BertConfig
-
-try:
+from importlib.util import find_spec as _amd_spec
+if getattr(_amd_spec("amd_ops"), "origin", None):
     import amd_ops as _amd
-except ModuleNotFoundError as _amd_error:
-    if _amd_error.name != "amd_ops":
-        raise
-    _amd = None
-if _amd and not _amd.__file__:  # a folder that an uninstall left behind, not the package
-    _amd = None
+else:  # not installed, or only a folder that an uninstall left behind
+    import os as _amd_os, re as _amd_re, warnings as _amd_warnings
+    _amd, _amd_asks = None, _amd_re.compile(r"(AMD_OPS|FORCE_E\w+|USE_(AITER|FUSED|OPTI|PRESH)\w+)=(?!0$|off$|$)").match
+    if _amd_set := ", ".join(filter(_amd_asks, map("=".join, sorted(_amd_os.environ.items())))):
+        if _amd_os.environ.get("AMD_OPS_STRICT") == "1": raise ImportError(f"{__name__}: no amd_ops for {_amd_set}")
+        _amd_warnings.warn(f"amd_ops cannot be imported: stock code runs in spite of {_amd_set}", RuntimeWarning)
 __amd_overlay__ = "sha256:deb68dcf652538a886893af36a159c9ae88bdd6dec19c79ddbf506e6311f34e2"
 
 
@@ -182,15 +182,12 @@ class BertSelfAttention(nn.Module):
         input_shape = hidden_states.shape[:-1]
         hidden_shape = (*input_shape, -1, self.attention_head_size)
 
-        query_layer, key_layer, value_layer = (
-            _amd.qkv_proj(self, hidden_states, ("query", "key", "value"))
-            if _amd and _amd.on.qkv
-            else (self.query(hidden_states), self.key(hidden_states), self.value(hidden_states))
-        )
+        _amd_qkv = (list(_amd.qkv_proj(self, hidden_states, ("query", "key", "value")))
+            if _amd and _amd.on.qkv else None)
         # get all proj
-        query_layer = query_layer.view(*hidden_shape).transpose(1, 2)
-        key_layer = key_layer.view(*hidden_shape).transpose(1, 2)
-        value_layer = value_layer.view(*hidden_shape).transpose(1, 2)
+        query_layer = (_amd_qkv.pop(0) if _amd_qkv else self.query(hidden_states)).view(*hidden_shape).transpose(1, 2)
+        key_layer = (_amd_qkv.pop(0) if _amd_qkv else self.key(hidden_states)).view(*hidden_shape).transpose(1, 2)
+        value_layer = (_amd_qkv.pop(0) if _amd_qkv else self.value(hidden_states)).view(*hidden_shape).transpose(1, 2)
 
         if past_key_values is not None:
             # decoder-only bert can have a simple dynamic cache for example

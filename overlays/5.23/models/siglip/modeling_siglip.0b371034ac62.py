@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:0b371034ac620d7e54c3a0476921244c103da2faa6acfc5bd91f328aac0f8581 generator=2 recipes=e30f675ae380 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:0b371034ac620d7e54c3a0476921244c103da2faa6acfc5bd91f328aac0f8581 generator=3 recipes=e10a3ddd5103 (transformers source modified by transformers-rocm-overlay)
 # Copyright 2024 Google AI and The HuggingFace Team. All rights reserved.
 #
 # Licensed under the Apache License, Version 2.0 (the "License");
@@ -39,15 +39,15 @@ from ...utils import (
 from ...utils.generic import merge_with_config_defaults
 from ...utils.output_capturing import capture_outputs
 from .configuration_siglip import SiglipConfig, SiglipTextConfig, SiglipVisionConfig
-
-try:
+from importlib.util import find_spec as _amd_spec
+if getattr(_amd_spec("amd_ops"), "origin", None):
     import amd_ops as _amd
-except ModuleNotFoundError as _amd_error:
-    if _amd_error.name != "amd_ops":
-        raise
-    _amd = None
-if _amd and not _amd.__file__:  # a folder that an uninstall left behind, not the package
-    _amd = None
+else:  # not installed, or only a folder that an uninstall left behind
+    import os as _amd_os, re as _amd_re, warnings as _amd_warnings
+    _amd, _amd_asks = None, _amd_re.compile(r"(AMD_OPS|FORCE_E\w+|USE_(AITER|FUSED|OPTI|PRESH)\w+)=(?!0$|off$|$)").match
+    if _amd_set := ", ".join(filter(_amd_asks, map("=".join, sorted(_amd_os.environ.items())))):
+        if _amd_os.environ.get("AMD_OPS_STRICT") == "1": raise ImportError(f"{__name__}: no amd_ops for {_amd_set}")
+        _amd_warnings.warn(f"amd_ops cannot be imported: stock code runs in spite of {_amd_set}", RuntimeWarning)
 __amd_overlay__ = "sha256:0b371034ac620d7e54c3a0476921244c103da2faa6acfc5bd91f328aac0f8581"
 
 
@@ -292,11 +292,10 @@ class SiglipAttention(nn.Module):
         input_shape = hidden_states.shape[:-1]
 
         hidden_shape = (*input_shape, -1, self.head_dim)
-        queries, keys, values = (_amd.qkv_proj(self, hidden_states) if _amd and _amd.on.qkv
-            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)))
-        queries = queries.view(hidden_shape).transpose(1, 2)
-        keys = keys.view(hidden_shape).transpose(1, 2)
-        values = values.view(hidden_shape).transpose(1, 2)
+        _amd_qkv = list(_amd.qkv_proj(self, hidden_states)) if _amd and _amd.on.qkv else None
+        queries = (_amd_qkv.pop(0) if _amd_qkv else self.q_proj(hidden_states)).view(hidden_shape).transpose(1, 2)
+        keys = (_amd_qkv.pop(0) if _amd_qkv else self.k_proj(hidden_states)).view(hidden_shape).transpose(1, 2)
+        values = (_amd_qkv.pop(0) if _amd_qkv else self.v_proj(hidden_states)).view(hidden_shape).transpose(1, 2)
 
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:7af60092573ce81d8d05a8f15a40ddad2dc81b14dcd1bbee668b47d6b8550bc9 generator=2 recipes=e30f675ae380 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:7af60092573ce81d8d05a8f15a40ddad2dc81b14dcd1bbee668b47d6b8550bc9 generator=3 recipes=e10a3ddd5103 (transformers source modified by transformers-rocm-overlay)
 # Copyright 2024 EleutherAI and the HuggingFace Inc. team. All rights reserved.
 #
 # This code is based on EleutherAI's GPT-NeoX library and the GPT-NeoX
@@ -47,15 +47,15 @@ from ...utils import TransformersKwargs, auto_docstring, can_return_tuple, loggi
 from ...utils.generic import merge_with_config_defaults
 from ...utils.output_capturing import capture_outputs
 from .configuration_stablelm import StableLmConfig
-
-try:
+from importlib.util import find_spec as _amd_spec
+if getattr(_amd_spec("amd_ops"), "origin", None):
     import amd_ops as _amd
-except ModuleNotFoundError as _amd_error:
-    if _amd_error.name != "amd_ops":
-        raise
-    _amd = None
-if _amd and not _amd.__file__:  # a folder that an uninstall left behind, not the package
-    _amd = None
+else:  # not installed, or only a folder that an uninstall left behind
+    import os as _amd_os, re as _amd_re, warnings as _amd_warnings
+    _amd, _amd_asks = None, _amd_re.compile(r"(AMD_OPS|FORCE_E\w+|USE_(AITER|FUSED|OPTI|PRESH)\w+)=(?!0$|off$|$)").match
+    if _amd_set := ", ".join(filter(_amd_asks, map("=".join, sorted(_amd_os.environ.items())))):
+        if _amd_os.environ.get("AMD_OPS_STRICT") == "1": raise ImportError(f"{__name__}: no amd_ops for {_amd_set}")
+        _amd_warnings.warn(f"amd_ops cannot be imported: stock code runs in spite of {_amd_set}", RuntimeWarning)
 __amd_overlay__ = "sha256:7af60092573ce81d8d05a8f15a40ddad2dc81b14dcd1bbee668b47d6b8550bc9"
 
 
@@ -140,7 +140,7 @@ def apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=1):
     Returns:
         `tuple(torch.Tensor)` comprising of the query and key tensors rotated using the Rotary Position Embedding.
     """
-    if _amd and _amd.on.rope:
+    if _amd and _amd.on.rope and _amd.takes_rope(rotate_half, q, k, cos, sin, unsqueeze_dim):
         return _amd.apply_rope(q, k, cos, sin, unsqueeze_dim)
     cos = cos.unsqueeze(unsqueeze_dim)
     sin = sin.unsqueeze(unsqueeze_dim)
@@ -279,11 +279,10 @@ class StableLmAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor] | None]:
         bsz, q_len, _ = hidden_states.size()
 
-        query_states, key_states, value_states = (_amd.qkv_proj(self, hidden_states) if _amd and _amd.on.qkv
-            else (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)))
-        query_states = query_states
-        key_states = key_states
-        value_states = value_states
+        _amd_qkv = list(_amd.qkv_proj(self, hidden_states)) if _amd and _amd.on.qkv else None
+        query_states = (_amd_qkv.pop(0) if _amd_qkv else self.q_proj(hidden_states))
+        key_states = (_amd_qkv.pop(0) if _amd_qkv else self.k_proj(hidden_states))
+        value_states = (_amd_qkv.pop(0) if _amd_qkv else self.v_proj(hidden_states))
 
         query_states = query_states.view(bsz, q_len, self.num_heads, self.head_dim).transpose(1, 2)
         key_states = key_states.view(bsz, q_len, self.num_key_value_heads, self.head_dim).transpose(1, 2)
@@ -551,12 +550,21 @@ class StableLmForCausalLM(StableLmPreTrainedModel, GenerationMixin):
 
         hidden_states = outputs.last_hidden_state
         hidden_states = slice_logits_to_keep(hidden_states, logits_to_keep)
-        logits = (_amd.apply_linear(self.lm_head, hidden_states) if _amd and _amd.on.linear
-            else self.lm_head(hidden_states))
+        _amd_loss = None
+        if _amd and _amd.on.loss and labels is not None:
+            _amd_loss = _amd.causal_lm_loss(
+                self.loss_function, self.lm_head, hidden_states, labels, vocab_size=self.config.vocab_size, **kwargs
+            )
+        logits = None if _amd_loss is not None else (
+            _amd.apply_linear(self.lm_head, hidden_states)
+            if _amd and _amd.on.linear
+            else self.lm_head(hidden_states)
+        )
 
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+            loss = (_amd_loss if _amd_loss is not None
+                else self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs))
 
         return CausalLMOutputWithPast(
             loss=loss,

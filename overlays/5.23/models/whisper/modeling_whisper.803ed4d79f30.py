@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:803ed4d79f3024ebeeb266b6a786d3d227146dfed7eca4f47cdcf040c25f01ab generator=2 recipes=e30f675ae380 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:803ed4d79f3024ebeeb266b6a786d3d227146dfed7eca4f47cdcf040c25f01ab generator=3 recipes=e10a3ddd5103 (transformers source modified by transformers-rocm-overlay)
 # Copyright 2022 The OpenAI Authors and The HuggingFace Inc. team. All rights reserved.
 #
 # Licensed under the Apache License, Version 2.0 (the "License");
@@ -47,15 +47,15 @@ from ...utils.generic import merge_with_config_defaults
 from ...utils.output_capturing import OutputRecorder, capture_outputs
 from .configuration_whisper import WhisperConfig
 from .generation_whisper import WhisperGenerationMixin
-
-try:
+from importlib.util import find_spec as _amd_spec
+if getattr(_amd_spec("amd_ops"), "origin", None):
     import amd_ops as _amd
-except ModuleNotFoundError as _amd_error:
-    if _amd_error.name != "amd_ops":
-        raise
-    _amd = None
-if _amd and not _amd.__file__:  # a folder that an uninstall left behind, not the package
-    _amd = None
+else:  # not installed, or only a folder that an uninstall left behind
+    import os as _amd_os, re as _amd_re, warnings as _amd_warnings
+    _amd, _amd_asks = None, _amd_re.compile(r"(AMD_OPS|FORCE_E\w+|USE_(AITER|FUSED|OPTI|PRESH)\w+)=(?!0$|off$|$)").match
+    if _amd_set := ", ".join(filter(_amd_asks, map("=".join, sorted(_amd_os.environ.items())))):
+        if _amd_os.environ.get("AMD_OPS_STRICT") == "1": raise ImportError(f"{__name__}: no amd_ops for {_amd_set}")
+        _amd_warnings.warn(f"amd_ops cannot be imported: stock code runs in spite of {_amd_set}", RuntimeWarning)
 __amd_overlay__ = "sha256:803ed4d79f3024ebeeb266b6a786d3d227146dfed7eca4f47cdcf040c25f01ab"
 
 

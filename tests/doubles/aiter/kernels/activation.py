@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
+from ..rounding import narrowed
 from ..state import Double
 from . import guards
 
@@ -22,7 +23,7 @@ def _gated(double: Double, name: str, arguments: dict[str, Any], activate: Calla
     guards.shape(double, name, "out", out, (*data.shape[:-1], width))
     double.require(arguments.get("limit", 0.0) == 0.0, f"{name}: limit is not modelled")
     gate, up = data.float().split(width, dim=-1)
-    out.copy_(activate(gate) * up)
+    out.copy_(narrowed(activate(gate) * up, out.dtype, double.arch, "activation"))
 
 
 def silu_and_mul(double: Double, name: str, arguments: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Attention kernels of the double: CK ``mha_fwd``/``mha_varlen_fwd`` and the ASM ``fmha_v3_*`` pair.
 
 Layout [B, S, H, D] (varlen [total, H, D]); causal and windows are aligned to the bottom right corner; rows that see
-no key give 0. Everything is computed in fp32 and rounded once.
+no key give 0. Everything is computed in fp32 and brought to 16 bits once.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..rounding import narrowed
 from ..state import ASM_ARCHES, Double
 from . import guards
 
@@ -122,7 +123,8 @@ def mha_fwd(double: Double, name: str, arguments: dict[str, Any]) -> Result:
     out = torch.empty(*q.shape[:3], v.shape[3], dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32, device=q.device)
     for row in range(q.shape[0]):
-        out[row], lse[row] = attend(q[row], k[row], v[row], arguments["softmax_scale"], mask, sinks=sinks)
+        result, lse[row] = attend(q[row], k[row], v[row], arguments["softmax_scale"], mask, sinks=sinks)
+        out[row] = _stored(double, name, result, q.dtype)
     return out, lse if arguments["return_softmax_lse"] else lse.new_empty(0), *_rest(q)
 
 
@@ -137,8 +139,8 @@ def mha_varlen_fwd(double: Double, name: str, arguments: dict[str, Any]) -> Resu
     soft_cap = float(arguments["logits_soft_cap"])
     double.require(soft_cap >= 0.0, f"{name}: logits_soft_cap {soft_cap} is negative")
     double.require(arguments["min_seqlen_q"] == 0, f"{name}: min_seqlen_q is not modelled")
-    q_ends = _offsets(double, name, "cu_seqlens_q", arguments["cu_seqlens_q"], q, int(arguments["max_seqlen_q"]))
-    k_ends = _offsets(double, name, "cu_seqlens_k", arguments["cu_seqlens_k"], k, int(arguments["max_seqlen_k"]))
+    q_ends = offsets(double, name, "cu_seqlens_q", arguments["cu_seqlens_q"], q, int(arguments["max_seqlen_q"]))
+    k_ends = offsets(double, name, "cu_seqlens_k", arguments["cu_seqlens_k"], k, int(arguments["max_seqlen_k"]))
     double.require(len(q_ends) == len(k_ends), f"{name}: cu_seqlens_q and cu_seqlens_k differ in length")
     sinks = _sinks(double, name, arguments, q.shape[1])
     out = torch.zeros(*q.shape[:2], v.shape[2], dtype=q.dtype, device=q.device)
@@ -149,13 +151,20 @@ def mha_varlen_fwd(double: Double, name: str, arguments: dict[str, Any]) -> Resu
         double.require(columns > 0 or rows == 0, f"{name}: sequence {index} has {rows} queries and no keys")
         if rows:
             mask = visible(rows, columns, bool(arguments["is_causal"]), window)
-            out[queries], lse[:, queries] = attend(
+            result, lse[:, queries] = attend(
                 q[queries], k[keys], v[keys], arguments["softmax_scale"], mask, soft_cap, sinks
             )
+            out[queries] = _stored(double, name, result, q.dtype)
     return out, lse if arguments["return_softmax_lse"] else lse.new_empty(0), *_rest(q)
 
 
-def _offsets(double: Double, name: str, argument: str, ends: Tensor | None, data: Tensor, longest: int) -> list[int]:
+def _stored(double: Double, name: str, result: Tensor, dtype: torch.dtype) -> Tensor:
+    """In ``dtype``: the assembly kernels round to the nearest by default, CK's as it is built for the chip."""
+    return result.to(dtype) if name.startswith("fmha_v3") else narrowed(result, dtype, double.arch, "attention")
+
+
+def offsets(double: Double, name: str, argument: str, ends: Tensor | None, data: Tensor, longest: int) -> list[int]:
+    """Check the offsets of packed sequences against their data and the longest length; return them."""
     double.require(ends is not None, f"{name}: {argument} is missing")
     assert ends is not None
     double.require(ends.dtype == torch.int32, f"{name}: {argument} is {ends.dtype}, int32 expected")

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..catalog import ENUMS
+from ..rounding import narrowed
 from ..state import Double
 from . import gemm, guards
 
@@ -40,7 +41,7 @@ def fused_moe(double: Double, name: str, arguments: dict[str, Any]) -> Tensor:
         for expert, part in zip(ids[token].tolist(), share[token].tolist(), strict=True):
             gate, up = (plain[0][expert] @ hidden[token].float()).chunk(2)
             out[token] += part * (plain[1][expert] @ (activate(gate) * up))
-    return out.to(hidden.dtype)
+    return narrowed(out, hidden.dtype, double.arch, "moe")
 
 
 def _options(double: Double, name: str, arguments: dict[str, Any]) -> None:

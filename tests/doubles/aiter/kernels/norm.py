@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..rounding import narrowed
 from ..state import Double
 from . import guards
 
@@ -32,25 +33,28 @@ def _check(double: Double, name: str, arguments: dict[str, Any]) -> None:
     double.require(gemma in (False, True), f"{name}: gemma_norm is {gemma!r}")
 
 
-def _normalise(data: Tensor, arguments: dict[str, Any], dtype: torch.dtype) -> Tensor:
+def _normalise(double: Double, data: Tensor, arguments: dict[str, Any], dtype: torch.dtype) -> Tensor:
     """fp32 ``data`` normalised and weighted, in ``dtype``."""
     scaled = data * torch.rsqrt(data.square().mean(-1, keepdim=True) + arguments["epsilon"])
     if arguments.get("use_model_sensitive_rmsnorm", 0):
-        scaled = scaled.to(dtype).float()  # the rounding of transformers: back to the input dtype before the weight
+        scaled = narrowed(
+            scaled, dtype, double.arch, "norm"
+        ).float()  # the rounding of transformers: back to the input dtype before the weight
     weight = arguments["weight"].float()
-    return (scaled * (weight + 1.0 if arguments.get("gemma_norm", False) else weight)).to(dtype)
+    weighted = scaled * (weight + 1.0 if arguments.get("gemma_norm", False) else weight)
+    return narrowed(weighted, dtype, double.arch, "norm")
 
 
 def rms_norm(double: Double, name: str, arguments: dict[str, Any]) -> Tensor:
     """Returns a new tensor (``rms_norm``, ``rmsnorm2d_fwd``)."""
     _check(double, name, arguments)
-    return _normalise(arguments["input"].float(), arguments, arguments["input"].dtype)
+    return _normalise(double, arguments["input"].float(), arguments, arguments["input"].dtype)
 
 
 def rms_norm_out(double: Double, name: str, arguments: dict[str, Any]) -> None:
     """Writes ``out`` (``rms_norm_cu``, ``rmsnorm``)."""
     _check(double, name, arguments)
-    arguments["out"].copy_(_normalise(arguments["input"].float(), arguments, arguments["input"].dtype))
+    arguments["out"].copy_(_normalise(double, arguments["input"].float(), arguments, arguments["input"].dtype))
 
 
 def add_rms_norm(double: Double, name: str, arguments: dict[str, Any]) -> None:
@@ -59,8 +63,8 @@ def add_rms_norm(double: Double, name: str, arguments: dict[str, Any]) -> None:
     out, residual_out = arguments["out"], arguments["residual_out"]
     double.require(out.data_ptr() != residual_out.data_ptr(), f"{name}: out and residual_out are the same memory")
     total = arguments["input"].float() + arguments["residual_in"].float()
-    result = _normalise(total, arguments, out.dtype)
-    residual_out.copy_(total)
+    result = _normalise(double, total, arguments, out.dtype)
+    residual_out.copy_(narrowed(total, residual_out.dtype, double.arch, "norm"))
     out.copy_(result)
 
 
@@ -70,5 +74,5 @@ def add_rms_norm_in_place(double: Double, name: str, arguments: dict[str, Any]) 
     data, residual = arguments["input"], arguments["residual_in"]
     double.require(data.data_ptr() != residual.data_ptr(), f"{name}: input and residual_in are the same memory")
     total = data.float() + residual.float()
-    data.copy_(_normalise(total, arguments, data.dtype))
-    residual.copy_(total)
+    data.copy_(_normalise(double, total, arguments, data.dtype))
+    residual.copy_(narrowed(total, residual.dtype, double.arch, "norm"))

@@ -1,0 +1,400 @@
+"""What is printed: answers, JSON, errors, notes, tables and progress. The only file that does.
+
+People get lines that fit their terminal, programs one JSON object. What is piped is laid out like what is shown.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import math
+import os
+import shutil
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TextIO
+
+from .errors import CANNOT_WRITE, Finding, OverlayError, SeveralErrors
+
+Step = Callable[[str], None]
+EVERY_SECONDS = 10.0
+PIPED_COLUMNS = 120
+NARROWEST = 12  # columns of a table's cell: below, the rows are written as blocks
+_COLOURS = {
+    **dict.fromkeys(("ok", "APPLIED", "kept", "faster"), 32),
+    **dict.fromkeys(("deviates", "crashed", "problem", "error", "slower", "edited", "missing", "FAIL"), 31),
+    **dict.fromkeys(("declined", "no-effect", "warning", "STOCK", "skipped"), 33),
+}
+QUIET, NORMAL, VERBOSE = -1, 0, 1
+# Commands whose work is what they change, or an exit code: losing what they print is no failure of theirs.
+_NOT_THEIR_OUTPUT = ("install", "revert", "recover", "status", "doctor")
+_level = NORMAL
+_began = time.monotonic()
+
+
+def start() -> None:
+    """Begin an answer: neither quiet nor verbose, and the clock runs from here."""
+    global _began
+    _began = time.monotonic()
+    set_level(NORMAL)
+
+
+def set_level(level: int) -> None:
+    """Choose how much is said. QUIET leaves the exit code, errors and what was asked for as data."""
+    global _level
+    _level = level
+
+
+def elapsed() -> float:
+    """Seconds since the answer began."""
+    return time.monotonic() - _began
+
+
+def verbose() -> bool:
+    """True where details were asked for."""
+    return _level > 0
+
+
+def columns(stream: TextIO) -> int | None:
+    """Return how wide a line of a stream may be: as COLUMNS or its terminal says; None where neither does."""
+    if os.environ.get("COLUMNS", "").isdigit() or stream.isatty():
+        return max(20, shutil.get_terminal_size((80, 24)).columns)
+    return None
+
+
+def show(*lines: str, indent: str = "") -> None:
+    """Print lines of an answer, folded where they are wider than the terminal."""
+    if _level >= 0:
+        for line in lines:
+            print(_shown(line, sys.stdout, indent))
+
+
+def detail(*lines: str, indent: str = "") -> None:
+    """Print lines that are for those who asked for details."""
+    if _level > 0:
+        show(*lines, indent=indent)
+
+
+def say(*lines: str) -> None:
+    """Print lines beside the answer, on stderr."""
+    if _level >= 0:
+        for line in lines:
+            print(_shown(line, sys.stderr, ""), file=sys.stderr)
+
+
+def notes(texts: Iterable[str]) -> None:
+    """Print what the reader should know besides, on stderr."""
+    say(*(f"note: {text}" for text in texts))
+
+
+def _shown(text: str, stream: TextIO, indent: str) -> str:
+    """Fold a text to the width of its stream, below its own indentation; colour its first word."""
+    width = columns(stream)
+    lines = []
+    for line in text.splitlines() or [""]:
+        begin = indent + line[: len(line) - len(line.lstrip())]
+        if width is None or len(indent + line) <= width:
+            lines.append(indent + line)
+        else:
+            lines += fold(line.strip(), width, begin, begin + ("    " if len(begin) < width // 2 else ""))
+    word, colon, rest = lines[0].partition(":")
+    if colon and word in _COLOURS:
+        lines[0] = _paint(word, word, stream) + colon + rest
+    return "\n".join(_encodable(line, stream) for line in lines)
+
+
+def fold(text: str, width: int, first: str = "", others: str = "") -> list[str]:
+    """Break a text into lines of at most ``width`` columns, inside a word only where it is wider than a line."""
+    indents = {"initial_indent": first, "subsequent_indent": others}
+    return textwrap.wrap(text, width, break_on_hyphens=False, **indents) or [first]  # type: ignore[arg-type]
+
+
+def _encodable(text: str, stream: TextIO) -> str:
+    """Use plain signs where the stream cannot show ours; what is the user's is escaped by the stream."""
+    try:
+        text.encode(getattr(stream, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return text.replace("\u00b7", "-")
+    return text
+
+
+def _paint(word: str, text: str, stream: TextIO) -> str:
+    """Colour a text by a word of known meaning, on a terminal whose user did not ask for none."""
+    colour = _COLOURS.get(word)
+    if colour is None or not stream.isatty() or "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb":
+        return text
+    return f"\x1b[{colour}m{text}\x1b[0m"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows below a header, within the width of the terminal; nothing where there is no row."""
+    if rows and _level >= 0:
+        for line in layout(header, rows, columns(sys.stdout) or PIPED_COLUMNS):
+            print(_coloured(_encodable(line, sys.stdout)))
+
+
+def _coloured(line: str) -> str:
+    return " ".join(_paint(word, word, sys.stdout) for word in line.split(" "))
+
+
+def layout(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
+    """Return a table as lines of at most ``width`` columns.
+
+    Cells of the widest columns are folded; where a column would be narrower than a word needs, each row is a block of
+    its own: the first cell, then a line per other cell.
+    """
+    wide = [max(len(row[number]) for row in (header, *rows)) for number in range(len(header))]
+    while sum(wide) + 2 * (len(wide) - 1) > width:
+        widest = max(range(len(wide)), key=wide.__getitem__)
+        longest_word = max(len(word) for row in (header, *rows) for word in row[widest].split() or [""])
+        if wide[widest] <= max(NARROWEST, min(longest_word, 24)):
+            return _blocks(header, rows, width)
+        wide[widest] -= 1
+    lines = []
+    for row in (header, *rows):
+        cells = [fold(cell, size) for cell, size in zip(row, wide, strict=True)]
+        for number in range(max(map(len, cells))):
+            parts = [cell[number] if number < len(cell) else "" for cell in cells]
+            lines.append("  ".join(part.ljust(size) for part, size in zip(parts, wide, strict=True)).rstrip())
+    return lines
+
+
+def _blocks(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
+    """Write each row as its first cell and one line per other cell that says something."""
+    label = max((len(name) for name in header[1:]), default=0) + 2
+    lines = []
+    for row in rows:
+        lines += fold(row[0], width)
+        for name, cell in zip(header[1:], row[1:], strict=True):
+            if cell:
+                lines += fold(cell, width, f"  {name.ljust(label)}", " " * min(label + 2, width // 2))
+    return lines
+
+
+def print_json(command: str, body: Mapping[str, object], *, code: int = 0) -> None:
+    """Print the one object of a command that ran: what ``overlay COMMAND --json`` promises."""
+    print_document({"schema": f"amd-overlay.{command}/1", **body, "ok": code == 0, "exit_code": code})
+
+
+def print_document(value: Mapping[str, object]) -> None:
+    """Print JSON whose form is another's (SARIF, CycloneDX), or ours with its envelope."""
+    print(json.dumps(finite(value), ensure_ascii=True, sort_keys=True, indent=1, allow_nan=False))
+
+
+def finite(value: object) -> object:
+    """Put null for what JSON has no word for: a number that is not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(one) for key, one in value.items()}
+    return [finite(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def raw(data: bytes) -> None:
+    """Write bytes: in the encoding of a terminal a patch could not be applied, and some cannot show it at all."""
+    sys.stdout.flush()
+    buffer = getattr(sys.stdout, "buffer", None)
+    if buffer is None:  # somebody put a stream of text there
+        sys.stdout.write(data.decode("utf-8", "replace"))
+    else:
+        buffer.write(data)
+        buffer.flush()
+
+
+def failure(command: str, problem: BaseException, *, as_json: bool) -> int:
+    """Report what kept a command from its work, in the one shape of all commands; return its exit code."""
+    error = problem if isinstance(problem, OverlayError) else _bug(problem)
+    each = error.errors if isinstance(error, SeveralErrors) else (error,)
+    name = "overlay" if command == "overlay" else f"overlay {command.replace('.', ' ')}"
+    error.remedy = error.remedy or f"run `{name} --help`"
+    if as_json:
+        # The list repeats what `error` and its findings say: programs of older releases read it.
+        listed = [
+            {"id": one.id, "message": one.message, "place": str(one.place or ""), "text": str(one)} for one in each
+        ]
+        print_json(command, {"error": error.to_json(), "errors": listed}, code=error.code)
+    set_level(max(_level, NORMAL))  # an error is said also where the answer was to be quiet
+    if len(each) > 1:
+        say(*map(str, each))
+    say(f"{name}: {error.message if len(each) > 1 else error}")
+    if len(each) == 1:
+        say_findings(error.findings)
+    say(f"  next: {error.remedy}")
+    return error.code
+
+
+def _bug(problem: BaseException) -> OverlayError:
+    """Print the traceback of a bug of ours and return it as an error."""
+    import traceback
+
+    traceback.print_exception(type(problem), problem, problem.__traceback__)
+    remedy = "this is a bug in overlay: please report it with the lines above and with `overlay info`"
+    return OverlayError("bug", f"{type(problem).__name__}: {problem}", remedy=remedy)
+
+
+def say_findings(findings: Iterable[Finding], limit: int = 40) -> None:
+    """Print what was found in an input, beside the result."""
+    listed = list(findings)
+    for finding in listed[:limit]:
+        say(finding.text())
+    if len(listed) > limit:
+        say(f"... and {len(listed) - limit} more (--json lists all)")
+
+
+def emit(
+    command: str, body: Mapping[str, object], text: str | Callable[[], str], *, as_json: bool, code: int = 0
+) -> int:
+    """Print a result as one JSON object or as text, which is only made when it is wanted; return the exit code."""
+    if as_json:
+        print_json(command, body, code=code)
+    elif shown := text if isinstance(text, str) else text():
+        show(shown.removesuffix("\n"))
+    return code
+
+
+@contextmanager
+def counting(what: str) -> Iterator[Callable[[int], None]]:
+    """Yield what is called with the number of things done so far, where nobody knows how many: shown on a terminal."""
+    live, last = sys.stderr.isatty() and _level >= NORMAL, time.monotonic()
+
+    def step(count: int) -> None:
+        nonlocal last
+        if live and time.monotonic() - last >= 0.2:
+            last = time.monotonic()
+            print(f"\r{count} {what}", end="", file=sys.stderr, flush=True)
+
+    yield step
+    if live:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress(total: int, first: str, *, done: int = 0, keep: bool = False) -> Iterator[Step]:
+    """Yield what is called after each of ``total`` steps with what was done, and say on stderr how far it is.
+
+    ``first`` is shown until the first step, ``done`` steps were made before, with ``keep`` each step leaves its
+    line. On a terminal there is a bar with an estimate; elsewhere a line with one, ten seconds after the last.
+    """
+    if _level < 0 or not sys.stderr.isatty():
+        yield say if keep else _lines(total, done)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    texts = TextColumn("{task.description}", markup=False)
+    columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(elapsed_when_finished=True), texts)
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
+        task = bar.add_task(first, total=total, completed=done)
+
+        def step(text: str) -> None:
+            if keep:
+                bar.console.print(text, markup=False, highlight=False)
+            bar.update(task, advance=1, description=first if keep else text)
+
+        yield step
+
+
+def _lines(total: int, done: int) -> Step:
+    """Return a step that says, at most every ten seconds, how many were made and how long the rest will take."""
+    start = last = time.monotonic()
+    count = done
+
+    def step(text: str) -> None:
+        nonlocal last, count
+        count += 1
+        now = time.monotonic()
+        if now - last >= EVERY_SECONDS and count < total:
+            last = now
+            say(f"{count} of {total}, about {duration((now - start) / (count - done) * (total - count))} left: {text}")
+
+    return step
+
+
+def duration(seconds: float) -> str:
+    """``0.4 s``, ``12 s``, ``3 min``, ``2.5 h``: a time in the unit that people would use."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class _Raw(io.RawIOBase):
+    """A file descriptor whose first failure is kept instead of raised; what is written after it is dropped.
+
+    The work of a command must not look failed, and its exit code must not depend on when the reader of a pipe left.
+    """
+
+    def __init__(self, fd: int, problem: OSError | None = None) -> None:
+        self.fd = fd
+        self.problem = problem
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self.fd
+
+    def isatty(self) -> bool:
+        return self.problem is None and os.isatty(self.fd)
+
+    def write(self, data: object) -> int:
+        view = memoryview(data)  # type: ignore[arg-type]
+        if self.problem is None:
+            try:
+                return os.write(self.fd, view)
+            except OSError as error:
+                self.problem = error
+        return view.nbytes
+
+
+@contextmanager
+def guarded() -> Iterator[_Raw | None]:
+    """Replace stdout and stderr of the process by streams that keep failures; yield that of stdout.
+
+    Streams that somebody else put there, as tests do, stay and give None.
+    """
+    kept = sys.stdout, sys.stderr
+    raw = None
+    if sys.stdout is sys.__stdout__:
+        raw, sys.stdout = _stream(sys.stdout, 1)
+    if sys.stderr is sys.__stderr__:
+        _, sys.stderr = _stream(sys.stderr, 2)
+    try:
+        yield raw
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = kept
+
+
+def _stream(old: TextIO | None, fd: int) -> tuple[_Raw, io.TextIOWrapper]:
+    """Return a stream like ``old``, which is None where the process was started with a closed descriptor."""
+    if old is None:
+        raw = _Raw(fd, OSError(errno.EBADF, os.strerror(errno.EBADF)))
+        return raw, io.TextIOWrapper(io.BufferedWriter(raw), "utf-8", "backslashreplace")
+    old.flush()
+    raw = _Raw(old.fileno())
+    text = io.TextIOWrapper(
+        io.BufferedWriter(raw), old.encoding, "backslashreplace", line_buffering=fd == 2 or raw.isatty()
+    )
+    return raw, text
+
+
+def unwritten(command: str, code: int, problem: OSError) -> int:
+    """Say that the answer is cut off, unless its reader left, as `head` does; return the exit code."""
+    if isinstance(problem, BrokenPipeError):
+        return code
+    set_level(max(_level, NORMAL))
+    reason = problem.strerror or str(problem)
+    name = f"overlay {command.replace('.', ' ')}"
+    if command in _NOT_THEIR_OUTPUT:
+        say(f"{name}: the report could not be written ({reason}); the work itself ended with exit code {code}")
+        say("  next: run `overlay status` to see what is applied")
+        return code
+    say(f"{name}: output truncated: {reason}", "  next: free space or name another file, then run the command again")
+    return code or CANNOT_WRITE

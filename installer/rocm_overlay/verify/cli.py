@@ -1,0 +1,64 @@
+"""What is right on this machine: `verify`, `qualify` and `warmup`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..commandline import App, Json, TorchPython, examples
+from .options import Options, QualifyOptions
+
+app = App()
+
+
+@app.command(
+    epilog=examples(
+        "overlay verify --model ./Qwen3-0.6B",
+        "overlay verify --model ./Qwen3-0.6B/config.json --tiers torch,eager --json",
+        "overlay verify --model ./Qwen3-0.6B --executor ray --work verify-qwen3",
+        "overlay verify --hf-tests transformers-4.57.6.tar.gz --models llama",
+    )
+)
+def verify(options: Options) -> int:
+    """Prove here that overlaid code computes what stock does."""
+    from ..errors import UsageError
+
+    if (options.model is None) == (options.hf_tests is None):
+        raise UsageError("usage", "pass either --model or --hf-tests", remedy="run `overlay verify --help`")
+    if options.hf_tests is not None:
+        from .hf_tests import command as hf_command
+
+        return hf_command.run(options.hf_tests, options)
+    from . import command
+
+    return command.run(options)
+
+
+@app.command(epilog=examples("overlay qualify --model ./Qwen3-0.6B -o profile.json"))
+def qualify(options: QualifyOptions) -> int:
+    """Try every tier on this GPU and keep what is right and faster.
+
+    What was kept for a model is written to a profile.
+    """
+    from .qualify import command
+
+    return command.run(options)
+
+
+@app.command(epilog=examples("overlay warmup --profile profile.json"))
+def warmup(
+    profile: Annotated[Path, typer.Option("--profile", metavar="FILE", help="A profile of `overlay qualify`.")] = Path(
+        "profile.json"
+    ),
+    python: TorchPython = None,
+    json: Json = False,
+) -> int:
+    """Build and load every kernel of a profile, ahead of serving.
+
+    Every first call is triggered and timed.
+    """
+    from .qualify import command
+
+    return command.warmup(profile, python=python, as_json=json)

@@ -1,0 +1,1 @@
+"""Plans: a decode step as one list of calls."""

@@ -1,0 +1,1 @@
+"""Training through overlaid models: gradients, curves, memory, and the tools around."""
