@@ -151,8 +151,11 @@ class Histories(RuleBasedStateMachine):
         route=st.sampled_from(ROUTES),
         layers=st.sampled_from([1, 2]),
         prepare=st.booleans(),
+        hows=st.lists(st.sampled_from(IN_PLACE), min_size=1, max_size=2),
+        seed=seeds,
     )
-    def begin(self, architecture: str, route: str, layers: int, prepare: bool) -> None:
+    def begin(self, architecture: str, route: str, layers: int, prepare: bool, hows: list[str], seed: int) -> None:
+        """Make both models, run them once, and write to them: hypothesis leaves whole rules out of many histories."""
         self.route = route
         dtype = "bfloat16" if route == "shuffled" else "float32"
         if route == "shuffled":  # every layer and every doubling adds to the distance in bfloat16: touches only count
@@ -170,6 +173,8 @@ class Histories(RuleBasedStateMachine):
         self.done(f"{route} {architecture}")
         if prepare:
             self.prepare()
+        self.equal()
+        self.write(hows, seed)
 
     def done(self, what: str) -> None:
         REACHED[what] += 1
