@@ -7,30 +7,29 @@ imports torch and nothing else of ours, and aiter only when a toggle asks for it
 from __future__ import annotations
 
 from . import device
-from .activation import gelu_and_mul, gelu_tanh_and_mul, silu_and_mul
-from .attention import attention
 from .checks import ArgumentError
-from .cross_entropy import causal_lm_loss, linear_cross_entropy
 from .dispatch import DeclinedError, DeclinedWarning, Verdict, reset_counters
-from .experts import moe_experts, softmax_moe
+from .forward.attention import route_attention
+from .forward.experts import moe_experts, softmax_moe
+from .forward.projections import gated_mlp, qkv_proj
+from .forward.qk_rope import qk_norm_rope, qk_rope, rope_into_cache
+from .forward.residual import add_norm, linear_add, mlp_add
+from .forward.stacked import clamped_experts, stacked_experts
 from .gemm_tables import extend_aiter_gemm_configs
-from .linear import apply_linear, linear
-from .moe import clamped_moe, moe, softmax_top_k
-from .norm import add_rms_norm, rms_norm
-from .overlays import overlay_info
+from .ops.activation import gelu_and_mul, gelu_tanh_and_mul, silu_and_mul
+from .ops.attention import attention
+from .ops.cross_entropy import causal_lm_loss, linear_cross_entropy
+from .ops.linear import apply_linear, linear
+from .ops.moe import clamped_moe, moe, softmax_top_k
+from .ops.norm import add_rms_norm, rms_norm
+from .ops.rope import apply_rope, takes_rope
 from .plans import planned
 from .preparation import prepare, restore
-from .projections import gated_mlp, qkv_proj
-from .qk_rope import qk_norm_rope, qk_rope, rope_into_cache
-from .reporting import explain, report
-from .residual import add_norm, linear_add, mlp_add
-from .rope import apply_rope, takes_rope
-from .routing import route_attention
-from .stacked import clamped_experts, stacked_experts
+from .reporting import explain, overlay_info, report
 from .toggles import Settings, ToggleError, on, override, refresh, settings
 
 # Entry points for hand-written modeling code, loaded when one is first used.
-_HANDWRITTEN = (
+_MODULE_API = (
     "check_transformers_version",
     "fuse_gate_up_projections",
     "fuse_qkv_projections",
@@ -115,10 +114,10 @@ def __getattr__(name: str) -> object:
         from . import kernelize
 
         return getattr(kernelize, name)
-    if name in _HANDWRITTEN:
-        from . import handwritten
+    if name in _MODULE_API:
+        from . import module_api
 
-        return getattr(handwritten, name)
+        return getattr(module_api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -126,7 +125,7 @@ def __dir__() -> list[str]:
     from .kernelize.curated_models import CURATED
 
     of_models = [f"{verb}{model}" for model in CURATED for verb in _OF_A_MODEL]
-    return sorted([*globals(), *_KERNELIZE, *_HANDWRITTEN, *of_models])
+    return sorted([*globals(), *_KERNELIZE, *_MODULE_API, *of_models])
 
 
 refresh()

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import experts, packing, preshuffle, toggles
-from .packing import KEY
-from .projections import GATE_UP, QKV
+from . import toggles
+from .forward import experts
+from .forward.projections import GATE_UP, QKV
+from .weights import packing, preshuffle
+from .weights.packing import KEY
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from . import device, dispatch, masks, packing, shuffled, toggles
-from .backends import aiter
+from . import device, dispatch, masks, toggles
+from .backends import aiter, shuffled
 from .backends.triton import tier as triton
 from .dispatch import Candidate, Op, Verdict
+from .weights import packing
 
 REPORT_SCHEMA = "amd-ops.report/1"
 _MEMORY = {
@@ -168,3 +170,16 @@ def _device_text(found: dict[str, Any] | None) -> str:
         if found is None
         else f"{found['arch']} with {found['cu_count']} compute units ({found['type']})"
     )
+
+
+def overlay_info() -> dict[str, str]:
+    """Return {module name: "sha256:..." of the stock file it was made from} for every overlaid module imported so far.
+
+    Reads sys.modules only: no file is opened and no lazy module is triggered.
+    """
+    found = {}
+    for name, module in list(sys.modules.items()):
+        base = getattr(module, "__dict__", {}).get("__amd_overlay__")
+        if isinstance(base, str):
+            found[name] = base
+    return dict(sorted(found.items()))

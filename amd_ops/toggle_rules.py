@@ -17,24 +17,25 @@ TIERS = ("aiter", "triton", "torch", "eager")
 PROVIDERS = ("ours", "aiter", "liger")
 """Whose kernels can serve tier triton: those of this package, of aiter.ops.triton, of liger_kernel."""
 FAMILIES = ("USE_AITER_ATTENTION", "USE_AITER_GEMM", "USE_OPTIMIZED_OPS", "USE_FUSED_PROJECTIONS", "USE_PRESHUFFLE")
-SWITCHES = (
-    "add_norm",
-    "attention",
-    "experts",
-    "gated_mlp",
-    "linear",
-    "loss",
-    "mlp_add",
-    "moe",
-    "packed",
-    "plan",
-    "preshuffle",
-    "qk_rope",
-    "qkv",
-    "rms_norm",
-    "rope",
-)
-"""What overlaid files test, and what ``AMD_OPS_STOCK`` names."""
+SWITCHES = {
+    "add_norm": ("USE_OPTIMIZED_OPS",),
+    "attention": ("USE_AITER_ATTENTION", "FORCE_EAGER_ATTENTION"),
+    "experts": ("USE_FUSED_PROJECTIONS",),
+    "gated_mlp": ("USE_FUSED_PROJECTIONS", "USE_AITER_GEMM", "USE_OPTIMIZED_OPS"),
+    "linear": ("USE_AITER_GEMM",),
+    "loss": ("USE_FUSED_CROSS_ENTROPY",),
+    "mlp_add": ("USE_FUSED_PROJECTIONS",),
+    "moe": ("USE_FUSED_PROJECTIONS",),
+    "packed": ("USE_FUSED_PROJECTIONS",),
+    "plan": ("USE_FUSED_PROJECTIONS",),
+    "preshuffle": ("USE_PRESHUFFLE",),
+    "qk_rope": ("USE_OPTIMIZED_OPS",),
+    "qkv": ("USE_FUSED_PROJECTIONS", "USE_AITER_GEMM"),
+    "rms_norm": ("USE_OPTIMIZED_OPS",),
+    "rope": ("USE_OPTIMIZED_OPS",),
+}
+"""What overlaid files test and ``AMD_OPS_STOCK`` names, with the toggles of which any one turns it on. q/k/v and the
+MLP are ours also when only their linears or activation are."""
 PLANNED = ("add_norm", "gated_mlp", "mlp_add", "qk_rope", "qkv", "rms_norm", "rope")
 """The switches whose computes a plan does itself: with one of them left to stock there is no plan. What else a layer
 holds (attention, linears, experts) a plan calls as it is switched."""

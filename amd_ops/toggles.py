@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import device, gemm_tables, profile
 from .backends.triton import target as triton_target
@@ -72,33 +72,26 @@ class Settings:
 class Switches:
     """Plain booleans that the guards in overlaid files read; all False when every toggle is off."""
 
-    __slots__ = SWITCHES
+    __slots__ = tuple(SWITCHES)
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> bool: ...
 
     def __init__(self) -> None:
         for name in self.__slots__:
             setattr(self, name, False)
 
     def follow(self, settings: Settings) -> None:
-        """Set every switch from ``settings``. q/k/v and the MLP are also ours when only their linears or activation
-        are.
-        """
-        self.rms_norm = self.rope = self.add_norm = self.qk_rope = settings.use_optimized_ops
-        self.attention = settings.use_aiter_attention or settings.force_eager_attention
-        self.linear = settings.use_aiter_gemm
-        self.loss = settings.use_fused_cross_entropy
-        self.preshuffle = settings.use_preshuffle and settings.preshuffle_m_thresh >= 0
-        self.mlp_add = self.moe = self.experts = self.packed = settings.use_fused_projections
-        self.qkv = settings.use_fused_projections or settings.use_aiter_gemm
-        self.gated_mlp = self.qkv or settings.use_optimized_ops
-        for name in settings.stock:
-            setattr(self, name, False)
+        """Set every switch as toggle_rules.SWITCHES says, without those of ``settings.stock``."""
+        for name, toggles in SWITCHES.items():
+            asked = any(getattr(settings, toggle.lower()) for toggle in toggles)
+            setattr(self, name, asked and name not in settings.stock)
+        if settings.preshuffle_m_thresh < 0:
+            self.preshuffle = False
         # A plan runs whole layers, with these computes in it: none of them may be left to stock.
-        self.plan = (
-            settings.use_optimized_ops
-            and settings.use_fused_projections
-            and all(getattr(self, name) for name in PLANNED)
-            and "plan" not in settings.stock
-        )
+        if not (settings.use_optimized_ops and all(getattr(self, name) for name in PLANNED)):
+            self.plan = False
 
     def __repr__(self) -> str:
         return "Switches(" + ", ".join(f"{name}={getattr(self, name)}" for name in self.__slots__) + ")"

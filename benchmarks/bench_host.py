@@ -307,7 +307,7 @@ def bound(rounds: int) -> dict[str, list[float]]:
     import torch
 
     from amd_ops import dispatch
-    from amd_ops.attention import Call
+    from amd_ops.ops.attention import Call
 
     kind = torch.bfloat16
 

@@ -92,7 +92,7 @@ def _gpu() -> Iterator[None]:
     from amd_ops import dispatch
     from tests.doubles.aiter import fake_aiter
 
-    moe = importlib.import_module("amd_ops.moe")  # the package has a function of this name
+    moe = importlib.import_module("amd_ops.ops.moe")  # the package has a function of this name
     tiers = dispatch.ops["moe"].tiers
     (torch_tier,) = [tier for tier in tiers if tier.name == "torch"]
     torch_tier.offer = dispatch.always(

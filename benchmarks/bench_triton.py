@@ -121,9 +121,9 @@ def kernel_rows(rows: int, hidden: int) -> list[dict[str, Any]]:
 def kernel_variants(rows: int, hidden: int, where: str) -> dict[str, tuple[int, Variants]]:
     """Per kernel the bytes that it reads and writes at least, and the ways to compute it."""
     import amd_ops
-    from amd_ops.activation import torch_silu_and_mul
-    from amd_ops.norm import eager_add_rms_norm, eager_rms_norm
-    from amd_ops.rope import torch_rope
+    from amd_ops.ops.activation import torch_silu_and_mul
+    from amd_ops.ops.norm import eager_add_rms_norm, eager_rms_norm
+    from amd_ops.ops.rope import torch_rope
 
     make = {"dtype": torch.bfloat16, "device": where}
     x, residual, weight = (

@@ -143,6 +143,39 @@ def test_only_verify_and_synth_cross_from_the_tool_to_the_run_time(room: str) ->
     assert crossing <= ({"verify", "synth"} if room == "rocm_overlay" else set())
 
 
+STOREYS = ("", "backends", "weights", "ops", "forward", "plans")
+"""amd_ops from the ground up; "" is its own files. What a storey imports of amd_ops lies on it or below."""
+ENTRANCES = ("__init__", "module_api", "preparation", "reporting")
+"""Files of amd_ops that serve its users, from above all storeys."""
+HANDED_THE_ENVIRONMENT = {"amd_ops.backends.triton", "amd_ops.backends.triton.target"}
+"""toggles alone reads the environment, and hands it to what is named here."""
+
+
+def test_the_run_time_layer_is_built_in_storeys() -> None:
+    modules, wrong, looked_at = _modules(), [], set()
+    for path in _sources("amd_ops"):
+        folder = path.relative_to(ROOMS["amd_ops"]).parts[0] if path.parent != ROOMS["amd_ops"] else ""
+        if folder not in STOREYS or (not folder and path.stem in ENTRANCES):
+            continue
+        for name in _imports(path):
+            parts = name.split(".")
+            if (
+                name not in modules
+                or parts[0] != "amd_ops"
+                or len(parts) < 2
+                or (path.stem, name) in READS_THE_ENVIRONMENT
+            ):
+                continue
+            other = parts[1] if parts[1] in (*STOREYS, "kernelize") else ""
+            looked_at.add((folder, other))
+            above = other == "kernelize" or STOREYS.index(other) > STOREYS.index(folder)
+            handed = path.stem == "toggles" and name in HANDED_THE_ENVIRONMENT
+            if (above and not handed) or (not other and parts[1] in ENTRANCES):
+                wrong.append(f"{path.relative_to(ROOT)}: {name}")
+    assert {("forward", "ops"), ("ops", "weights"), ("weights", "backends"), ("plans", "forward")} <= looked_at
+    assert sorted(set(wrong)) == []
+
+
 def test_forward_code_reads_no_environment() -> None:
     readers = {
         path.relative_to(ROOMS["amd_ops"]).as_posix()

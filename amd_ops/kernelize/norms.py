@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..norm import FORMS, eager_rms_norm
+from ..ops.norm import FORMS, eager_rms_norm
 from . import source
 
 # Everything an RMS norm may call. One word outside this list and the class is not touched.

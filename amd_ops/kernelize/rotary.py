@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..rope import eager_rope
+from ..ops.rope import eager_rope
 from . import source
 
 _METHODS = {"unsqueeze", "chunk", "float", "to", "type_as", "split", "size"}

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from .. import modes, toggles
 from ..dispatch import Site, capturing, new_lock_after_fork
+from ..forward.projections import ATTENTION_MARK
 from ..modules import attention_is_torchs, gelu_is_torchs, linears_patched, original, silu_is_torchs
-from ..projections import ATTENTION_MARK
-from ..rope import is_rotate_half
+from ..ops.rope import is_rotate_half
 from . import caches, steps
 from .state import Calls, State
 from .steps import Unplannable

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import Op, ops
-from ..rope import signed
+from ..ops.rope import signed
 
 
 @dataclass

@@ -16,13 +16,14 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import packing, toggles
-from ..attention import Call
+from .. import toggles
 from ..dispatch import Op, ops
+from ..forward.projections import ATTENTION_MARK, QKV, activation_kind
+from ..forward.qk_rope import _head_norms
+from ..forward.residual import MLP_MARK, norm_form
 from ..modules import form_of, why_not_plain, why_not_unwatched
-from ..projections import ATTENTION_MARK, QKV, activation_kind
-from ..qk_rope import _head_norms
-from ..residual import MLP_MARK, norm_form
+from ..ops.attention import Call
+from ..weights import packing
 from .state import Calls, State
 from .turning import Attention, Turned
 

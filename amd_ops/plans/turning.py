@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..dispatch import Op, ops
-from ..rope import torch_rope_signed
+from ..ops.rope import torch_rope_signed
 from . import caches
 from .state import Calls, State
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import amd_ops
-from amd_ops import shuffled, toggles
-from amd_ops.backends import aiter
+from amd_ops import toggles
+from amd_ops.backends import aiter, shuffled
 from amd_ops.dispatch import Candidate, Refusal
 from tests.aiter.support import BF16, Gpu, rand
 from tests.doubles import formulas
@@ -41,7 +41,7 @@ def call(tokens: int = 5, count: int = 4, width: int = 32, inner: int = 64, k: i
 @pytest.fixture
 def moe(gpu: Gpu) -> Iterator[Candidate]:
     with amd_ops.override(use_preshuffle=1):
-        offer = aiter.offer("fused_moe", "USE_OPTIMIZED_OPS", experts)(toggles.settings())
+        offer = aiter.offer("moe", "USE_OPTIMIZED_OPS", experts)(toggles.settings())
         assert isinstance(offer, Candidate), offer
         yield offer
     shuffled.drop_all()
@@ -71,12 +71,12 @@ def test_without_copies_it_declines(moe: Candidate) -> None:
 
 
 def test_without_the_toggle_it_declines(gpu: Gpu) -> None:
-    offer = aiter.offer("fused_moe", "USE_OPTIMIZED_OPS", experts)(toggles.settings())
+    offer = aiter.offer("moe", "USE_OPTIMIZED_OPS", experts)(toggles.settings())
     assert isinstance(offer, Candidate)
     assert offer.check is not None
     assert "USE_PRESHUFFLE=1" in offer.check(*call())
     with amd_ops.override(use_optimized_ops=0):
-        assert isinstance(aiter.offer("fused_moe", "USE_OPTIMIZED_OPS", experts)(toggles.settings()), Refusal)
+        assert isinstance(aiter.offer("moe", "USE_OPTIMIZED_OPS", experts)(toggles.settings()), Refusal)
 
 
 def test_a_mark_is_what_the_kernel_needs(gpu: Gpu, moe: Candidate) -> None:

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 import amd_ops
-from amd_ops import shuffled
-from amd_ops.backends import aiter
+from amd_ops.backends import aiter, shuffled
 from amd_ops.backends.aiter import library
 from tests.aiter.support import BF16, ON, rand
 from tests.aiter.test_declines import EXPECTED, OPS, _arguments

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import amd_ops
-from amd_ops import preshuffle, shuffled
+from amd_ops.backends import shuffled
+from amd_ops.weights import preshuffle
 from tests.aiter.support import BF16, ON, Gpu, rand
 from tests.doubles import formulas
 from tests.doubles.aiter import Faults, fake_aiter

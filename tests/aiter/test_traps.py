@@ -20,7 +20,9 @@ from rocm_overlay.install import catalog
 from torch import Tensor, nn
 
 import amd_ops
-from amd_ops import gemm_tables, preshuffle, shuffled
+from amd_ops import gemm_tables
+from amd_ops.backends import shuffled
+from amd_ops.weights import preshuffle
 from tests.aiter.support import BF16, ON, Gpu, declined, rand
 from tests.aiter.test_attention import PADDINGS, compare_kept_rows, full_mask, qkv
 from tests.doubles import formulas

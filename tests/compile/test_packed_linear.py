@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import amd_ops
-from amd_ops import dispatch, packed_linear, packing
+from amd_ops import dispatch
+from amd_ops.ops import packed_linear
+from amd_ops.weights import packing
 from tests.compile.test_models import ALL, decode
 from tests.parity import twins
 

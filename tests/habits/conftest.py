@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 import amd_ops
-from amd_ops import shuffled
+from amd_ops.backends import shuffled
 
 
 @pytest.fixture(autouse=True)

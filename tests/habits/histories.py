@@ -26,7 +26,8 @@ from torch import nn
 from transformers import DynamicCache, StaticCache
 
 import amd_ops
-from amd_ops import packing, shuffled
+from amd_ops.backends import shuffled
+from amd_ops.weights import packing
 from tests.doubles.aiter import fake_aiter
 from tests.habits.touches import (
     WAYS,

@@ -12,7 +12,9 @@ pytest.importorskip("peft")
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from amd_ops import frozen, modules, packing, shuffled
+from amd_ops import frozen, modules
+from amd_ops.backends import shuffled
+from amd_ops.weights import packing
 from tests.habits.histories import REACHED, Histories
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import amd_ops
-from amd_ops import shuffled
+from amd_ops.backends import shuffled
 from amd_ops.frozen import Frozen
 from tests.doubles.aiter import fake_aiter
 from tests.habits.writes import WRITES, step

@@ -151,7 +151,7 @@ def test_the_ops_and_tiers_of_the_rules_are_those_that_exist() -> None:
     }
     ours = {name: tiers for name, tiers in ops.items() if not name.startswith("test")}
     assert ours == toggle_rules.OPS
-    assert amd_ops.on.__slots__ == toggle_rules.SWITCHES
+    assert amd_ops.on.__slots__ == tuple(toggle_rules.SWITCHES)
 
 
 def test_the_tool_reads_the_same_file() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import amd_ops
-from amd_ops import cross_entropy
+from amd_ops.ops import cross_entropy
 
 ROWS, WIDTH, WORDS = 13, 16, 50
 Scales = dict[str, float]

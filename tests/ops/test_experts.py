@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import amd_ops
-from amd_ops.experts import DOWN, GATE_UP, packed_experts
+from amd_ops.forward.experts import DOWN, GATE_UP, packed_experts
 from amd_ops.preparation import unique_bytes
 
 from .test_residual import Adapter, Mlp, reasons

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import amd_ops
-from amd_ops.activation import silu_and_mul
-from amd_ops.moe import eager_moe, torch_moe
+from amd_ops.ops.activation import silu_and_mul
+from amd_ops.ops.moe import eager_moe, torch_moe
 
 from .reference import close, gated
 
-moe_file = importlib.import_module("amd_ops.moe")  # the package's attribute of that name is the function
+moe_file = importlib.import_module("amd_ops.ops.moe")  # the package's attribute of that name is the function
 DTYPES = (torch.float32, torch.bfloat16)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import amd_ops
-from amd_ops.norm import FORMS, eager_rms_norm, torch_rms_norm
+from amd_ops.ops.norm import FORMS, eager_rms_norm, torch_rms_norm
 
 from .reference import close, rms_norm
 

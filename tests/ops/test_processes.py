@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import amd_ops
-from amd_ops import dispatch, shuffled
+from amd_ops import dispatch
+from amd_ops.backends import shuffled
 from tests.doubles.aiter import fake_aiter
 from tests.forking import fork
 
@@ -91,7 +92,7 @@ def test_a_forked_child_counts_and_binds_on_its_own() -> None:
 
 @pytest.mark.parametrize("module", ["packing", "shuffled", "dispatch"])
 def test_a_fork_while_a_thread_holds_a_lock_does_not_hang_the_child(module: str) -> None:
-    lock = {"packing": amd_ops.projections.packing, "shuffled": shuffled, "dispatch": dispatch}[module]._lock
+    lock = {"packing": amd_ops.forward.projections.packing, "shuffled": shuffled, "dispatch": dispatch}[module]._lock
     held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -105,7 +106,9 @@ def test_a_fork_while_a_thread_holds_a_lock_does_not_hang_the_child(module: str)
     try:
 
         def work() -> None:
-            fresh = {"packing": amd_ops.projections.packing, "shuffled": shuffled, "dispatch": dispatch}[module]._lock
+            fresh = {"packing": amd_ops.forward.projections.packing, "shuffled": shuffled, "dispatch": dispatch}[
+                module
+            ]._lock
             assert fresh.acquire(timeout=5)
 
         assert fork(work) == 0

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 import amd_ops
-from amd_ops import packing
+from amd_ops.forward.projections import activation_kind
 from amd_ops.preparation import unique_bytes
-from amd_ops.projections import activation_kind
+from amd_ops.weights import packing
 
 from .test_linear import Quantised, Wrapper
 
@@ -237,7 +237,7 @@ def test_copies_start_without_packed_weights(copier: Any) -> None:
 def test_a_pickle_needs_nothing_of_ours() -> None:
     attn = Attention()
     amd_ops.qkv_proj(attn, X)
-    assert b"amd_ops.packing" not in pickle.dumps(attn)
+    assert b"amd_ops.weights.packing" not in pickle.dumps(attn)
 
 
 def test_a_shallow_copy_does_not_disturb_the_original() -> None:

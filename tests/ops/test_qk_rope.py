@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import amd_ops
 from amd_ops import dispatch
-from amd_ops.norm import FORMS
+from amd_ops.ops.norm import FORMS
 
 from .reference import close, rms_norm, rope
 from .test_norm import DTYPES

@@ -19,8 +19,8 @@ import amd_ops
 
 from .test_projections import Attention, Mlp
 from .test_rope import tables
-from .test_routing import Attention as Routed
-from .test_routing import sdpa
+from .test_route_attention import Attention as Routed
+from .test_route_attention import sdpa
 
 ON = {"use_aiter_attention": 1, "use_aiter_gemm": 1, "use_optimized_ops": 1, "use_fused_projections": 1}
 

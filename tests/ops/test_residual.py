@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import amd_ops
-from amd_ops.residual import torch_linear_add
+from amd_ops.forward.residual import torch_linear_add
 
 from .reference import close, rms_norm
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import amd_ops
-from amd_ops import shards
+from amd_ops.weights import shards
 
 plan = pytest.importorskip("transformers.integrations.tensor_parallel")
 dist = pytest.importorskip("torch.distributed")

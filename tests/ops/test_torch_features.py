@@ -47,7 +47,7 @@ def older_sdpa(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(query, key, value, attn_mask, dropout_p, is_causal, scale=scale)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", sdpa)
-    monkeypatch.setattr(importlib.import_module("amd_ops.attention"), "_TAKES_GROUPS", False)
+    monkeypatch.setattr(importlib.import_module("amd_ops.ops.attention"), "_TAKES_GROUPS", False)
 
 
 @pytest.mark.parametrize("rows", [1, 5])

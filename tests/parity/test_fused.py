@@ -17,7 +17,7 @@ from rocm_overlay.verify.compare import judge, same_bits
 from torch import nn
 
 import amd_ops
-from amd_ops.packing import Packed
+from amd_ops.weights.packing import Packed
 from examples.tiny_models import ARCHITECTURES
 from tests.parity import twins
 

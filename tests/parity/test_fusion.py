@@ -20,9 +20,9 @@ from tests.parity import twins
 
 ON = {"use_fused_projections": 1, "use_optimized_ops": 1, "use_aiter_attention": 1, "use_aiter_gemm": 1}
 QUICK = ("prefill", "decode", "static-cache", "padded", "hidden-states", "training-step", "gradient-checkpointing")
-experts_file = importlib.import_module("amd_ops.experts")
-stacked_file = importlib.import_module("amd_ops.stacked")
-rope_file = importlib.import_module("amd_ops.qk_rope")
+experts_file = importlib.import_module("amd_ops.forward.experts")
+stacked_file = importlib.import_module("amd_ops.forward.stacked")
+rope_file = importlib.import_module("amd_ops.forward.qk_rope")
 
 
 def how(architecture: str) -> str:

@@ -11,7 +11,7 @@ def ops() -> None:
     """The torch tier of attention lets queries see later keys."""
     import amd_ops  # noqa: F401 - which holds a function under the module's name
 
-    module: Any = sys.modules["amd_ops.attention"]
+    module: Any = sys.modules["amd_ops.ops.attention"]
 
     def sees_all(
         q: Any,

@@ -134,7 +134,7 @@ _MAKERS: dict[str, Callable[[Callable[..., Any], str], Candidate]] = {
     "rms_norm": norm.make_rms_norm,
     "add_rms_norm": norm.make_add_rms_norm,
     "apply_rope": rope.make,
-    "fused_moe": moe.make,
+    "moe": moe.make,
     **{
         name: functools.partial(activation.make, name) for name in ("silu_and_mul", "gelu_and_mul", "gelu_tanh_and_mul")
     },

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ... import device, shuffled, toggles
+from ... import device, toggles
 from ...dispatch import Candidate
 from ...gemm_tables import GemmTable, ensure_merged_table
-from ...shuffled import LAYOUT, Shuffle, Shuffled
-from .. import Unusable
+from .. import Unusable, shuffled
 from ..probing import apart, disagreement, made_up, unusable
+from ..shuffled import LAYOUT, Shuffle, Shuffled
 from .library import HALF, expect, function_of
 
 _gemm_table: GemmTable | None = None

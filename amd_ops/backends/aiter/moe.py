@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import shuffled, toggles
+from ... import toggles
 from ...dispatch import Candidate
-from .. import Unusable
+from .. import Unusable, shuffled
 from ..probing import apart, disagreement, made_up, unusable
 from .library import HALF, expect, function_of, module_of
 

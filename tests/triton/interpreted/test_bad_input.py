@@ -13,12 +13,12 @@ from torch import Tensor
 import amd_ops
 from amd_ops.backends.triton import providers, tier
 from amd_ops.backends.triton.target import Target
-from amd_ops.qk_rope import qk_norm_rope, rope_into_cache
+from amd_ops.forward.qk_rope import qk_norm_rope, rope_into_cache
 from tests.ops.test_rope import heads, tables
 
 from .support import ran
 
-experts = importlib.import_module("amd_ops.moe")  # the package has a function of this name
+experts = importlib.import_module("amd_ops.ops.moe")  # the package has a function of this name
 F32 = torch.float32
 Inputs = list[Tensor]
 OPS = sorted(providers.HOMES["ours"])

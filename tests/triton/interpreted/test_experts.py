@@ -21,7 +21,7 @@ from .support import DTYPES, few, ran
 TOKENS = experts.FEW_TOKENS
 
 
-module = importlib.import_module("amd_ops.moe")  # the package has a function of this name
+module = importlib.import_module("amd_ops.ops.moe")  # the package has a function of this name
 
 
 @few(40)

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import amd_ops
-from amd_ops.activation import eager_gelu_and_mul, eager_gelu_tanh_and_mul, eager_silu_and_mul
 from amd_ops.backends.triton.configs import Config
 from amd_ops.backends.triton.gate import KINDS, launch_gate, launch_gate_backward
+from amd_ops.ops.activation import eager_gelu_and_mul, eager_gelu_tanh_and_mul, eager_silu_and_mul
 from tests.ops.reference import close, gated
 
 from .support import CUTS, DTYPES, LAYOUTS, few, laid_out, ran, steps_apart

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from amd_ops.activation import eager_silu_and_mul
 from amd_ops.backends.triton import library
-from amd_ops.norm import eager_add_rms_norm, eager_rms_norm
-from amd_ops.rope import torch_rope
+from amd_ops.ops.activation import eager_silu_and_mul
+from amd_ops.ops.norm import eager_add_rms_norm, eager_rms_norm
+from amd_ops.ops.rope import torch_rope
 from tests.ops.test_rope import heads, tables
 
 ops = torch.ops.amd_ops

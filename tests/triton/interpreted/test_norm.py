@@ -11,7 +11,7 @@ import amd_ops
 from amd_ops.backends.triton.configs import Config
 from amd_ops.backends.triton.layout import rows_of
 from amd_ops.backends.triton.norm import FORMS, launch_norm, launch_norm_backward, result_type
-from amd_ops.norm import eager_add_rms_norm, eager_rms_norm
+from amd_ops.ops.norm import eager_add_rms_norm, eager_rms_norm
 from tests.ops.reference import close, rms_norm
 
 from .support import CUTS, DTYPES, LAYOUTS, few, laid_out, ran, steps_apart

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import amd_ops
 from amd_ops.backends.triton import liger
-from amd_ops.norm import FORMS
+from amd_ops.ops.norm import FORMS
 from tests.doubles.aiter import Faults, fake_aiter
 from tests.doubles.aiter import wrong as aiter_wrong
 from tests.doubles.liger import Double, fake_liger

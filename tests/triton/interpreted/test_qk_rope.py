@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import amd_ops
-from amd_ops.qk_rope import (
+from amd_ops.forward.qk_rope import (
     eager_qk_norm_rope,
     eager_rope_into_cache,
     qk_norm_rope,

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 import amd_ops
 from amd_ops.backends.triton.configs import Config
 from amd_ops.backends.triton.rope import Cache, Norms, launch_rope
-from amd_ops.norm import eager_rms_norm
-from amd_ops.rope import torch_rope
+from amd_ops.ops.norm import eager_rms_norm
+from amd_ops.ops.rope import torch_rope
 from tests.ops.reference import close, rope
 from tests.ops.test_rope import heads, tables
 

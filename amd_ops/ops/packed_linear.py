@@ -19,12 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import packing, toggles
-from .dispatch import Site
+from .. import toggles
+from ..dispatch import Site
+from ..modules import why_not_plain
+from ..torch_compile import define
+from ..weights import packing
 from .linear import linear
 from .linear import op as linear_op
-from .modules import why_not_plain
-from .tracing import define
 
 _site = Site("packed_linear", "one GEMM", lambda settings: False)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import amd_ops
-from amd_ops import routing
+from amd_ops.forward import attention as routing
 
 pytest.importorskip("transformers")
 

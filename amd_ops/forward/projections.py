@@ -15,14 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import modes, modules, packing, preshuffle, shards, toggles
-from .activation import gelu_and_mul, gelu_tanh_and_mul, silu_and_mul
-from .dispatch import Site
-from .linear import apply_linear, linear
-from .modules import has_own_forward, original, why_not_unwatched
-from .packed_linear import joint, product
-from .packing import Packed
-from .shards import Shards
+from .. import modes, modules, toggles
+from ..dispatch import Site
+from ..modules import has_own_forward, original, why_not_unwatched
+from ..ops.activation import gelu_and_mul, gelu_tanh_and_mul, silu_and_mul
+from ..ops.linear import apply_linear, linear
+from ..ops.packed_linear import joint, product
+from ..weights import packing, preshuffle, shards
+from ..weights.packing import Packed
+from ..weights.shards import Shards
 
 QKV = ("q_proj", "k_proj", "v_proj")
 GATE_UP = (("gate_proj", "up_proj"), ("w1", "w3"))

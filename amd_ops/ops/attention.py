@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backends import aiter
-from .checks import complaint, describe, same_place
-from .dispatch import Candidate, Offered, Op, Refusal, Tier, always
-from .toggles import Settings
-from .torch_features import hides_whole_rows, torch_takes, tried
-from .tracing import traced
+from ..checks import complaint, describe, same_place
+from ..dispatch import Candidate, Offered, Refusal
+from ..toggles import Settings
+from ..torch_compile import traced
+from ..torch_features import hides_whole_rows, torch_takes, tried
+from .tiers import make_op
 
 _compiling = torch.compiler.is_dynamo_compiling
 
@@ -191,18 +191,7 @@ def _torch_offer(settings: Settings) -> Offered | tuple[Offered, ...]:
     return _sdpa_offer(settings)
 
 
-op = Op(
-    "attention",
-    [
-        Tier(
-            "aiter",
-            aiter.offer("attention", "USE_AITER_ATTENTION", eager_attention),
-            aiter.wanted("USE_AITER_ATTENTION"),
-        ),
-        Tier("torch", _torch_offer),
-        Tier("eager", always(eager_attention)),
-    ],
-)
+op = make_op("attention", "USE_AITER_ATTENTION", torch=_torch_offer, eager=eager_attention)
 
 
 def _in_torch(*args: Any) -> Tensor:

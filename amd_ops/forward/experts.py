@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import frozen, modes, modules, packing
-from .dispatch import Site
-from .modules import form_of, why_not_unwatched
-from .moe import ACTIVATIONS, moe, softmax_top_k
-from .packing import KEY, Packed
+from .. import frozen, modes, modules
+from ..dispatch import Site
+from ..modules import form_of, why_not_unwatched
+from ..ops.moe import ACTIVATIONS, moe, softmax_top_k
+from ..weights import packing
+from ..weights.packing import KEY, Packed
 from .projections import activation_kind
 from .residual import MLP_MARK
 

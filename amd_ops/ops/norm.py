@@ -15,11 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backends import aiter
-from .backends.triton import tier as triton
-from .checks import TORCH_ERRORS, complaint, describe
-from .dispatch import Candidate, Op, Tier, always
-from .torch_features import rounds_norms_once, tried
+from ..checks import TORCH_ERRORS, complaint, describe
+from ..dispatch import Candidate
+from ..torch_features import rounds_norms_once, tried
+from .tiers import make_op
 
 FORMS = ("llama", "gemma", "fp32_weight", "t5")
 _HALF = (torch.float16, torch.bfloat16)
@@ -79,33 +78,17 @@ def torch_add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float, 
     return torch_rms_norm(total, weight, eps, form), total
 
 
-_rms_norm = Op(
+_rms_norm = make_op(
     "rms_norm",
-    [
-        Tier("aiter", aiter.offer("rms_norm", "USE_OPTIMIZED_OPS", eager_rms_norm), aiter.wanted("USE_OPTIMIZED_OPS")),
-        Tier(
-            "triton", triton.offer("rms_norm", "USE_OPTIMIZED_OPS", eager_rms_norm), triton.wanted("USE_OPTIMIZED_OPS")
-        ),
-        Tier("torch", tried(Candidate(torch_rms_norm), rounds_norms_once, ROUNDS_OTHERWISE)),
-        Tier("eager", always(eager_rms_norm)),
-    ],
+    "USE_OPTIMIZED_OPS",
+    torch=tried(Candidate(torch_rms_norm), rounds_norms_once, ROUNDS_OTHERWISE),
+    eager=eager_rms_norm,
 )
-_add_rms_norm = Op(
+_add_rms_norm = make_op(
     "add_rms_norm",
-    [
-        Tier(
-            "aiter",
-            aiter.offer("add_rms_norm", "USE_OPTIMIZED_OPS", eager_add_rms_norm),
-            aiter.wanted("USE_OPTIMIZED_OPS"),
-        ),
-        Tier(
-            "triton",
-            triton.offer("add_rms_norm", "USE_OPTIMIZED_OPS", eager_add_rms_norm),
-            triton.wanted("USE_OPTIMIZED_OPS"),
-        ),
-        Tier("torch", tried(Candidate(torch_add_rms_norm), rounds_norms_once, ROUNDS_OTHERWISE)),
-        Tier("eager", always(eager_add_rms_norm)),
-    ],
+    "USE_OPTIMIZED_OPS",
+    torch=tried(Candidate(torch_add_rms_norm), rounds_norms_once, ROUNDS_OTHERWISE),
+    eager=eager_add_rms_norm,
 )
 
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from . import shuffled, toggles
-from .backends import aiter
-from .dispatch import Site, capturing
-from .frozen import thaw
-from .modules import why_not_plain
+from .. import toggles
+from ..backends import aiter, shuffled
+from ..dispatch import Site, capturing
+from ..frozen import thaw
+from ..modules import why_not_plain
 from .packing import KEY, States
 
 _site = Site("preshuffle", "shuffled", lambda settings: settings.asked("USE_PRESHUFFLE"))

@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import modes
-from .backends.triton import tier as triton
-from .checks import TORCH_ERRORS, complaint, describe
-from .dispatch import Candidate, DeclinedError, Op, Site, Tier, always
-from .modules import lives_in, original
-from .norm import FORMS, ROUNDS_OTHERWISE, eager_rms_norm, torch_rms_norm
+from .. import modes
+from ..checks import TORCH_ERRORS, complaint, describe
+from ..dispatch import Candidate, DeclinedError, Site
+from ..modules import lives_in, original
+from ..ops.norm import FORMS, ROUNDS_OTHERWISE, eager_rms_norm, torch_rms_norm
+from ..ops.rope import apply_rope, diagnose_rope, eager_rope, nobody, torch_rope, unusual
+from ..ops.tiers import make_op
+from ..torch_features import rounds_norms_once, tried
 from .residual import norm_form
-from .rope import apply_rope, diagnose_rope, eager_rope, nobody, torch_rope, unusual
-from .torch_features import rounds_norms_once, tried
 
 _compiling = torch.compiler.is_dynamo_compiling
 _site = Site("qk_rope", "fused", nobody)
@@ -51,17 +51,11 @@ def eager_qk_norm_rope(
     )
 
 
-_qk_norm_rope = Op(
+_qk_norm_rope = make_op(
     "qk_norm_rope",
-    [
-        Tier(
-            "triton",
-            triton.offer("qk_norm_rope", "USE_OPTIMIZED_OPS", eager_qk_norm_rope),
-            triton.wanted("USE_OPTIMIZED_OPS"),
-        ),
-        Tier("torch", tried(Candidate(torch_qk_norm_rope), rounds_norms_once, ROUNDS_OTHERWISE)),
-        Tier("eager", always(eager_qk_norm_rope)),
-    ],
+    "USE_OPTIMIZED_OPS",
+    torch=tried(Candidate(torch_qk_norm_rope), rounds_norms_once, ROUNDS_OTHERWISE),
+    eager=eager_qk_norm_rope,
 )
 
 
@@ -144,17 +138,11 @@ def _written(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, posi
     return q
 
 
-_into_cache = Op(
+_into_cache = make_op(
     "rope_into_cache",
-    [
-        Tier(
-            "triton",
-            triton.offer("rope_into_cache", "USE_OPTIMIZED_OPS", eager_rope_into_cache),
-            triton.wanted("USE_OPTIMIZED_OPS"),
-        ),
-        Tier("torch", tried(Candidate(torch_rope_into_cache), rounds_norms_once, ROUNDS_OTHERWISE)),
-        Tier("eager", always(eager_rope_into_cache)),
-    ],
+    "USE_OPTIMIZED_OPS",
+    torch=tried(Candidate(torch_rope_into_cache), rounds_norms_once, ROUNDS_OTHERWISE),
+    eager=eager_rope_into_cache,
 )
 
 

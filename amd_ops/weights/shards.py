@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import modules, packing
+from .. import modules
+from . import packing
 
 _PLAN = "transformers.integrations.tensor_parallel"
 _ASYNC = "torch.distributed._functional_collectives"

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import modes
+from .. import modes
+from ..backends.shuffled import plain_of
+from ..frozen import is_plain
+from ..modules import form_of, lives_in, original, why_not_unwatched
+from ..ops.moe import ACTIVATIONS, clamped_moe, moe
 from .experts import site
-from .frozen import is_plain
-from .modules import form_of, lives_in, original, why_not_unwatched
-from .moe import ACTIVATIONS, clamped_moe, moe
 from .projections import activation_kind
-from .shuffled import plain_of
 
 MARK = "_amd_experts"
 """forward._amd_experts = "gated" or "clamped": that loop over 3-D parameters computes what moe or clamped_moe does."""

@@ -15,11 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backends import aiter
-from .backends.triton import tier as triton
-from .checks import TORCH_ERRORS, complaint, describe
-from .dispatch import Op, Tier, always
-from .modes import transformed
+from ..checks import TORCH_ERRORS, complaint, describe
+from ..dispatch import Op, always
+from ..modes import transformed
+from .tiers import make_op
 
 _compiling = torch.compiler.is_dynamo_compiling
 
@@ -111,15 +110,7 @@ eager_gelu_tanh_and_mul = _in_fp32(_eager_gelu_tanh)
 
 
 def _op(name: str, in_torch: Callable[[Tensor], Tensor], in_eager: Callable[[Tensor], Tensor]) -> Op:
-    return Op(
-        name,
-        [
-            Tier("aiter", aiter.offer(name, "USE_OPTIMIZED_OPS", in_eager), aiter.wanted("USE_OPTIMIZED_OPS")),
-            Tier("triton", triton.offer(name, "USE_OPTIMIZED_OPS", in_eager), triton.wanted("USE_OPTIMIZED_OPS")),
-            Tier("torch", always(in_torch)),
-            Tier("eager", always(in_eager)),
-        ],
-    )
+    return make_op(name, "USE_OPTIMIZED_OPS", torch=always(in_torch), eager=in_eager)
 
 
 _silu = _op("silu_and_mul", torch_silu_and_mul, eager_silu_and_mul)

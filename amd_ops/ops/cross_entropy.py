@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import modes, modules
-from .checks import TORCH_ERRORS, complaint, describe
-from .dispatch import Op, Site, Tier, always
+from .. import modes, modules
+from ..checks import TORCH_ERRORS, complaint, describe
+from ..dispatch import Site, always
+from .tiers import make_op
 
 COLUMNS = 4096
 """Rows of the head that are looked at together, at least; with a wider hidden state as many as that is wide."""
@@ -164,9 +165,11 @@ def eager_linear_cross_entropy(
     return F.cross_entropy(_logits(x, weight, bias, form)[0], labels, ignore_index=ignore_index, reduction="none")
 
 
-_op = Op(
+_op = make_op(
     "linear_cross_entropy",
-    [Tier("torch", always(torch_linear_cross_entropy)), Tier("eager", always(eager_linear_cross_entropy))],
+    "USE_FUSED_CROSS_ENTROPY",
+    torch=always(torch_linear_cross_entropy),
+    eager=eager_linear_cross_entropy,
 )
 
 

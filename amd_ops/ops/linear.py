@@ -11,14 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import preshuffle, shards, toggles
-from .backends import aiter
-from .checks import TORCH_ERRORS, complaint, describe, same_place
-from .dispatch import Op, Site, Tier, always
-from .frozen import is_plain
-from .modules import why_not_plain
-from .shuffled import plain_of
-from .tracing import traced
+from .. import toggles
+from ..backends.shuffled import plain_of
+from ..checks import TORCH_ERRORS, complaint, describe, same_place
+from ..dispatch import Site, always
+from ..frozen import is_plain
+from ..modules import why_not_plain
+from ..torch_compile import traced
+from ..weights import preshuffle, shards
+from .tiers import make_op
 
 _compiling = torch.compiler.is_dynamo_compiling
 
@@ -29,14 +30,7 @@ def eager_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return product if bias is None else product + bias
 
 
-op = Op(
-    "linear",
-    [
-        Tier("aiter", aiter.offer("linear", "USE_AITER_GEMM", eager_linear), aiter.wanted("USE_AITER_GEMM")),
-        Tier("torch", always(F.linear)),
-        Tier("eager", always(eager_linear)),
-    ],
-)
+op = make_op("linear", "USE_AITER_GEMM", torch=always(F.linear), eager=eager_linear)
 _traced = traced(
     op,
     "(Tensor x, Tensor weight, Tensor? bias) -> Tensor",

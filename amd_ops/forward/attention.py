@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import modes
-from .attention import Call, op, traced_op
-from .dispatch import Site
-from .modules import attention_is_torchs, is_patched, lives_in, original, watched_globally
+from .. import modes
+from ..dispatch import Site
+from ..modules import attention_is_torchs, is_patched, lives_in, original, watched_globally
+from ..ops.attention import Call, op, traced_op
 
 Interface = Callable[..., tuple[Tensor, Tensor | None]]
 

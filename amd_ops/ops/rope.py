@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import modes, toggles
-from .backends import aiter
-from .backends.triton import tier as triton
-from .checks import TORCH_ERRORS, complaint, describe
-from .dispatch import Op, Site, Tier, always
-from .modules import original
+from .. import modes, toggles
+from ..checks import TORCH_ERRORS, complaint, describe
+from ..dispatch import Site, always
+from ..modules import original
+from .tiers import make_op
 
 _compiling = torch.compiler.is_dynamo_compiling
 
@@ -95,15 +94,7 @@ def _rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((*turned, rest.to(turned[0].dtype)), dim=-1)
 
 
-_rope = Op(
-    "apply_rope",
-    [
-        Tier("aiter", aiter.offer("apply_rope", "USE_OPTIMIZED_OPS", eager_rope), aiter.wanted("USE_OPTIMIZED_OPS")),
-        Tier("triton", triton.offer("apply_rope", "USE_OPTIMIZED_OPS", eager_rope), triton.wanted("USE_OPTIMIZED_OPS")),
-        Tier("torch", always(torch_rope)),
-        Tier("eager", always(eager_rope)),
-    ],
-)
+_rope = make_op("apply_rope", "USE_OPTIMIZED_OPS", torch=always(torch_rope), eager=eager_rope)
 
 
 def takes_rope(

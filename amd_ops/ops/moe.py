@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import torch_features
+from .. import torch_features
+from ..checks import TORCH_ERRORS, complaint, describe
+from ..dispatch import Site, always, capturing
 from .activation import (
     eager_gelu_and_mul,
     eager_gelu_tanh_and_mul,
@@ -24,10 +26,7 @@ from .activation import (
     gelu_tanh_and_mul,
     silu_and_mul,
 )
-from .backends import aiter
-from .backends.triton import tier as triton
-from .checks import TORCH_ERRORS, complaint, describe
-from .dispatch import Op, Site, Tier, always, capturing
+from .tiers import make_op
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": silu_and_mul,
@@ -158,15 +157,7 @@ def _fit(hidden: Tensor, w1: Tensor, w2: Tensor, topk_weight: Tensor, topk_ids: 
         raise ValueError("the ids do not fit")
 
 
-_moe = Op(
-    "moe",
-    [
-        Tier("aiter", aiter.offer("fused_moe", "USE_OPTIMIZED_OPS", eager_moe), aiter.wanted("USE_OPTIMIZED_OPS")),
-        Tier("triton", triton.offer("moe", "USE_OPTIMIZED_OPS", eager_moe), triton.wanted("USE_OPTIMIZED_OPS")),
-        Tier("torch", always(torch_moe)),
-        Tier("eager", always(eager_moe)),
-    ],
-)
+_moe = make_op("moe", "USE_OPTIMIZED_OPS", torch=always(torch_moe), eager=eager_moe)
 
 
 @_moe.public
@@ -232,18 +223,7 @@ def stock_route(logits: Tensor, top_k: int, renormalise: bool, dtype: torch.dtyp
     return weights.to(dtype).float(), ids.to(torch.int32)
 
 
-_route = Op(
-    "softmax_top_k",
-    [
-        Tier(
-            "triton",
-            triton.offer("softmax_top_k", "USE_OPTIMIZED_OPS", stock_route),
-            triton.wanted("USE_OPTIMIZED_OPS"),
-        ),
-        Tier("torch", always(stock_route)),
-        Tier("eager", always(stock_route)),
-    ],
-)
+_route = make_op("softmax_top_k", "USE_OPTIMIZED_OPS", torch=always(stock_route), eager=stock_route)
 
 
 @_route.public
@@ -314,18 +294,7 @@ def _clamped(both: Tensor, alpha: float, limit: float) -> Tensor:
     return (up + 1) * (gate * torch.sigmoid(gate * alpha))
 
 
-_clamped_moe = Op(
-    "clamped_moe",
-    [
-        Tier(
-            "triton",
-            triton.offer("clamped_moe", "USE_OPTIMIZED_OPS", eager_clamped_moe),
-            triton.wanted("USE_OPTIMIZED_OPS"),
-        ),
-        Tier("torch", always(torch_clamped_moe)),
-        Tier("eager", always(eager_clamped_moe)),
-    ],
-)
+_clamped_moe = make_op("clamped_moe", "USE_OPTIMIZED_OPS", torch=always(torch_clamped_moe), eager=eager_clamped_moe)
 
 
 @_clamped_moe.public

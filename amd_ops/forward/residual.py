@@ -12,15 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import modes, toggles
-from .checks import TORCH_ERRORS, complaint, describe, same_place
-from .dispatch import Op, Site, Tier, always
-from .linear import op as linear_op
-from .modules import form_of, has_own_forward, why_not_plain, why_not_unwatched
-from .norm import add_rms_norm
+from .. import modes, toggles
+from ..checks import TORCH_ERRORS, complaint, describe, same_place
+from ..dispatch import Site, always
+from ..modules import form_of, has_own_forward, why_not_plain, why_not_unwatched
+from ..ops.linear import op as linear_op
+from ..ops.norm import add_rms_norm
+from ..ops.rope import nobody
+from ..ops.tiers import make_op
+from ..weights.shards import settled
 from .projections import gated_hidden
-from .rope import nobody
-from .shards import settled
 
 NORM_MARK = "_amd_rms_norm"
 """forward._amd_rms_norm = (weight attribute, eps attribute, form): that forward is this RMS norm and nothing else."""
@@ -164,7 +165,7 @@ def _fit(x: Tensor, weight: Tensor, residual: Tensor) -> None:
         raise ValueError("dtypes or devices differ")
 
 
-_linear_add = Op("linear_add", [Tier("torch", always(torch_linear_add)), Tier("eager", always(eager_linear_add))])
+_linear_add = make_op("linear_add", "USE_OPTIMIZED_OPS", torch=always(torch_linear_add), eager=eager_linear_add)
 
 
 @_linear_add.public

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import frozen
-from .dispatch import new_lock_after_fork
+from .. import frozen
+from ..dispatch import new_lock_after_fork
 
 LAYOUT = (16, 16)
 ROWS, COLUMNS = 16, 32

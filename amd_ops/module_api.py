@@ -11,12 +11,14 @@ from importlib import metadata, util
 
 from torch import Tensor, nn
 
-from . import modules, overlays, packing, preshuffle, projections, toggles
-from .attention import op as attention_op
+from . import modules, reporting, toggles
 from .checks import complaint
-from .linear import apply_linear, plain_call
-from .linear import op as linear_op
-from .preshuffle import Shuffling
+from .forward import projections
+from .ops.attention import op as attention_op
+from .ops.linear import apply_linear, plain_call
+from .ops.linear import op as linear_op
+from .weights import packing, preshuffle
+from .weights.preshuffle import Shuffling
 
 _undo: Callable[[], None] | None = None
 
@@ -118,7 +120,7 @@ def check_transformers_version(supported: Iterable[str] = ()) -> bool:
         return False
     named = tuple(supported)
     if not named:
-        return bool(overlays.overlay_info())
+        return bool(reporting.overlay_info())
     found = metadata.version("transformers").split(".")
     return any(found[: len(parts)] == parts for parts in (text.split(".") for text in named))
 

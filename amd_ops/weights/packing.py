@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import frozen, modules
-from .dispatch import capturing, new_lock_after_fork
+from .. import frozen, modules
+from ..dispatch import capturing, new_lock_after_fork
 
 KEY = "_amd_packed"
 """Where a module keeps its packed groups, in its ``__dict__``."""

@@ -1,0 +1,1 @@
+"""Other arrangements of a model's weights: packed into one matrix, frozen and pre-shuffled, cut into shards."""
