@@ -22,7 +22,12 @@ recomputation in the middle of an op once it has what it needs.
 
 
 class ArgumentError(ValueError):
-    """An argument of an op is not usable. The text names the argument, what was got and what was expected."""
+    """An argument of an op is not usable. The text names the argument, what was got and what was expected.
+
+    >>> amd_ops.silu_and_mul(torch.zeros(3))
+    Traceback (most recent call last):
+    amd_ops.checks.ArgumentError: ...
+    """
 
 
 def complaint(op: str, argument: str, got: object, expected: str) -> ArgumentError:

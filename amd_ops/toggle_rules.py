@@ -71,6 +71,11 @@ REDO = "run `overlay qualify` on this machine, or set AMD_OPS to auto or off"
 class ToggleError(ValueError):
     """A toggle has a value that is not accepted. The text names the toggle, what was found, what is accepted and what
     to do.
+
+    >>> with amd_ops.override(use_aiter_gemm="perhaps"):
+    ...     pass
+    Traceback (most recent call last):
+    amd_ops.toggle_rules.ToggleError: ...
     """
 
 

@@ -31,6 +31,10 @@ class ToggleWarning(UserWarning):
 class Settings:
     """What the toggles resolved to. Field names are the override() keywords; ``sources`` says who decided each
     toggle.
+
+    >>> with amd_ops.override(tiers="torch,eager") as settings:
+    ...     settings.tiers, settings.use_aiter_gemm
+    (('torch', 'eager'), False)
     """
 
     use_aiter_attention: bool
@@ -70,7 +74,12 @@ class Settings:
 
 
 class Switches:
-    """Plain booleans that the guards in overlaid files read; all False when every toggle is off."""
+    """Plain booleans that the guards in overlaid files read; all False when every toggle is off.
+
+    >>> with amd_ops.override(use_optimized_ops=1):
+    ...     amd_ops.on.rms_norm, amd_ops.on.attention
+    (True, False)
+    """
 
     __slots__ = tuple(SWITCHES)
 
@@ -105,7 +114,11 @@ _on_refresh: list[Callable[[], None]] = [device.forget]
 
 
 def settings() -> Settings:
-    """Return the settings in force."""
+    """Return the settings in force.
+
+    >>> amd_ops.settings().use_optimized_ops
+    False
+    """
     if _settings is None:
         refresh()
     assert _settings is not None
@@ -113,7 +126,16 @@ def settings() -> Settings:
 
 
 def refresh() -> Settings:
-    """Read the environment again, forget what was learnt about device and backends, and bind every op anew."""
+    """Read the environment again, forget what was learnt about device and backends, and bind every op anew.
+
+    >>> import os
+    >>> os.environ["AMD_OPS_TIERS"] = "eager"
+    >>> amd_ops.refresh().tiers
+    ('eager',)
+    >>> del os.environ["AMD_OPS_TIERS"]
+    >>> amd_ops.refresh().tiers
+    ('aiter', 'triton', 'torch', 'eager')
+    """
     global _raw
     raw = _from_environment(os.environ)
     for forget in _on_refresh:
@@ -131,6 +153,10 @@ def override(**toggles: object) -> Iterator[Settings]:
     Keywords are the lower-case names of the environment variables; ``AMD_OPS_TIERS``, ``AMD_OPS_STRICT`` and
     ``AMD_OPS`` are ``tiers``, ``strict`` and ``profile``. Raises :class:`ToggleError` on an unknown keyword or value,
     before anything changes.
+
+    >>> with amd_ops.override(use_optimized_ops=1, tiers="torch,eager"):
+    ...     amd_ops.settings().tiers
+    ('torch', 'eager')
     """
     global _raw
     before_settings = settings()

@@ -70,6 +70,12 @@ def apply_function_kernel(
     Returns the dotted names that are replaced now. What does not apply (device, mode, a kernel that cannot be loaded, a
     function that the module does not have) is counted in ``kernelize_report(None)``, and with ``strict`` a
     KernelUnavailable that lists every reason and changes nothing. Applying again changes nothing.
+
+    >>> amd_ops.register_function_kernel("silu", "torch.nn.functional", lambda x, inplace=False: x * x.sigmoid())
+    >>> amd_ops.apply_function_kernel("torch.nn.functional")
+    ['torch.nn.functional.silu']
+    >>> amd_ops.restore_function_kernels()
+    ['torch.nn.functional.silu']
     """
     registry = current_registry()
     targets = [t for t, kernels in registry.functions.items() if kernels[0].target_module == target_module]
@@ -272,7 +278,11 @@ def release(model: nn.Module | None) -> list[str]:
 
 
 def restore_function_kernels(target_module: str | None = None) -> list[str]:
-    """Restore all replaced functions (of one module), whoever asked for them; returns their dotted names."""
+    """Restore all replaced functions (of one module), whoever asked for them; returns their dotted names.
+
+    >>> amd_ops.restore_function_kernels("torch.nn.functional")  # nothing is replaced
+    []
+    """
     restored = []
     with _lock:
         for target, patch in list(_patches.items()):

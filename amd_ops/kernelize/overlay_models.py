@@ -64,6 +64,10 @@ def apply_overlay_kernels(model_type: str, *, model: nn.Module | None = None, **
     ``USE_FUSED_PROJECTIONS`` and ``USE_AITER_GEMM`` say so. An instance takes the computes that kernelize finds
     (:data:`structure.COMPUTES`). Raises RegistrationError for a model that transformers does not have or a compute that
     does not exist, and KernelUnavailable when not one site was found.
+
+    >>> amd_ops.apply_overlay_kernels("no_such_model")
+    Traceback (most recent call last):
+    amd_ops.kernelize.errors.RegistrationError: ...
     """
     for name in computes:
         if name not in COMPUTES:
@@ -84,6 +88,9 @@ def revert_overlay_kernels(model_type: str, *, model: nn.Module | None = None) -
     """Put the functions of the classes back, the very objects; returns their names.
 
     Raises KernelizeError for one that somebody else replaced since; it is left as it is, the others are restored.
+
+    >>> amd_ops.revert_overlay_kernels("llama")  # nothing was put in
+    []
     """
     if model is not None:
         unkernelize_model(model)

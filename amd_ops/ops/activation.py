@@ -120,7 +120,11 @@ _gelu_tanh = _op("gelu_tanh_and_mul", torch_gelu_tanh_and_mul, eager_gelu_tanh_a
 
 @_silu.public
 def silu_and_mul(x: Tensor) -> Tensor:
-    """silu(x[..., :d]) * x[..., d:]. x [..., 2d] of any float dtype and layout; returns [..., d] in x's dtype."""
+    """silu(x[..., :d]) * x[..., d:]. x [..., 2d] of any float dtype and layout; returns [..., d] in x's dtype.
+
+    >>> amd_ops.silu_and_mul(torch.tensor([0.0, 5.0]))
+    tensor([0.])
+    """
     if _compiling():
         return torch_silu_and_mul(x)
     _silu.calls += 1
@@ -134,7 +138,11 @@ def silu_and_mul(x: Tensor) -> Tensor:
 
 @_gelu.public
 def gelu_and_mul(x: Tensor) -> Tensor:
-    """gelu(x[..., :d]) * x[..., d:] with the exact (erf) gelu. Shapes and dtypes as in silu_and_mul."""
+    """gelu(x[..., :d]) * x[..., d:] with the exact (erf) gelu. Shapes and dtypes as in silu_and_mul.
+
+    >>> amd_ops.gelu_and_mul(torch.tensor([0.0, 5.0]))
+    tensor([0.])
+    """
     if _compiling():
         return torch_gelu_and_mul(x)
     _gelu.calls += 1
@@ -148,7 +156,11 @@ def gelu_and_mul(x: Tensor) -> Tensor:
 
 @_gelu_tanh.public
 def gelu_tanh_and_mul(x: Tensor) -> Tensor:
-    """gelu(x[..., :d]) * x[..., d:] with the tanh approximation. Shapes and dtypes as in silu_and_mul."""
+    """gelu(x[..., :d]) * x[..., d:] with the tanh approximation. Shapes and dtypes as in silu_and_mul.
+
+    >>> amd_ops.gelu_tanh_and_mul(torch.tensor([0.0, 5.0]))
+    tensor([0.])
+    """
     if _compiling():
         return torch_gelu_tanh_and_mul(x)
     _gelu_tanh.calls += 1

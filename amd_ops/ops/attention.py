@@ -234,6 +234,10 @@ def attention(
     tanh(scores / softcap). sinks [H]: a logit per head that takes part in the softmax and has no value. dropout:
     probability on the weights. Returns [B, Sq, H, Dv], contiguous; a query that sees no key gives zeros. Raises
     ArgumentError on unusable arguments.
+
+    >>> q, k = torch.randn(1, 5, 8, 16), torch.randn(1, 5, 2, 16)  # eight heads share two of keys and values
+    >>> amd_ops.attention(q, k, k, sliding_window=3).shape
+    torch.Size([1, 5, 8, 16])
     """
     args = _arranged(query, key, value, scaling, is_causal, attention_mask, dropout, sliding_window, softcap, sinks)
     if _compiling():

@@ -105,6 +105,12 @@ def takes_rope(
     ``rotate`` is the rotate_half of the function's file, or what turns the halves there with tables of ``halves``. The
     stock function broadcasts whatever fits (tables [S, R], packed tokens [T, H, D], negative dimensions, one position
     for many queries), the op takes the forms in the module text.
+
+    >>> def other(x):  # no rotate_half: the file's own statements run
+    ...     return x
+    >>> q = torch.ones(1, 2, 3, 8)
+    >>> amd_ops.takes_rope(other, q, q, torch.ones(1, 3, 8), torch.zeros(1, 3, 8), 1)
+    False
     """
     if halves and _compiling():
         return False  # a compiler fuses the stock statements, which need no whole tables
@@ -167,6 +173,10 @@ def apply_rope(
 ) -> tuple[Tensor, Tensor]:
     """Rotate q and k by the angles whose cosines and sines are given; shapes are in the module text. Returns new (q,
     k). ``halves`` says that the tables are of halves.
+
+    >>> q = k = torch.tensor([[[[1.0, 2.0]]]])  # [B, H, S, D]; a quarter turn
+    >>> amd_ops.apply_rope(q, k, torch.zeros(1, 1, 2), torch.ones(1, 1, 2))[0]
+    tensor([[[[-2.,  1.]]]])
     """
     if halves:
         cos, sin = _whole(cos, sin)
