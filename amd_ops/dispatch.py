@@ -504,7 +504,7 @@ def _strict_sentence(op: str, tier: str, reason: str) -> str:
 
 
 def decline(op: str, tally: Tally, reason: str, strict: bool, quiet: tuple[str, ...] = ()) -> None:
-    """Count a decline; the first of its kind is told to the user if he asked for the tier; strict mode raises then.
+    """Count a decline; the first of its kind is a warning if the tier was asked for, and an error in strict mode.
     Neither happens for a choice, nor for a reason in ``quiet``.
     """
     told = _breaks(tally, reason, quiet)

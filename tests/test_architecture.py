@@ -253,6 +253,36 @@ def test_files_and_functions_are_short_or_say_why_not() -> None:
     assert [one for path, lines in found for one in _long(path, lines)] == []
 
 
+SHORTEST_FILE = 40
+RUN_BY_NAME = {
+    "sitecustomize",  # by Python itself
+    "torch-universal.layers",  # by the kernels library
+    "__main__",
+    "worker",
+    "proof",
+    "child_plugin",
+    "reference",
+}
+"""Files that another process runs or loads by their name; such a name stays (pickles, ``-m``, test files on disk)."""
+
+
+def test_a_short_file_is_used_in_more_places_than_one() -> None:
+    """Else it only adds a stop to a reader's way, and belongs into the file that uses it."""
+    modules = _modules()
+    importers: dict[str, set[str]] = {name: set() for name in modules}
+    for name, path in modules.items():
+        for found in _imports(path):
+            if found in modules and found != name:
+                importers[found].add(name)
+    short = {
+        name
+        for name, path in modules.items()
+        if len(path.read_text().splitlines()) < SHORTEST_FILE and len(importers[name]) < 2 and path.stem != "__init__"
+    }
+    assert len(short) >= len(RUN_BY_NAME), "the rule looks at nearly nothing"
+    assert [name for name in sorted(short) if not name.endswith(tuple(RUN_BY_NAME))] == []
+
+
 def test_the_rule_about_length_finds_what_is_long(tmp_path: Path) -> None:
     body = ["    pass"] * LONGEST_FUNCTION
     assert list(_long(ROOT / "x.py", ["def f():", *body])) == [f"x.py:1: f has {LONGEST_FUNCTION + 1} lines"]

@@ -1,4 +1,4 @@
-"""What a run that may be killed has finished: a header that names the run, then one JSON line per finished part.
+"""Keep the finished parts of a resumable run: a header that names the run, then one JSON line per part.
 
 A line is on disk before the next part begins, and only ever appended, so a kill loses the part that was running and no
 other. A line that a kill or a full disk cut short is no line. Every line carries the time at which it was written: what

@@ -1,4 +1,4 @@
-"""From raw samples to sentences that hold: percentiles, bootstrap intervals, and the one rule for "faster".
+"""Compute percentiles and bootstrap intervals of samples, and decide what is "faster" by one rule.
 
 The samples of one process are not independent of each other, so whole rounds are drawn first and samples within them
 second. `faster` is the only place that decides: `bench`, `bench compare`, `qualify` and the A/B of `tune run` ask it.

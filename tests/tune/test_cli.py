@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from rocm_overlay.errors import OverlayError
-from rocm_overlay.tune import detect, inputs
+from rocm_overlay.tune import device, inputs
 from rocm_overlay.tune.device import Device
 
 from .conftest import make_aiter
@@ -57,15 +57,15 @@ MI250 = "simd_count 416\nsimd_per_cu 4\ngfx_target_version 90010\n"
 
 
 def test_the_gpus_of_the_kernel_driver(tmp_path: Path) -> None:
-    assert detect.devices(gpus(tmp_path / "a", CPU, MI300, MI300)) == (Device("gfx942", 304),) * 2
-    assert detect.devices(gpus(tmp_path / "b", MI250)) == (Device("gfx90a", 104),)
-    assert detect.only_device(tmp_path / "a") == Device("gfx942", 304)
+    assert device.devices(gpus(tmp_path / "a", CPU, MI300, MI300)) == (Device("gfx942", 304),) * 2
+    assert device.devices(gpus(tmp_path / "b", MI250)) == (Device("gfx90a", 104),)
+    assert device.only_device(tmp_path / "a") == Device("gfx942", 304)
     for nodes, said in (
         (gpus(tmp_path / "c", MI300, MI250), "gfx90a:104, gfx942:304"),
         (tmp_path / "none", "no AMD GPU"),
     ):
         with pytest.raises(OverlayError, match=said):
-            detect.only_device(nodes)
+            device.only_device(nodes)
 
 
 def test_the_machines_gpu_is_the_default(tmp_path: Path, tune: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""How a kernel is cut: rows (or heads) and columns per program, and waves. A first guess from the chip's wave size.
+"""Choose a kernel's tile: rows (or heads) and columns per program, and waves; at first from the chip's wave size.
 
 Sixteen bytes a thread is what one wide load brings; a program of fewer threads than work keeps several in flight.
 """

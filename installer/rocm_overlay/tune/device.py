@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from ..errors import UsageError
-from ..install.gpu import parse
+from ..errors import TargetError, UsageError
+from ..install.gpu import NODES, gpus, parse
 
 # aiter's rule for rows written before the gfx column existed (facts: 256 -> gfx950, 80 and 304 -> gfx942).
 LEGACY_CU_TO_GFX = {256: "gfx950", 304: "gfx942", 80: "gfx942"}
@@ -92,3 +93,17 @@ def pair_problem(gfx: str, cu_num: int) -> tuple[bool, str] | None:
     if owners:
         return True, f"{cu_num} compute units belong to {' or '.join(owners)}, not to {gfx}"
     return False, f"no {gfx} with {cu_num} compute units is known"
+
+
+def devices(nodes: Path = NODES) -> tuple[Device, ...]:
+    """Return one device per GPU, in the driver's order."""
+    return tuple(Device(gpu.arch, gpu.compute_units) for gpu in gpus(nodes))
+
+
+def only_device(nodes: Path = NODES) -> Device:
+    """Return this machine's device; raise OverlayError when there is none, or when its GPUs differ."""
+    found = sorted(set(devices(nodes)))
+    if len(found) == 1:
+        return found[0]
+    what = "no AMD GPU is visible" if not found else f"this machine has {', '.join(map(str, found))}"
+    raise TargetError("no-gpu", what, remedy="name the GPU with --gpu, for example gfx942:304")

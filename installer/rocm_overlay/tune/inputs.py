@@ -8,8 +8,7 @@ from pathlib import Path
 
 from ..errors import UsageError, alike
 from ..files import model_path, model_remedy
-from .detect import only_device
-from .device import Device, parse_device
+from .device import Device, only_device, parse_device
 from .installed import Aiter, find_aiter, need_aiter, rules_of
 from .lookup import TableIndex
 from .merge import Merged, Source, merge_files

@@ -1,4 +1,4 @@
-"""The layer that knows names: what a program tried, told before it is refused. The kernel's limits do not depend on it.
+"""Report a forbidden operation by name before it is refused. The kernel's limits do not depend on this layer.
 
 An audit hook cannot be removed again by the code that it watches; the import function of a program's own builtins can
 be got around, which is why it is only the first of the layers.

@@ -12,7 +12,6 @@ from ..files import read_text
 from . import families, text, vision
 from .spec import Config, Fusion, Linear, Model, Shard
 from .text import Bias, Dims
-from .windows import windows
 
 Builder = Callable[[Config, Shard, Dims, Fusion, Bias], list[Linear]]
 MAX_CONFIG_BYTES = 8 * 1024 * 1024
@@ -197,7 +196,7 @@ def _decoder(config: Config, name: str, model_type: str, fused: Fusion, tp: int)
         dims.layers,
         linears,
         kv_bytes_per_layer=_kv_bytes(config, dims, model_type),
-        windows=windows(config, model_type, dims.layers),
+        windows=_windows(config, model_type, dims.layers),
         norm_params=dims.layers * (family.norms * dims.hidden + family.head_norms * dims.head_dim) + dims.hidden,
         launches=family.launches,
         experts=experts,
@@ -211,6 +210,25 @@ def _kv_bytes(config: Config, dims: Dims, model_type: str) -> int:
         key = config.integer("qk_nope_head_dim") + config.integer("qk_rope_head_dim")
         return dims.heads * (key + config.integer("v_head_dim")) * 2
     return 2 * dims.kv_heads * dims.head_dim * 2
+
+
+def _windows(config: Config, model_type: str, layers: int) -> tuple[int, ...]:
+    """Return how many tokens each layer's attention looks back, 0 for all: it bounds what a decode reads."""
+    size = config.integer("sliding_window", 0, minimum=0)
+    kinds = config.values.get("layer_types")
+    if isinstance(kinds, list) and len(kinds) == layers:
+        return tuple(size if kind == "sliding_attention" else 0 for kind in kinds)
+    if not size or config.values.get("use_sliding_window") is False:
+        return (0,) * layers
+    if model_type in ("gemma2", "gpt_oss"):
+        return tuple(size if layer % 2 == 0 else 0 for layer in range(layers))
+    if model_type == "gemma3_text":
+        pattern = config.integer("sliding_window_pattern", 6)
+        return tuple(0 if (layer + 1) % pattern == 0 else size for layer in range(layers))
+    if model_type.startswith("qwen"):
+        first = config.integer("max_window_layers", layers, minimum=0)
+        return tuple(size if layer >= first else 0 for layer in range(layers))
+    return (size,) * layers
 
 
 def _section(config: Config, key: str, defaults: Mapping[str, int]) -> Config:
