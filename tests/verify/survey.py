@@ -3,7 +3,7 @@
     python -m tests.verify.survey [MODEL ...]             # a line per model, and per run and place that the summary
                                                           # names as missing; exit 1 where it says nothing, or is wrong
     python -m tests.verify.survey --prove [MODEL ...]     # runs the written tests, too, and tells how long they took
-    python -m tests.verify.survey --prove --write         # writes the installed release's section of docs/qualified.md
+    python -m tests.verify.survey --write                 # writes the installed release's section of docs/qualified.md
 
 Capture (stock's text) and replay (the overlaid one) are the worker's own functions, each in a forked process, so that a
 model costs seconds. Composites are shrunk as in `tests.numeric`.
@@ -46,11 +46,10 @@ Small models with seeded weights in fp32, on a CPU, per release: the places of t
 the calls of them that `overlay qualify` keeps of stock's code, and how many computes at these places agree with stock
 when the calls are made again on tiers torch and eager. *without effect*: the compute has nothing to do there (a place
 of a class whose layers hold experts, or a norm that is no RMS norm). *told*: what the summary of a qualification says
-of places or runs without a call; no place is without a call and without a word. *tests*: the pytest files that a
-qualification writes, run right after it. Written by `python -m tests.verify.survey --prove --write`, once per installed
-release; tests hold sampled rows to it.
+of places or runs without a call; no place is without a call and without a word. Written by
+`python -m tests.verify.survey --write`, once per installed release; tests hold sampled rows to it.
 """
-HEADER = "| model | captured | agree | without effect | tests | told |\n|---|---|---|---|---|---|"
+HEADER = "| model | captured | agree | without effect | told |\n|---|---|---|---|---|"
 
 
 def save_config(model: str, folder: Path) -> Path:
@@ -209,9 +208,8 @@ def row(model: str, found: dict[str, Any]) -> str:
     results = found["results"].values()
     agree = sum(one["status"] == "valid" for one in results)
     met = sum(one["status"] != "not captured" for one in results)
-    tested = found["proved"].split(" in ")[0] if "proved" in found else "not run"
     cells = [model, f"{len(found['captured'])} places, {sum(found['captured'].values())} calls",
-             f"{agree} of {met}", ", ".join(idle(found)), tested, "; ".join(named(found))]  # fmt: skip
+             f"{agree} of {met}", ", ".join(idle(found)), "; ".join(named(found))]  # fmt: skip
     return "| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |"
 
 
@@ -241,7 +239,7 @@ def main() -> int:
         found, wrong = surveyed(model, prove=chosen.prove)
         bad += bool(wrong)
         rows.append(row(model, found))
-        used = [f"tests: {found['seconds']:.1f} s of CPU"] if "seconds" in found else []
+        used = [f"{found['proved']}, {found['seconds']:.1f} s of CPU"] if "seconds" in found else []
         lines = [*used, *(f"no effect: {name}: {why}" for name, why in idle(found).items()), *wrong, *named(found)]
         print(rows[-1] + "".join(f"\n    {line}" for line in lines), flush=True)
     if chosen.write and not bad and not chosen.models:
