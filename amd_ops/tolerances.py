@@ -1,10 +1,12 @@
-"""What two results of one computation may differ by, and why: one table, by purpose. Nothing else decides.
+"""How far two results of one computation are apart, what they may differ by, and why: one measure, and one table by
+purpose. Nothing else decides.
 
 Standard library only, and nothing of this package: reports read it without importing torch.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +30,34 @@ class Tolerance:
     reason: str
 
 
+@dataclass(frozen=True)
+class Gap:
+    """How far a result is from the one that is wanted: infinitely, where a NaN or an infinity is on one side only."""
+
+    largest: float
+    scale: float
+    """The largest finite absolute value of what is wanted: single values may be near zero."""
+    nan: str = ""
+    """The side that has NaN values where the other has none: ``reference`` or ``candidate``."""
+
+    def relative(self, floor: float = 0.0) -> float:
+        """Return the gap over the scale, or over ``floor`` where that is more."""
+        scale = max(self.scale, floor)
+        return self.largest / scale if scale > 0.0 else (0.0 if self.largest == 0.0 else math.inf)
+
+
+def gap(want: Any, got: Any) -> Gap:
+    """Measure two arrays of one shape in double precision; numpy's and torch's are alike here."""
+    absent, missing = want != want, got != got  # NaN alone differs from itself
+    if bool((absent != missing).any()):
+        return Gap(math.inf, 0.0, "reference" if int(absent.sum()) > int(missing.sum()) else "candidate")
+    want, got = want[~absent], got[~absent]
+    finite = want[abs(want) != math.inf]
+    scale = float(abs(finite).max()) if len(finite) else 0.0
+    apart = want != got  # equal infinities have no gap
+    return Gap(float(abs(want[apart] - got[apart]).max()) if bool(apart.any()) else 0.0, scale)
+
+
 BITWISE = Tolerance(0.0, "toggles off run stock's own expressions: every bit is the same")
 
 # Of a norm's elements in half precision, on torch's tiers: another order of sums moves few over a rounding edge,
@@ -40,6 +70,16 @@ CODES_COSINE = 0.98
 
 PROBE_WORST = 4.0
 """How much further than the mean error of a kernel probe one element may be off."""
+
+WORSE_THAN_STOCK = 4.0
+"""How much further than stock's own result one call's may be from double precision."""
+
+ROW_TIMES_DEFAULT = 2.0
+"""How much further than the library's own product that of a tuned row may be from the exact one: the device is asked
+for both, so that there is no number of a dtype to hold it to (`overlay tune run`)."""
+
+SMALLEST_SCALE = {ONE_CALL: 1e-6, PROGRAM: 1e-3}
+"""What differences are held to where a result is smaller: nearly zero. `overlay qualify` grants no such floor."""
 
 _SEVERAL = "several roundings of the dtype, not those of a whole model"
 _THIRTY = "up to thirty operators, each of which may add a rounding of its own"

@@ -4,6 +4,7 @@ device type.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from torch import nn
 from ..checks import OutOfMemoryError
 from ..dispatch import capturing
 from ..modules import why_not_unwatched, why_torch_is_altered
-from ..tolerances import ONE_CALL, TOLERANCES
+from ..tolerances import ONE_CALL, SMALLEST_SCALE, TOLERANCES, gap
 from .binding import forward_was_replaced
 
 Key = tuple[Any, torch.dtype, str]
@@ -34,13 +35,13 @@ def agreement(got: Any, expected: Any) -> str:
         return "" if got is expected or got == expected else "results are not tensors and differ"
     if not isinstance(got, torch.Tensor) or got.shape != expected.shape or got.dtype != expected.dtype:
         return f"result is {_shape(got)}, the original's is {_shape(expected)}"
-    a, b = got.detach().double(), expected.detach().double()
-    if not torch.equal(a.isfinite(), b.isfinite()):
+    found = gap(expected.detach().double(), got.detach().double())
+    if found.largest == math.inf:
         return "infinities or NaN at other places"
-    difference = (a - b).abs().nan_to_num().max().item() if a.numel() else 0.0
-    scale = b.nan_to_num(posinf=0.0, neginf=0.0).abs().max().item() if b.numel() else 0.0
-    allowed = TOLERANCE.get(expected.dtype, 0.0) * max(scale, 1e-6)
-    return "" if difference <= allowed else f"differs from the original by {difference:.2e}, allowed {allowed:.2e}"
+    allowed = TOLERANCE.get(expected.dtype, 0.0) * max(found.scale, SMALLEST_SCALE[ONE_CALL])
+    if found.largest <= allowed:
+        return ""
+    return f"differs from the original by {found.largest:.2e}, allowed {allowed:.2e}"
 
 
 @dataclass(frozen=True)

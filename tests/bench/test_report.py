@@ -63,6 +63,27 @@ def test_a_nan_on_one_side_fails_parity(tmp_path: Path) -> None:
     assert "NaN" in row(report.build(setup(cells), made, SIZE, 1.0).content, "all")["parity"]["reason"]
 
 
+@pytest.mark.parametrize("planted", ["finite", "infinity"])
+def test_an_infinity_of_stocks_does_not_hide_what_is_wrong(planted: str, tmp_path: Path) -> None:
+    """Scores that stock masks are infinite: differences are held to the largest finite value."""
+    import numpy
+    from safetensors.numpy import save_file
+
+    cells = plan("onoff", [Work()])
+    made = processes(cells, tmp_path)
+    logits = numpy.array([[1.0, -numpy.inf, 2.0, -numpy.inf]], "float32")
+    wrong = logits.copy()
+    wrong[0, 0 if planted == "finite" else 1] = 1.5 if planted == "finite" else numpy.inf
+    tokens = numpy.ones((1, 4), "float32")
+    for process in made:
+        path = tmp_path / f"{process.cell}.safetensors"
+        save_file({"logits": wrong if process.cell.startswith("all") else logits, "tokens": tokens}, path)
+        process.values = str(path)
+    content = report.build(setup(cells), made, SIZE, 1.0).content
+    assert not row(content, "all")["parity"]["ok"]
+    assert row(content, "stock again")["parity"]["ok"]
+
+
 def test_a_crashed_process_is_told_and_the_rest_is_kept(tmp_path: Path) -> None:
     cells = plan("onoff", [Work()])
     made = processes(cells, tmp_path)

@@ -370,9 +370,11 @@ def test_the_numeric_check_tells_right_from_wrong() -> None:
     torch = pytest.importorskip("torch")
     from rocm_overlay.tune.on_device.check_row import judge
 
+    from amd_ops.tolerances import ROW_TIMES_DEFAULT as TIMES
+
     linear = torch.nn.functional.linear
     row = {"M": "32", "N": "64", "K": "256", "bias": "True", "dtype": BF16}
-    assert judge(linear, row, "cpu")["ok"] is True
+    assert judge(linear, row, "cpu", TIMES)["ok"] is True
 
     def short(x: Any, w: Any, b: Any) -> Any:
         return linear(x[:, :-8], w[:, :-8], b)
@@ -389,7 +391,7 @@ def test_the_numeric_check_tells_right_from_wrong() -> None:
         return linear(x, w, b) * float("nan")
 
     for wrong in (short, biasless, stale, broken):
-        assert judge(wrong, row, "cpu")["ok"] is False, wrong.__name__
+        assert judge(wrong, row, "cpu", TIMES)["ok"] is False, wrong.__name__
 
 
 @pytest.mark.full

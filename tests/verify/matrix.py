@@ -166,13 +166,13 @@ tests hold sampled rows to it.
 """
 
 
-def merged(text: str, new: str) -> str:
+def merged(text: str, new: str, intro: str = INTRO) -> str:
     """Return the document with the section of one release replaced, sections in order of release."""
     parts = [part for part in text.split("\n## ") if part.startswith("transformers ")]
     name = new.splitlines()[0].removeprefix("## ")
     kept = {part.splitlines()[0]: part.rstrip("\n") for part in parts}
     kept[name] = new.removeprefix("## ").rstrip("\n")
-    return INTRO + "".join(f"\n## {part}\n" for _, part in sorted(kept.items()))
+    return intro + "".join(f"\n## {part}\n" for _, part in sorted(kept.items()))
 
 
 def main() -> int:

@@ -3,6 +3,7 @@
     python -m tests.verify.survey [MODEL ...]             # a line per model, and per run and place that the summary
                                                           # names as missing; exit 1 where it says nothing, or is wrong
     python -m tests.verify.survey --prove [MODEL ...]     # runs the written tests, too, and tells how long they took
+    python -m tests.verify.survey --write                 # writes the installed release's section of docs/qualified.md
 
 Capture (stock's text) and replay (the overlaid one) are the worker's own functions, each in a forked process, so that a
 model costs seconds. Composites are shrunk as in `tests.numeric`.
@@ -10,13 +11,14 @@ model costs seconds. Composites are shrunk as in `tests.numeric`.
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
-import time as clock
 import traceback
 import warnings
 from collections.abc import Callable
@@ -37,6 +39,17 @@ from tests.numeric.worker import classes, module_name
 from tests.verify import matrix, matrix_builds
 
 Event = dict[str, Any]
+DOC = Path(__file__).resolve().parents[2] / "docs" / "qualified.md"
+INTRO = """# What a qualification captures
+
+Small models with seeded weights in fp32, on a CPU, per release: the places of the overlays that a model runs through,
+the calls of them that `overlay qualify` keeps of stock's code, and how many computes at these places agree with stock
+when the calls are made again on tiers torch and eager. *without effect*: the compute has nothing to do there (a place
+of a class whose layers hold experts, or a norm that is no RMS norm). *told*: what the summary of a qualification says
+of places or runs without a call; no place is without a call and without a word. Written by
+`python -m tests.verify.survey --write`, once per installed release; tests hold sampled rows to it.
+"""
+HEADER = "| model | captured | agree | without effect | told |\n|---|---|---|---|---|"
 
 
 def save_config(model: str, folder: Path) -> Path:
@@ -54,6 +67,8 @@ def save_config(model: str, folder: Path) -> Path:
         name = model_class(config).__name__
     if model == "deepseek_v2":  # whose stock code repeats no keys, whatever the configuration says
         config.num_key_value_heads = config.num_attention_heads
+    if model == "aria":  # it has one entry per number of patches that it knows: an image of this size has 16
+        config.projector_patch_to_query_dict = {16: 16}
     config.architectures = [name]
     config.save_pretrained(folder)
     return folder / "config.json"
@@ -131,14 +146,20 @@ def survey(model: str, folder: Path, *, prove: bool = False) -> dict[str, Any]:
 
 
 def _prove(session: Session, supply: Event, points: list[Event]) -> tuple[float, str]:
-    """Write the tests of a qualification, run them, and return the seconds and what pytest said in the end."""
+    """Write the tests of a qualification, run them, and return the CPU seconds and what pytest said in the end."""
     replayed = command.replayable(session, supply, choose.Choice(), points)
     (session.work / "replay.json").write_text(json.dumps(replayed))
     tests = document.write_tests(session, session.work.with_name("profile.json"), [item["point"] for item in points])
-    start = clock.perf_counter()
+    start = _used()
     run = [sys.executable, "-W", "ignore", "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests[0].parent)]
     done = subprocess.run(run, cwd=session.work, capture_output=True, text=True, check=False)
-    return clock.perf_counter() - start, done.stdout.strip().splitlines()[-1] if not done.returncode else done.stdout
+    return _used() - start, done.stdout.strip().splitlines()[-1] if not done.returncode else done.stdout
+
+
+def _used() -> float:
+    """Return the CPU seconds of all children that have ended: neighbours on this machine do not count."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _forked_config(model: str, folder: Path) -> Path:
@@ -176,30 +197,57 @@ def problems(found: dict[str, Any]) -> list[str]:
                    if one["status"] not in good and one.get("reason") != missing]  # fmt: skip
 
 
-def main(models: list[str]) -> int:
-    """Survey models and print what was lost."""
+def idle(found: dict[str, Any]) -> dict[str, str]:
+    """Return the computes that have nothing to do at their place, and why, as amd_ops told it."""
+    return {name.removesuffix("@base"): one.get("reason", "") for name, one in found["results"].items()
+            if one["status"] == "no effect"}  # fmt: skip
+
+
+def row(model: str, found: dict[str, Any]) -> str:
+    """Return a model's line of the page."""
+    results = found["results"].values()
+    agree = sum(one["status"] == "valid" for one in results)
+    met = sum(one["status"] != "not captured" for one in results)
+    cells = [model, f"{len(found['captured'])} places, {sum(found['captured'].values())} calls",
+             f"{agree} of {met}", ", ".join(idle(found)), "; ".join(named(found))]  # fmt: skip
+    return "| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |"
+
+
+def surveyed(model: str, *, prove: bool) -> tuple[dict[str, Any], list[str]]:
+    """Survey a model in a folder of its own; return what was found and what is wrong."""
+    with tempfile.TemporaryDirectory(prefix="overlay-survey-") as name, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            found = survey(model, Path(name), prove=prove)
+        except Exception as error:  # noqa: BLE001 - the next model is surveyed, too
+            traceback.print_exc()
+            return {"captured": {}, "results": {}, "runs": {}, "lost": {}}, [f"{type(error).__name__}: {error}"]
+    return found, problems(found)
+
+
+def main() -> int:
+    """Survey models and print what was lost; write the page where that is asked for and nothing is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*")
+    parser.add_argument("--prove", action="store_true")
+    parser.add_argument("--write", action="store_true")
+    chosen = parser.parse_args()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
-    bad, prove = 0, "--prove" in models
-    models = [name for name in models if name != "--prove"]
-    for model in models or list(matrix.architectures()):
-        with tempfile.TemporaryDirectory(prefix="overlay-survey-") as name, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                found = survey(model, Path(name), prove=prove)
-                told = problems(found)
-            except Exception as error:  # noqa: BLE001 - the next model is surveyed, too
-                told = [f"{type(error).__name__}: {error}"]
-                found = {"captured": {}, "results": {}, "runs": {}, "lost": {}}
-        bad += bool(told)
-        calls = sum(found["captured"].values())
-        idle = [name for name, one in found["results"].items() if one["status"] == "no effect"]
-        print(f"{model}: {len(found['captured'])} places, {calls} calls, {len(found['results'])} points"
-              + (f", no effect: {', '.join(idle)}" if idle else "")
-              + (f", {found['proved']} ({found['seconds']:.1f} s)" if prove else "")
-              + "".join(f"\n    {line}" for line in [*told, *named(found)]), flush=True)  # fmt: skip
+    bad, rows = 0, []
+    for model in chosen.models or list(matrix.architectures()):
+        found, wrong = surveyed(model, prove=chosen.prove)
+        bad += bool(wrong)
+        rows.append(row(model, found))
+        used = [f"{found['proved']}, {found['seconds']:.1f} s of CPU"] if "seconds" in found else []
+        lines = [*used, *(f"no effect: {name}: {why}" for name, why in idle(found).items()), *wrong, *named(found)]
+        print(rows[-1] + "".join(f"\n    {line}" for line in lines), flush=True)
+    if chosen.write and not bad and not chosen.models:
+        before = DOC.read_text(encoding="utf-8") if DOC.is_file() else ""
+        new = "\n".join([matrix.section(), "", HEADER, *rows, ""])
+        DOC.write_text(matrix.merged(before, new, INTRO), encoding="utf-8")
     return 1 if bad else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

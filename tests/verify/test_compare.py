@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 
@@ -79,6 +80,23 @@ def test_infinities() -> None:
     assert difference("x", a, a.clone()).max_abs == 0.0
     assert not verdict(a, torch.tensor([1.0, math.inf, math.inf])).ok
     assert not verdict(a, torch.tensor([1.0, 5.0, -math.inf])).ok
+
+
+VALUES = [0.0, -0.0, 1e-30, 1.0, 2.0, -3.5, math.inf, -math.inf, math.nan]
+
+
+def test_one_measure_for_numpy_and_for_torch() -> None:
+    numpy = pytest.importorskip("numpy")
+    for size in (0, 1, 3):
+        for want in itertools.islice(itertools.product(VALUES, repeat=size), 0, None, 7):
+            for got in itertools.islice(itertools.product(VALUES, repeat=size), 0, None, 11):
+                ours = tolerances.gap(torch.tensor(want, dtype=torch.float64), torch.tensor(got, dtype=torch.float64))
+                assert ours == tolerances.gap(numpy.array(want, "float64"), numpy.array(got, "float64")), (want, got)
+                one_sided = any(map(lambda a, b: math.isnan(a) != math.isnan(b), want, got))
+                unequal = [abs(a - b) for a, b in zip(want, got, strict=True) if a != b and not math.isnan(a)]
+                assert ours.largest == (math.inf if one_sided else max(unequal, default=0.0))
+                finite = [abs(one) for one in want if math.isfinite(one)]
+                assert one_sided or ours.scale == max(finite, default=0.0)
 
 
 def test_all_zero_reference() -> None:

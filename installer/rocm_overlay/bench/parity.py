@@ -42,7 +42,6 @@ def compare(ours: list[Process], stock: list[Process], dtype: str, cell: Cell) -
 
 
 def _pair(ours: Process, stock: Process, dtype: str) -> Parity:
-    import numpy
     from safetensors.numpy import load_file
 
     if not ours.values or not Path(ours.values).is_file():
@@ -57,11 +56,10 @@ def _pair(ours: Process, stock: Process, dtype: str) -> Parity:
         got = mine.get(name)
         if got is None or got.shape != want.shape:
             return Parity(False, f"{name} has another shape")
-        if not numpy.array_equal(numpy.isnan(got), numpy.isnan(want)):
+        gap = table.gap(want.astype("float64"), got.astype("float64"))
+        if gap.nan:
             return Parity(False, f"{name} has NaN where stock has none, or the other way round")
-        error = float(numpy.nanmax(numpy.abs(got - want), initial=0.0))
-        scale = float(numpy.nanmax(numpy.abs(want), initial=0.0)) or 1.0
-        max_abs, max_rel = max(max_abs, error), max(max_rel, error / scale)
+        max_abs, max_rel = max(max_abs, gap.largest), max(max_rel, gap.relative())
     same, total = _prefix(mine, theirs)
     reason = ""
     if max_rel > allowed:

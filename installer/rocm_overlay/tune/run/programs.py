@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ...child import kill
 from ...errors import TargetError
+from ...shared import tolerances
 from ..installed import Aiter
 from ..schema import COLUMNS
 from ..shapes import Shape, render_untuned
@@ -143,7 +144,7 @@ class Programs:
 
 
 def default_verifier(python: str) -> tuple[str, ...]:
-    return (python, str(DEVICE_SCRIPTS / "check_row.py"))
+    return (python, str(DEVICE_SCRIPTS / "check_row.py"), str(tolerances().ROW_TIMES_DEFAULT))
 
 
 def tunableop_tuner(python: str) -> tuple[str, ...]:

@@ -13,14 +13,13 @@ from typing import Any
 
 import torch
 
-from amd_ops.tolerances import ONE_CALL, tolerance
+from amd_ops.tolerances import ONE_CALL, WORSE_THAN_STOCK, tolerance
 
 from ..compare import chip, difference
 from . import choose
 from .calls import Call, Tensors
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-WORSE = 4.0  # a result may be this much further from the double precision reference than stock's own
 EDGES: dict[str, float] = {"times 64": 64.0, "over 64": 1 / 64, "zeros": 0.0}
 ROUNDS = 15
 _PARTS = 3  # of a sample: their median, so that one hiccup is none of a round
@@ -102,7 +101,7 @@ def _verdict(
         allowed = limits.get(b.dtype, 0.0)
         if item.max_rel > allowed:
             return f"max rel {item.max_rel:.2e} from stock, allowed {allowed:.0e}", numbers
-        if ours > max(WORSE * theirs, allowed / 2):
+        if ours > max(WORSE_THAN_STOCK * theirs, allowed / 2):
             return f"error {ours:.2e} from double precision, stock's is {theirs:.2e}", numbers
     return "", numbers
 
