@@ -1,7 +1,7 @@
-"""What mkdocs calls for every page: links to files of the repository outside docs/ become the names of these files.
+"""Functions that mkdocs calls: links out of docs/ become names, and the coverage page gets its data.
 
-Such a link is right where the repository is read, and leads nowhere on the site. One that is wrong stays as it is, and
-the strict build stops at it.
+A link to a file of the repository outside docs/ is right where the repository is read, and leads nowhere on the site.
+One that is wrong stays as it is, and the strict build stops at it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Any
+
+from docs.tools import reach
 
 DOCS = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]+)\]\((?P<target>\.\./[^)#\s]+)\)")
@@ -27,3 +29,8 @@ def named(found: re.Match[str], folder: Path) -> str:
         return found[0]
     path = target.relative_to(DOCS.parent).as_posix()
     return f"`{path}`" if found["text"].strip("`") in (path, target.name) else f"{found['text']} (`{path}`)"
+
+
+def on_post_build(config: Any, **rest: object) -> None:
+    """Write the data of the coverage page."""
+    reach.build(Path(config["site_dir"]))

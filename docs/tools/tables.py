@@ -21,9 +21,10 @@ from rocm_overlay.install import catalog
 
 import amd_ops
 from amd_ops import toggles
+from docs.tools import reach
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "docs/toggles.md", "docs/models.md", "docs/gpus.md", "docs/environment.md")
+PAGES = ("README.md", "docs/toggles.md", "docs/models.md", "docs/gpus.md", "docs/environment.md", "docs/coverage.md")
 ARCHES = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201", "no GPU")
 # What was run with what, beside the releases of docs/parity.md: (transformers, torch, aiter, device, state, evidence).
 SUPPORT = (
@@ -199,6 +200,12 @@ def lines_table() -> str:
     return rows(("line", "releases", "architectures"), body)
 
 
+def reach_table() -> str:
+    """Per release: what the recipes reach, and what small models of the generated files gave."""
+    head = ("release", "files", "with an edit", "lost", *reach.STATES, "with earlier recipes")
+    return rows(head, reach.summary())
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "toggles": toggles_table,
     "short-toggles": short_toggles,
@@ -208,6 +215,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "models": models_table,
     "lines": lines_table,
     "support": support_table,
+    "reach": reach_table,
 }
 
 

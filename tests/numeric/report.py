@@ -1,4 +1,4 @@
-"""The results of a release, as the page and the JSON that are committed below docs/coverage.
+"""The results of a release, as the JSON that is committed below docs/coverage; docs/coverage.md shows it.
 
 python -m tests.numeric.report --results DIR --source STOCK_PACKAGE --output docs/coverage
 
@@ -17,8 +17,9 @@ from rocm_overlay.overlays.recipes import recipe_set
 from rocm_overlay.patchgen.coverage import results as generate_all
 from rocm_overlay.patchgen.trees import open_tree
 
+from docs.tools.reach import NOT_RUN, state
+
 SCHEMA = "amd-overlay.numeric/2"
-NOT_RUN = "was not run"
 
 
 def edited_functions(source: Path, paths: Sequence[str] | None = None) -> dict[str, set[str]]:
@@ -63,54 +64,11 @@ def _read(file: Path) -> dict[str, Any]:
 
 def is_equal(one: Mapping[str, Any]) -> bool:
     """Compared, at least one edited function ran, and nothing deviated."""
-    return bool(one["compared"] and one["ran"] and not any(one["deviating"].values()))
-
-
-def page(about: Mapping[str, Any]) -> str:
-    """The table for people."""
-    rows = about["rows"]
-    equal = [one for one in rows if is_equal(one)]
-    other = [one for one in rows if one["compared"] and not is_equal(one)]
-    absent = [one for one in rows if one.get("reason") == NOT_RUN]
-    without = [one for one in rows if not one["compared"] and one not in absent]
-    earlier = [one for one in rows if one not in absent and one["recipes"] != about["recipes"]]
-    tokens = sum(one["generations"] > 0 for one in equal)
-    lines = [
-        f"# Numbers of the generated files of transformers {about['release']}",
-        "",
-        f"Of {len(rows)} generated files, small models of {len(equal)} were run on the stock and the overlaid tree and",
-        "are equal: bit for bit with every toggle off; on the torch tier, with every toggle on, within the tolerances",
-        "of `rocm_overlay.verify`. Compared are, of up to three classes of a file: the forward in fp32, 8 greedy",
-        f"tokens of those that generate ({tokens} of these files), and the forward in bf16 of the first.",
-        f"{len(other)} deviate or ran no edited function; {len(without)} could not be built or fed from their config.",
-        *([f"{len(absent)} were not run yet: this page is a partial run."] if absent else []),
-        *([f"{len(earlier)} of them ran with earlier recipes than today's {about['recipes']}."] if earlier else []),
-        "",
-        "| file | models | comparisons | of tokens | edited functions that ran | ops that took a call | off | on |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for one in [*other, *equal]:
-        states = ["deviates" if one["deviating"][mode] else "equal" for mode in ("off", "on")]
-        counts = (len(one["classes"]), one["compared"], one["generations"])
-        cells = (_name(one), *counts, f"{one['ran']} of {one['functions']}", ", ".join(one["ops"]), *states)
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    lines += ["", "Stock itself cannot do these with a small model, so they are not compared:", ""]
-    lines += [
-        f"* {_name(one)}, {key}: {why}" for one in (*other, *equal) for key, why in sorted(one["without"].items())
-    ]
-    lines += ["", "Not compared:", "", "| file | reason |", "|---|---|"]
-    lines += [f"| {_name(one)} | {one['reason'].replace('|', chr(92) + '|')} |" for one in without]
-    if absent:
-        lines += ["", f"Not run yet: {', '.join(map(_name, absent))}."]
-    return "\n".join(lines) + "\n"
-
-
-def _name(one: Mapping[str, Any]) -> str:
-    return str(one["path"]).rpartition("/")[2].removeprefix("modeling_").removesuffix(".py")
+    return state(one) == "equal"
 
 
 def main() -> None:
-    """Write both files."""
+    """Write the file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, required=True)
     parser.add_argument("--source", type=Path, required=True)
@@ -126,7 +84,6 @@ def main() -> None:
         rows.append(before.get(path, made) if made.get("reason") == NOT_RUN else made)
     about = {"schema": SCHEMA, "release": release, "recipes": recipes, "rows": rows}
     target.write_text(json.dumps(about, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    target.with_suffix(".md").write_text(page(about), encoding="utf-8")
     print(f"{release}: {sum(map(is_equal, rows))} of {len(rows)} equal")
 
 

@@ -20,6 +20,7 @@ from rocm_overlay.patchgen.options import Options
 from rocm_overlay.patchgen.trees import open_tree
 from rocm_overlay.verify.compare import judge
 
+from docs.tools.reach import NOT_RUN
 from tests.numeric import report, worker
 
 pytest.importorskip("transformers")
@@ -92,14 +93,13 @@ def path_of(model: str) -> str:
 def test_the_committed_numbers_have_a_row_for_every_file_and_no_deviation(release: str) -> None:
     about = json.loads((PAGES / f"numeric-{release}.json").read_text(encoding="utf-8"))
     assert (about["schema"], about["release"]) == (report.SCHEMA, release)
-    assert (PAGES / f"numeric-{release}.md").read_text(encoding="utf-8") == report.page(about)
     rows = about["rows"]
     generated = json.loads((PAGES / f"{release}.json").read_text(encoding="utf-8"))["sites"]
     assert sorted(one["path"] for one in rows) == sorted(generated)
     for one in rows:
         assert not any(one["deviating"].values()) if one["compared"] else one["reason"]
     assert sum(map(report.is_equal, rows)) >= LEAST[release]
-    assert not any(one.get("reason") == report.NOT_RUN for one in rows)
+    assert not any(one.get("reason") == NOT_RUN for one in rows)
 
 
 def test_a_sample_is_equal_off_and_within_the_tolerance_on(trees: Trees, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Maintainers' entry: what the recipes reach in a whole release, as a table to commit and to compare with.
+"""Maintainers' entry: what the recipes reach in a whole release, as data to commit and to compare with.
 
 python -m rocm_overlay.patchgen.coverage --source DIR_OR_WHEEL [-o docs/coverage] [--check]
 """
@@ -68,51 +68,8 @@ def document(
 
 
 def files(about: Mapping[str, Any]) -> dict[str, bytes]:
-    """The two files of a release in docs/coverage, by name."""
-    return {
-        f"{about['release']}.json": (json.dumps(about, indent=1, sort_keys=True) + "\n").encode("utf-8"),
-        f"{about['release']}.md": page(about).encode("utf-8"),
-    }
-
-
-def page(about: Mapping[str, Any]) -> str:
-    """The table for people."""
-    lines = [
-        f"# What the recipes reach in transformers {about['release']}",
-        "",
-        f"{about['changed']} of {about['files']} PyTorch modeling files get at least one edit.",
-        "",
-        "| recipe | files | sites | declined | what it looks for |",
-        "|---|---|---|---|---|",
-    ]
-    for row in about["table"]:
-        cells = (row["recipe"], row["files"]["applied"], row["sites"], sum(row["declined"].values()))
-        lines.append(f"| {' | '.join(map(str, cells))} | {_cell(row['description'])} |")
-    lines += ["", "Declined, by reason:", "", "| recipe | times | reason |", "|---|---|---|"]
-    for row in about["table"]:
-        for reason, times in sorted(row["declined"].items(), key=lambda one: (-one[1], one[0])):
-            lines.append(f"| {row['recipe']} | {times} | {_cell(reason)} |")
-    if about["lost"]:
-        lines += [
-            "",
-            "Lost since the release before:",
-            "",
-            "| place | release before | what | why |",
-            "|---|---|---|---|",
-        ]
-        for one in about["lost"]:
-            place = f"{one['path'].removeprefix('models/')}:{one['line'] or ''} {one['qualname']}".rstrip(" :")
-            lines.append(f"| {place} | {one['release']} | {one['what']} | {_cell(one['reason'])} |")
-    names = [row["recipe"] for row in about["table"]]
-    lines += ["", f"| file | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
-    for path, found in about["sites"].items():
-        model = path.removeprefix("models/").removesuffix(".py")
-        lines.append(f"| {model} | " + " | ".join(str(found.get(name, "")) for name in names) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    """The file of a release in docs/coverage, by name; docs/coverage.md shows it."""
+    return {f"{about['release']}.json": (json.dumps(about, indent=1, sort_keys=True) + "\n").encode("utf-8")}
 
 
 def losses(committed: Mapping[str, Mapping[str, int]], made: Iterable[Result]) -> list[str]:

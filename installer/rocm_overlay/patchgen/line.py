@@ -10,7 +10,6 @@ overlays. What is lost is listed, with file, line and reason; nothing is written
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -111,20 +110,7 @@ def _run(options: argparse.Namespace) -> int:
         else:
             write_files(ROOT / folder, files, exact=folder == f"overlays/{line}")
         print(f"{folder}: {len(files)} files {'as generated' if options.check else 'written'}")
-    _list_page(version)
     return 0
-
-
-def _list_page(version: str) -> None:
-    """Put the coverage page of a release into the navigation, behind those that are there."""
-    file = ROOT / "mkdocs.yml"
-    text = file.read_text(encoding="utf-8")
-    pages = re.findall(r"^ +- [0-9.]+: coverage/[0-9.]+\.md\n", text, re.MULTILINE)
-    if not pages or f"coverage/{version}.md" in text:
-        return
-    indent = pages[-1][: pages[-1].index("-")]
-    added = text.replace(pages[-1], f"{pages[-1]}{indent}- {version}: coverage/{version}.md\n")
-    write_files(ROOT, {file.name: added.encode("utf-8")})
 
 
 def _check(folder: Path, files: Mapping[str, bytes]) -> None:
