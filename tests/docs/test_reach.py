@@ -1,4 +1,4 @@
-"""The coverage page: its data hold all that is committed, its viewer shows all of it from the file system."""
+"""The coverage page: its data hold all that is committed, its viewer and the search run from the file system."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import pytest
 from docs.tools import reach
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
+ROOT = Path(__file__).resolve().parents[2]
 RUN = {"compared": 3, "ran": 1, "deviating": {"off": [], "on": []}}
 
 
@@ -46,7 +48,26 @@ def test_the_script_holds_everything_that_is_committed(release: str, tmp_path: P
         assert found["numbers"] == json.loads(numeric.read_text(encoding="utf-8"))
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
+def shown_by_chromium(address: str, folder: Path) -> str:
+    """Return the page as it stands after its scripts ran."""
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
+    command += ["--virtual-time-budget=2000", "--dump-dom", address]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+
+
+@needs_chromium
+def test_a_worker_runs_from_the_file_system_so_that_the_search_does(tmp_path: Path) -> None:
+    shutil.copyfile(ROOT / "docs/assets/iframe-worker.js", tmp_path / "shim.js")
+    (tmp_path / "worker.js").write_text('addEventListener("message", (event) => postMessage(event.data + 1));')
+    script = """const worker = new Worker("worker.js");
+    worker.addEventListener("message", (event) => { document.title = `got ${event.data}`; });
+    worker.postMessage(41);"""
+    page = tmp_path / "page.html"
+    page.write_text(f'<title></title><script src="shim.js"></script><body><script>{script}</script></body>')
+    assert "<title>got 42</title>" in shown_by_chromium(page.as_uri(), tmp_path)
+
+
+@needs_chromium
 @pytest.mark.parametrize(("release", "find"), [("4.57.6", ""), ("5.23.0", "qwen3"), ("5.24.0", "no such model")])
 def test_the_viewer_shows_every_row_from_the_file_system(release: str, find: str, tmp_path: Path) -> None:
     (tmp_path / "coverage").mkdir()
@@ -56,9 +77,7 @@ def test_the_viewer_shows_every_row_from_the_file_system(release: str, find: str
     page = tmp_path / "coverage.html"
     page.write_text(f'<table>{table}</table><div id="reach"></div><script src="coverage/viewer.js"></script>')
     address = f"{page.as_uri()}?release={release}&find={find.replace(' ', '+')}"
-    profile = f"--user-data-dir={tmp_path / 'profile'}"
-    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", profile, "--dump-dom", address]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    shown = shown_by_chromium(address, tmp_path)
     about = reach.data(release)["reach"]
     (files,), (lost,) = (
         re.findall(rf"<summary>{title}: <span>([^<]*)</span>", shown)
