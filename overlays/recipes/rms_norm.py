@@ -1,6 +1,6 @@
 """RMSNorm.forward: return the fused op early, keep the stock body below the guard.
 
-Four numeric forms that differ in half precision, told apart by the body and never by a class name (amd_ops.ops.norm has
+Four numeric forms that differ in half precision, told apart by the body and never by a class name (amd_ops.norm has
 their formulas): llama rounds before the weight, gemma's weight is an offset, fp32_weight rounds once at the end
 (olmo2, gpt_oss, helium), t5 computes the variance alone in fp32. Anything else that normalises is left alone; a frozen
 batch norm has none of these bodies.
