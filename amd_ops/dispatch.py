@@ -20,6 +20,7 @@ import time
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any, TypeVar
 
 import torch
@@ -537,12 +538,13 @@ def _callers_level() -> int:
 
     That is the nearest caller outside of this package, of torch and of the libraries whose models call it.
     """
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None:
+    frame: FrameType | None = sys._getframe(1)
+    level = 1
+    while frame is not None:
         if frame.f_globals.get("__name__", "").partition(".")[0] not in _LIBRARIES:
             return level
         frame, level = frame.f_back, level + 1
-    return 3
+    return level
 
 
 def capturing() -> bool:
