@@ -149,6 +149,11 @@ def _methods(code: CodeType) -> tuple[str, ...]:
     return found
 
 
+def watched(state: dict[str, Any]) -> bool:
+    """Return True when a module's ``__dict__`` carries a hook."""
+    return any(state[name] for name in _HOOKS)
+
+
 def altered(state: dict[str, Any]) -> bool:
     """Return True when a module's ``__dict__`` carries a hook or a call of its own: somebody watches or replaced it."""
     return bool(
@@ -185,7 +190,7 @@ def why_not_plain(module: nn.Module) -> str:
 
 
 def _how_altered(state: dict[str, Any], what: str) -> str:
-    if any(state[name] for name in _HOOKS):
+    if watched(state):
         return f"a hook is registered on {what}"
     if state.get("_compiled_call_impl") is not None:
         return f"{what} was compiled by itself"

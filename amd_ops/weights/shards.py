@@ -1,10 +1,11 @@
 """Linears that transformers' own tensor-parallel plan has spread: their shards on this rank, as plain matrices.
 
-The plan gives such a Linear a DTensor for a weight and two hooks: one makes a DTensor of the input, one a local tensor
-of the result, with the collective that its style wants. Where the input is the same on every rank and each rank keeps
-its columns (``colwise``), the hooks change nothing that this rank computes: several such Linears are one product with
-their shards packed. Any other style runs the product on the local shard and hands it to the plan's own output hook, so
-that its collective and its bias are the plan's. Hooks are known by the very function that they were made in.
+The plan gives such a Linear a DTensor for a weight, and two hooks (transformers 4) or a forward of its own (5): one
+part makes the input what the style wants, one the result, with the collective that belongs to it. Where the input is
+the same on every rank and each rank keeps its columns (``colwise``), the plan changes nothing that this rank computes:
+several such Linears are one product with their shards packed. Any other style runs the product on the local shard and
+hands it to the plan's own output part, so that its collective and its bias are the plan's. Hooks and forwards are known
+by the very function that they were made in.
 
 Gradients go through DTensor: where they are wanted, everything is left to the modules.
 """
@@ -13,7 +14,8 @@ from __future__ import annotations
 
 import sys
 import weakref
-from types import FunctionType
+from collections.abc import Callable
+from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -23,30 +25,85 @@ from .. import modules
 from . import packing
 
 _PLAN = "transformers.integrations.tensor_parallel"
+_PLAN_OF_FORWARDS = "transformers.distributed.tensor_parallel"
+"""Where transformers 5 has it; the other name is a list of its names there."""
 _ASYNC = "torch.distributed._functional_collectives"
 _TENSORS = "torch.distributed.tensor"
+_FORWARD = "TensorParallelLayer.install_forward.<locals>.tp_forward"
+_PARTS = ("transform_inputs_pre_forward", "context_around_forward", "transform_output_post_forward")
+_LAYOUTS = {"input_layouts", "output_layouts", "use_local_output"}
 KEY = "_amd_shards"
 """Where a module keeps its packed shards, in its ``__dict__``."""
 GRADIENTS = "gradients go through the tensor-parallel plan"
 
 
 class Style(NamedTuple):
-    """What a plan's two hooks do: their partials' functions and layouts, and the mesh."""
+    """What a plan does around a Linear: the layouts that it wants and gives, and the mesh."""
 
     name: str
     mesh: Any
     ins: tuple[Any, ...]
     outs: tuple[Any, ...]
     output: Any
+    """The object that the plan put in place, by which it is known again."""
+    finish: Callable[[nn.Module, Tensor, Tensor, Any], Tensor]
+    """Gives the plan's result for a Linear, its input, this rank's product, and how that is placed."""
+    adds_bias: bool
+    """Whether the plan's output part adds the bias that is the same on every rank."""
+
+
+def spread(linear: nn.Module | None) -> bool:
+    """Return False where no plan can have spread a Linear. Cheap."""
+    return type(linear) is nn.Linear and bool(linear.__dict__["_forward_pre_hooks"] or "forward" in linear.__dict__)
 
 
 def style_of(linear: nn.Module) -> Style | None:
-    """Return the style of a Linear that carries the two hooks of transformers' plan, and nothing else; else None."""
+    """Return the style of a Linear that carries what transformers' plan put there, and nothing else; else None."""
+    return _style_of_forward(linear) if "forward" in linear.__dict__ else _style_of_hooks(linear)
+
+
+def _style_of_forward(linear: nn.Module) -> Style | None:
+    home, state = sys.modules.get(_PLAN_OF_FORWARDS), linear.__dict__
+    if home is None or type(linear) is not nn.Linear or modules.watched(state) or "_call_impl" in state:
+        return None
+    forward = state["forward"]
+    if type(forward) is not FunctionType or forward.__globals__ is not vars(home):
+        return None
+    if forward.__qualname__ != _FORWARD or forward.__code__.co_filename != home.__file__:
+        return None
+    names = forward.__code__.co_freevars
+    closed = {name: cell.cell_contents for name, cell in zip(names, forward.__closure__ or (), strict=True)}
+    original, layer = closed.get("original_forward"), closed.get("self")
+    own = type(original) is MethodType and original.__self__ is linear and original.__func__ is nn.Linear.forward
+    if set(closed) != {"self", "mesh", "module", "original_forward"} or closed["module"] is not linear or not own:
+        return None
+    name = type(layer).__name__
+    if name not in ("ColwiseParallel", "RowwiseParallel") or type(layer) is not getattr(home, name):
+        return None
+    if vars(layer).keys() != _LAYOUTS or not all(_is_of(home, getattr(type(layer), part)) for part in _PARTS):
+        return None
+    if modules.watched_globally() or modules.linears_patched():
+        return None
+
+    def finish(linear: nn.Module, x: Tensor, found: Tensor, placed: Any) -> Tensor:
+        result: Tensor = layer.transform_output_post_forward(linear, found, closed["mesh"])
+        return result
+
+    outs = ((layer.output_layouts,), layer.use_local_output)
+    return Style(name, closed["mesh"], ((layer.input_layouts,),), outs, forward, finish, adds_bias=True)
+
+
+def _is_of(home: Any, function: Any) -> bool:
+    """Return True for a function that a module's own text defines, decorated or not."""
+    return getattr(getattr(function, "__wrapped__", function), "__globals__", None) is vars(home)
+
+
+def _style_of_hooks(linear: nn.Module) -> Style | None:
     state = linear.__dict__
     before, after = state["_forward_pre_hooks"], state["_forward_hooks"]
     if type(linear) is not nn.Linear or len(before) != 1 or len(after) != 1 or _PLAN not in sys.modules:
         return None
-    if state["_backward_hooks"] or state["_backward_pre_hooks"] or "forward" in state or "_call_impl" in state:
+    if state["_backward_hooks"] or state["_backward_pre_hooks"] or "_call_impl" in state:
         return None
     if state["_forward_hooks_with_kwargs"] or state["_forward_pre_hooks_with_kwargs"] or modules.watched_globally():
         return None
@@ -57,7 +114,14 @@ def style_of(linear: nn.Module) -> Style | None:
     owner = incoming[0].func.__qualname__.partition(".")[0]
     if outgoing[0].func.__qualname__.partition(".")[0] != owner or incoming[1] is not outgoing[1]:
         return None
-    return Style(owner, incoming[1], incoming[0].args, outgoing[0].args, second)
+    mesh = incoming[1]
+
+    def finish(linear: nn.Module, x: Tensor, found: Tensor, placed: Any) -> Tensor:
+        distributed = sys.modules[_TENSORS].DTensor.from_local(found, mesh, placed, run_check=False)
+        result: Tensor = second(linear, (x,), distributed)
+        return result
+
+    return Style(owner, mesh, incoming[0].args, outgoing[0].args, second, finish, adds_bias=False)
 
 
 def _partial(hook: Any, name: str) -> tuple[Any, Any] | None:
@@ -87,7 +151,7 @@ def _local(parameter: Any, mesh: Any) -> Tensor | None:
 
 
 def _keeps_columns(style: Style) -> bool:
-    """Return True where the hooks change nothing: replicated in, this rank's columns out, as a plain tensor."""
+    """Return True where the plan changes nothing: replicated in, this rank's columns out, as a plain tensor."""
     tensors = sys.modules[_TENSORS]
     (outs, local) = style.outs
     return (
@@ -124,16 +188,15 @@ class Shards:
             self.parts.append((weakref.ref(linear), style.output, ids))
 
     def fresh(self, owner: nn.Module, names: tuple[str, ...]) -> bool:
-        """Return True while the packed matrix is what the Linears hold now, behind the same hooks."""
+        """Return True while the packed matrix is what the Linears hold now, spread by the same plan."""
         if self.owner != id(owner):
             return False
         for name, (known, output, ids) in zip(names, self.parts, strict=True):
             linear = owner.__dict__["_modules"].get(name)
-            if linear is None or linear is not known() or style_of(linear) is None:
+            style = None if linear is None or linear is not known() else style_of(linear)
+            if linear is None or style is None or style.output is not output:
                 return False
             own = linear.__dict__["_parameters"]
-            if output is not next(iter(linear.__dict__["_forward_hooks"].values())):
-                return False
             if len(ids) == 1 and own["bias"] is not None:
                 return False
             for key, parameter, address in ids:
@@ -171,7 +234,7 @@ def group(owner: nn.Module, names: tuple[str, ...], x: Tensor) -> Shards | str |
         del kept[names]
         found.release()
     linears = [owner.__dict__["_modules"].get(name) for name in names]
-    if any(type(one) is not nn.Linear or not one.__dict__["_forward_pre_hooks"] for one in linears):
+    if not all(map(spread, linears)):
         return None
     present = [one for one in linears if one is not None]
     styles = [style_of(one) for one in present]
@@ -210,10 +273,10 @@ def _why_not(linears: list[nn.Module], styles: list[Style], x: Tensor) -> str:
 
 
 def product(linear: nn.Module, x: Tensor, run: Any) -> Tensor | None:
-    """Return ``linear(x)`` by ``run(x, weight, bias)`` on the local shard and the plan's own output hook; None where a
+    """Return ``linear(x)`` by ``run(x, weight, bias)`` on the local shard and the plan's own output part; None where a
     plan has not spread it, or gradients are wanted.
     """
-    style = style_of(linear) if linear.__dict__["_forward_pre_hooks"] else None
+    style = style_of(linear) if spread(linear) else None
     if style is None or torch.is_grad_enabled() or type(x) is not Tensor:
         return None
     tensors = sys.modules.get(_TENSORS)
@@ -227,16 +290,14 @@ def product(linear: nn.Module, x: Tensor, run: Any) -> Tensor | None:
             return None
         placed = (tensors.Shard(-1),)
     elif style.name == "RowwiseParallel" and all(layouts == (tensors.Shard(-1),) for layouts in style.ins):
-        if own["bias"] is not None:  # the plan's input hook takes it away at the first call of the module
+        if own["bias"] is not None and not style.adds_bias:  # the input hook takes it away at the module's first call
             return None
         bias, placed = None, (tensors.Partial(),)
     else:
         return None
     if x.shape[-1] != weight.shape[-1]:
         return None
-    outputs = tensors.DTensor.from_local(run(x, weight, bias), style.mesh, placed, run_check=False)
-    result: Tensor = style.output(linear, (x,), outputs)
-    return result
+    return style.finish(linear, x, run(x, weight, bias), placed)
 
 
 def settled(x: Tensor) -> Tensor:

@@ -1,7 +1,11 @@
-"""Linears that transformers' tensor-parallel plan has spread: known by their hooks, packed as local shards, or left."""
+"""Linears that transformers' tensor-parallel plan has spread: known by their hooks or forwards, packed as local shards,
+or left.
+"""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,9 +16,12 @@ from torch import nn
 import amd_ops
 from amd_ops.weights import shards
 
-plan = pytest.importorskip("transformers.integrations.tensor_parallel")
+pytest.importorskip("transformers.integrations.tensor_parallel")
 dist = pytest.importorskip("torch.distributed")
-if not hasattr(plan, "distribute_module"):
+FORWARDS = importlib.util.find_spec("transformers.distributed.tensor_parallel") is not None
+"""transformers 5 puts a forward on the instance where 4 registers two hooks."""
+plan = importlib.import_module(f"transformers.{'distributed' if FORWARDS else 'integrations'}.tensor_parallel")
+if not FORWARDS and not hasattr(plan, "distribute_module"):
     pytest.skip("this transformers registers other hooks", allow_module_level=True)
 
 pytestmark = pytest.mark.filterwarnings("ignore::amd_ops.DeclinedWarning")
@@ -42,6 +49,11 @@ class Attention(nn.Module):
 
 def spread(linear: nn.Module, style: Any, mesh: Any) -> None:
     """Do what transformers does with a Linear of its plan."""
+    if FORWARDS:
+        for name in list(linear._parameters):
+            style.shard_param(linear, name, mesh)
+        style.install_forward(linear, mesh)
+        return
     for name in list(linear._parameters):
         whole = linear._parameters[name]
         if whole is not None:
@@ -117,6 +129,42 @@ def test_a_hook_of_somebody_else_is_honoured(attention: Attention) -> None:
     assert run(attention, torch.randn(3, 8))[0]
 
 
+@pytest.mark.skipif(not FORWARDS, reason="this transformers registers hooks")
+def test_a_forward_that_only_looks_like_the_plans_is_honoured(attention: Attention) -> None:
+    planned = attention.q_proj.forward
+
+    def tp_forward(*args: Any, **kwargs: Any) -> Any:
+        return 2 * planned(*args, **kwargs)
+
+    tp_forward.__qualname__ = planned.__qualname__
+    attention.q_proj.forward = tp_forward  # type: ignore[method-assign]
+    assert shards.style_of(attention.q_proj) is None
+    assert not run(attention, torch.randn(3, 8))[0]
+
+
+@pytest.mark.skipif(not FORWARDS, reason="this transformers registers hooks")
+@pytest.mark.parametrize("where", ["class", "layer"])
+def test_a_plan_that_somebody_changed_is_honoured(
+    where: str, attention: Attention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = dict(zip(attention.q_proj.forward.__code__.co_freevars, attention.q_proj.forward.__closure__, strict=True))
+    layer = closed["self"].cell_contents
+    plans = layer.transform_output_post_forward
+    changed = type(layer) if where == "class" else layer
+    monkeypatch.setattr(changed, "transform_output_post_forward", lambda *args: 2 * plans(*args[-3:]))
+    assert shards.style_of(attention.q_proj) is None
+    assert not run(attention, torch.randn(3, 8))[0]
+
+
+@pytest.mark.skipif(not FORWARDS, reason="this transformers registers hooks")
+def test_a_plan_around_somebody_elses_forward_is_honoured(mesh: Any) -> None:
+    made = Attention().eval()
+    made.q_proj.forward = lambda x: nn.functional.linear(x, made.q_proj.weight) * 3  # type: ignore[method-assign]
+    spread(made.q_proj, plan.ColwiseParallel(), mesh)
+    assert shards.style_of(made.q_proj) is None
+
+
+@pytest.mark.skipif(FORWARDS, reason="this transformers registers no hooks")
 def test_a_hook_that_only_looks_like_the_plans_is_honoured(attention: Attention) -> None:
     def distribute_module(module: nn.Module) -> None:
         module._forward_hooks.clear()
@@ -137,6 +185,27 @@ def test_another_style_goes_through_its_own_hook(mesh: Any) -> None:
     assert "a style other than columns" in reason
 
 
+@pytest.mark.skipif(not FORWARDS, reason="this transformers registers hooks")
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_row_parallel_linear_is_summed_by_the_plan_which_adds_its_bias(
+    bias: bool, mesh: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    linear, x, summed = nn.Linear(8, 8, bias=bias).eval(), torch.randn(3, 8), []
+    spread(linear, plan.RowwiseParallel(), mesh)
+    with torch.no_grad():
+        stock = linear(x)
+        reduce = dist.all_reduce
+        monkeypatch.setattr(dist, "all_reduce", lambda found, **how: summed.append(found.shape) or reduce(found, **how))
+        with amd_ops.override(use_aiter_gemm=1, tiers="torch,eager"):
+            amd_ops.reset_counters()
+            ours = amd_ops.apply_linear(linear, x)
+    assert torch.equal(ours, stock)
+    assert summed == [(3, 8)]
+    assert amd_ops.report().calls("apply_linear") == 1
+
+
+@pytest.mark.skipif(FORWARDS, reason="this transformers registers no hooks")
 def test_a_row_parallel_linear_keeps_its_sum_over_the_ranks(
     attention: Attention, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,9 +25,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch  # noqa: F401 - as the next four: once, not in every forked process
 import torch
 import transformers
-import transformers.generation
+import transformers.generation.utils
+import transformers.masking_utils
+import transformers.modeling_layers
+import transformers.models.auto.modeling_auto
 from rocm_overlay.install.hook.sources import SourceFinder
 from rocm_overlay.verify import target
 from rocm_overlay.verify.models import model_class
@@ -47,7 +51,7 @@ the calls of them that `overlay qualify` keeps of stock's code, and how many com
 when the calls are made again on tiers torch and eager. *without effect*: the compute has nothing to do there (a place
 of a class whose layers hold experts, or a norm that is no RMS norm). *told*: what the summary of a qualification says
 of places or runs without a call; no place is without a call and without a word. Written by
-`python -m tests.verify.survey --write`, once per installed release; tests hold sampled rows to it.
+`python -m tests.verify.survey --write`, once per installed release.
 """
 HEADER = "| model | captured | agree | without effect | told |\n|---|---|---|---|---|"
 

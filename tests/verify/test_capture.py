@@ -16,7 +16,7 @@ import torch
 from rocm_overlay.errors import UsageError
 from rocm_overlay.verify.qualify import capture, child, command, steps
 from rocm_overlay.verify.qualify.calls import Call, Weights
-from rocm_overlay.verify.qualify.codec import Unsaveable, decode, encode, float_tensors
+from rocm_overlay.verify.qualify.codec import Unsaveable, decode, encode, float_tensors, positions
 from rocm_overlay.verify.qualify.runs import runs_of
 from rocm_overlay.verify.qualify.session import Session
 from rocm_overlay.verify.switches import needs_of, points_of
@@ -39,9 +39,13 @@ def surveyed(python: str, *arguments: str) -> str:
     return done.stdout
 
 
+def models_of(told: str) -> list[str]:
+    """The models that a survey has a line for."""
+    return [line.split("|")[1].strip() for line in told.splitlines() if line.startswith("| ")]
+
+
 def test_no_place_of_sampled_models_is_lost_and_every_call_can_be_made_again() -> None:
-    told = surveyed(sys.executable, *SAMPLE)
-    assert [line.split(":")[0] for line in told.splitlines()] == list(SAMPLE)
+    assert models_of(surveyed(sys.executable, *SAMPLE)) == list(SAMPLE)
 
 
 @pytest.mark.full
@@ -51,7 +55,7 @@ def test_no_place_of_any_curated_model_is_lost_and_its_tests_pass(
     release: str, python_with: Callable[[str], str]
 ) -> None:
     told = surveyed(python_with(release), "--prove")
-    assert len([line for line in told.splitlines() if " passed in " in line]) >= 40
+    assert told.count(" passed in ") == len(models_of(told)) >= 40
 
 
 # -- caches
@@ -89,6 +93,20 @@ def test_an_update_of_a_copy_leaves_the_captured_tensors_alone(kind: str) -> Non
         assert keys.shape[2] == (4 if kind == "dynamic" else 8)
         assert float(keys[0, 0, 3, 0]) == 9.0
     assert all(torch.equal(before[name], value) for name, value in tensors.items())
+
+
+@pytest.mark.parametrize(("shape", "dtype", "count"), [
+    ((2, 20, 64), torch.bfloat16, 20), ((2, 4, 1, 16), torch.float32, 1), ((1, 20), torch.long, 20),
+    ((2, 1), torch.long, 1), ((5,), torch.long, 5), ((5,), torch.float32, 1), ((), torch.long, 1),
+])  # fmt: skip
+def test_positions_are_the_last_axis_of_ids_and_the_one_before_it_of_states(
+    shape: tuple[int, ...], dtype: torch.dtype, count: int
+) -> None:
+    tensor, mask = torch.zeros(shape, dtype=dtype), torch.zeros(2, 1, 7, 9)
+    assert (
+        positions((tensor,), {"attention_mask": mask}) == positions((), {"attention_mask": mask, "x": tensor}) == count
+    )
+    assert positions((None,), {"attention_mask": mask}) == 0
 
 
 def test_an_output_comes_back_with_its_fields_and_without_its_cache() -> None:
@@ -246,6 +264,17 @@ def test_a_forward_that_takes_no_cache_is_named(monkeypatch: pytest.MonkeyPatch)
     static = next(run for run in runs_of(NoCache(), 0) if "static" in run.name)
     with pytest.raises(TypeError, match=r"NoCache\.forward takes no past_key_values"):
         static.make()
+
+
+def test_a_forward_that_passes_on_what_it_does_not_name_is_given_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers 5 names a cache in the model below only."""
+    monkeypatch.setattr("rocm_overlay.verify.qualify.runs.kind_of", lambda model: "causal")
+    monkeypatch.setattr("rocm_overlay.verify.inputs.kind_of", lambda model: "causal")
+    model, given = NoCache(), []
+    monkeypatch.setattr(model, "generate", lambda **words: given.append(words), raising=False)
+    monkeypatch.setattr(model, "forward", lambda input_ids, **words: input_ids)
+    next(run for run in runs_of(model, 0) if "static" in run.name).make()
+    assert [words["cache_implementation"] for words in given] == ["static", "static"]
 
 
 def test_inputs_of_a_file_are_what_the_forward_is_given(tmp_path: Path) -> None:

@@ -1,13 +1,11 @@
 """Put on PYTHONPATH of worker processes: gives ops of amd_ops a tier ``triton`` that is a double, good or bad.
 
-OVERLAY_TEST_DOUBLES: ``OP=KIND,...`` with the kinds below, or ``gpu``: a fake gfx942 with aiter's double (posing.py).
-Nothing happens without it.
+OVERLAY_TEST_DOUBLES: ``OP=KIND,...`` with the kinds below. Nothing happens without it.
 """
 
 import importlib.abc
 import importlib.machinery
 import os
-import random
 import signal
 import sys
 import time
@@ -66,48 +64,26 @@ def doubles(kind, op):
     def hang(*args):
         time.sleep(3600)
 
-    def noisy(*args):
-        return torch_run(*args)  # which apply() makes noisy, so that this is no other in the long run
-
-    return {"fast": fast, "slow": slow, "wrong": wrong, "crash": crash, "hang": hang, "noisy": noisy}[kind]
-
-
-def in_place_of_torch(tiers, wait):
-    """Return the tiers with a torch that waits before each call."""
-    run = run_of(tiers)
-
-    def waiting(*args):
-        wait()
-        return run(*args)
-
-    return [dispatch_tier("torch", waiting) if tier.name == "torch" else tier for tier in tiers]
-
-
-def dispatch_tier(name, run):
-    from amd_ops import dispatch
-
-    return dispatch.Tier(name, dispatch.always(run))
+    return {"fast": fast, "slow": slow, "wrong": wrong, "crash": crash, "hang": hang}[kind]
 
 
 def apply(amd_ops):
     from amd_ops import dispatch, toggle_rules
 
-    if os.environ["OVERLAY_TEST_DOUBLES"] == "gpu":
-        import posing
-
-        posing.pose()
-        return
-    draw = random.Random(7)
     for part in os.environ["OVERLAY_TEST_DOUBLES"].split(","):
         name, _, kind = part.partition("=")
         op = dispatch.ops[name]
-        if kind == "noisy":
-            op.tiers = tuple(in_place_of_torch(op.tiers, lambda: burn(draw.uniform(0.0, 0.001))))
-        double = dispatch_tier("triton", doubles(kind, op))
+        double = dispatch.Tier("triton", dispatch.always(doubles(kind, op)))
         tiers = [tier for tier in op.tiers if tier.name != "triton"]
         if kind == "fast":  # clearly faster than torch's tier and than stock, whatever else this machine does
             slow_down_stocks_norm()
-            tiers = in_place_of_torch(tiers, lambda: burn(0.001))
+            run = run_of(tiers)
+
+            def burning(*args, run=run):
+                burn(0.001)
+                return run(*args)
+
+            tiers = [dispatch.Tier("torch", dispatch.always(burning)) if t.name == "torch" else t for t in tiers]
         op.tiers = (tiers[0], double, *tiers[1:])
         toggle_rules.OPS[name] = tuple(tier.name for tier in op.tiers)  # what AMD_OPS_OP_TIERS may name
         op.tallies = {tier.name: dispatch.Tally(tier.name) for tier in op.tiers}

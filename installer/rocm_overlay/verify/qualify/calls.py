@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from .capture import state_file
-from .codec import caches_of, decode, float_tensors
+from .codec import caches_of, decode, float_tensors, positions
 
 Tensors = dict[str, torch.Tensor]
 
@@ -88,7 +88,8 @@ class Call:
 
         with safe_open(file, "pt") as opened:
             self.layout = json.loads(opened.metadata()["call"])
-        self.tensors: Tensors = {name: value.to(weights.device) for name, value in load_file(file).items()}
+        loaded = load_file(file)  # in an order of the file's own: by dtype
+        self.tensors: Tensors = {name: loaded[name].to(weights.device) for name in sorted(loaded, key=_number)}
         owner, _, method = self.layout["qualname"].partition(".")
         self.module: Any = None
         self.home, self.name = sys.modules.get(self.layout["module"]), owner
@@ -102,9 +103,9 @@ class Call:
     @property
     def timed_as(self) -> str:
         """What is timed once: several positions, one, and one into a static cache, which has ops of its own."""
-        sizes = [value.shape[-2] if value.dim() > 1 else 1 for value in self.tensors.values()]
-        caches = [type(cache).__name__ for cache in caches_of(self.prepared()[0])]
-        one = bool(sizes) and sizes[0] == 1
+        args, kwargs = self.prepared()[0]
+        caches = [type(cache).__name__ for cache in caches_of([args, kwargs])]
+        one = positions(args, kwargs) == 1
         return f"{one} {one and any('Static' in name for name in caches)}"
 
     def prepared(self, tensors: Tensors | None = None) -> Any:
@@ -140,6 +141,10 @@ class Call:
         """Return the tensors with the first float one scaled: the hidden states, or the queries."""
         first = next((name for name, value in self.tensors.items() if value.is_floating_point()), None)
         return _map(self.tensors, lambda name, value: value * factor if name == first else value)
+
+
+def _number(name: str) -> int:
+    return int(name.removeprefix("t"))
 
 
 def _map(tensors: Tensors, change: Callable[[str, torch.Tensor], torch.Tensor]) -> Tensors:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from .codec import Unsaveable, caches_of, encode
+from .codec import Unsaveable, caches_of, encode, positions
 
 Tensors = dict[str, torch.Tensor]
 
@@ -242,7 +242,7 @@ def _kind(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What tells calls apart: the module's sizes and window, one position or several, which arguments, which cache."""
     given = (*args, *(kwargs[name] for name in sorted(kwargs)))
     first = next((value for value in given if isinstance(value, torch.Tensor)), None)
-    rows = None if first is None else (first.dim(), min(first.shape[-2], 2) if first.dim() > 1 else 1)
+    rows = None if first is None else first.dim(), min(positions(args, kwargs), 2)
     caches = tuple(_cache_kind(cache, _layer(module)) for cache in caches_of(list(given)))
     present = tuple(value is not None for value in given)
     if module is None:

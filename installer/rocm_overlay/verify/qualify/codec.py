@@ -52,6 +52,19 @@ def encode(value: Any, tensors: dict[str, torch.Tensor] | None, layer: int | Non
     raise Unsaveable(f"an argument is a {type(value).__name__}, which cannot be kept")
 
 
+def positions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Return how many positions a call is about; 0 where nothing tells.
+
+    Hidden states are [..., positions, width], ids [..., positions]; a mask tells what is attended to, too.
+    """
+    named = (kwargs[name] for name in sorted(kwargs) if "mask" not in name)
+    first = next((value for value in (*args, *named) if isinstance(value, torch.Tensor)), None)
+    if first is None:
+        return 0
+    axis = -2 if first.is_floating_point() else -1
+    return first.shape[axis] if first.dim() >= -axis else 1
+
+
 def is_cache(value: Any) -> bool:
     """Return whether ``value`` is a key-value cache, or a layer of one, of a class of transformers' own."""
     kind = type(value)

@@ -87,7 +87,9 @@ def _causal(model: Any, inputs: Inputs) -> list[Run]:
     one = ids[:1]
 
     def no_cache() -> None:
-        if "past_key_values" not in inspect.signature(model.forward).parameters:
+        parameters = inspect.signature(model.forward).parameters
+        passes_on = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+        if "past_key_values" not in parameters and not passes_on:
             raise TypeError(f"{type(model).__name__}.forward takes no past_key_values")
 
     def dynamic() -> None:
