@@ -73,7 +73,8 @@ def _style_of_forward(linear: nn.Module) -> Style | None:
         return None
     names = forward.__code__.co_freevars
     closed = {name: cell.cell_contents for name, cell in zip(names, forward.__closure__ or (), strict=True)}
-    original, layer = closed.get("original_forward"), closed.get("self")
+    original: Any = closed.get("original_forward")
+    layer: Any = closed.get("self")
     own = type(original) is MethodType and original.__self__ is linear and original.__func__ is nn.Linear.forward
     if set(closed) != {"self", "mesh", "module", "original_forward"} or closed["module"] is not linear or not own:
         return None

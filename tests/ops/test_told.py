@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import types
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -50,3 +53,14 @@ def test_each_row_of_the_report_says_its_op_and_whether_it_ran() -> None:
     assert len(rows) == len(amd_ops.report().content["ops"][0]["tiers"]) > 1
     assert [(row[1], row[3]) for row in rows if row[2] == "ran"] == [("torch", "1")]
     assert all(row[2] in ("ran", "-") for row in rows)
+
+
+def test_a_warning_names_the_line_of_a_script(tmp_path: Path) -> None:
+    script = tmp_path / "use.py"
+    script.write_text(
+        "import torch, amd_ops\n"
+        "with amd_ops.override(use_aiter_gemm=1):\n"
+        "    amd_ops.linear(torch.zeros(1, 2), torch.zeros(3, 2))\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert f"{script}:3: DeclinedWarning" in done.stderr

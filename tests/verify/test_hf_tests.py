@@ -20,12 +20,21 @@ from rocm_overlay.verify.hf_tests import command, layout
 MODELS = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3", "phi3", "mixtral", "qwen3_moe", "olmo2",
           "granite", "gpt_oss")  # fmt: skip
 SDISTS = "OVERLAY_TEST_SDISTS"
+TRAINING = {
+    "test_training",
+    "test_training_gradient_checkpointing",
+    "test_training_gradient_checkpointing_use_reentrant_false",
+    "test_retain_grad_hidden_states_attentions",
+}
+TRAINING_TOGGLES = "USE_FUSED_PROJECTIONS,USE_OPTIMIZED_OPS,USE_AITER_ATTENTION,USE_AITER_GEMM,USE_FUSED_CROSS_ENTROPY"
 MIXIN = """
 import torch
 from .generation.test_utils import GenerationTesterMixin
 
 
 class ModelTesterMixin(GenerationTesterMixin):
+    model_tester = None  # as in the real one: without it the class stays abstract, and pytest collects no test of it
+
     def test_scale(self):
         config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
         assert self.all_model_classes[1](config).model.layers[0].self_attn.scaling > 0
@@ -38,6 +47,29 @@ class ModelTesterMixin(GenerationTesterMixin):
 
     def test_that_stock_fails(self):
         assert False
+
+    def test_that_stock_fails_in_a_part(self):
+        for part in range(3):
+            with self.subTest(part):
+                assert part != 1
+"""
+TRAINING_MIXIN = """
+import abc
+
+import torch
+
+
+class TrainingTesterMixin(abc.ABC):
+    @property
+    @abc.abstractmethod
+    def model_tester(self):
+        ...
+
+    def test_training_step(self):
+        model = self.model_tester.causal_lm_class(self.model_tester.get_config()).train()
+        ids = torch.arange(3, 9)[None]
+        model(ids, labels=ids).loss.backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())
 """
 
 
@@ -74,9 +106,9 @@ def test_what_stock_passes_is_compared_with_what_the_overlay_passes(
 
     good = command.compare(made_up, "llama", ["all"], sys.executable, quiet)
     assert [len(outcome.passed) for outcome in good] == [2, 2]
-    assert [list(outcome.failed) for outcome in good] == [
-        ["tests/models/overlay/test_modeling_llama.py::LlamaTest::test_that_stock_fails"]
-    ] * 2
+    where = "tests/models/overlay/test_modeling_llama.py::LlamaTest::"
+    failing = {where + "test_that_stock_fails", where + "test_that_stock_fails_in_a_part"}
+    assert [set(outcome.failed) for outcome in good] == [failing] * 2
     assert not good[0].ran
     assert good[1].ran["rms_norm"] > 0
     assert not good[1].lost
@@ -84,6 +116,18 @@ def test_what_stock_passes_is_compared_with_what_the_overlay_passes(
     bad = command.compare(made_up, "llama", ["off"], sys.executable, quiet)
     (lost,) = bad[1].lost
     assert lost.endswith("::test_scale")
+
+
+def test_the_training_mixin_of_newer_releases_runs_too(tmp_path: Path) -> None:
+    files = {"tests/test_modeling_common.py": MIXIN, "tests/test_training_mixin.py": TRAINING_MIXIN}
+    outcomes = command.compare(
+        sdist(tmp_path, files), "llama", [TRAINING_TOGGLES], sys.executable, quiet, "training or part"
+    )
+    passed = {"tests/models/overlay/test_modeling_llama.py::LlamaTest::test_training_step"}
+    assert [outcome.passed for outcome in outcomes] == [passed] * 2
+    assert [len(outcome.failed) for outcome in outcomes] == [1, 1], "only the tests that are named ran"
+    assert outcomes[1].ran["causal_lm_loss"] == 1
+    assert not outcomes[1].lost
 
 
 def test_the_tree_that_is_laid_out(made_up: Path, tmp_path: Path) -> None:
@@ -137,3 +181,20 @@ def test_the_mixin_passes_what_stock_passes(model: str, release: str, python_wit
     assert outcomes[2].ran
     assert not outcomes[1].lost
     assert not outcomes[2].lost
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("release", ["4.57.6", "5.23.0"])
+def test_the_training_tests_pass_where_stock_passes(release: str, python_with: Callable[[str], str]) -> None:
+    """With the loss without logits, too; newer releases also train a model until it repeats a text."""
+    named = "training or grad or loss"
+    stock, ours = command.compare(
+        real_sdist(release), ",".join(MODELS), [TRAINING_TOGGLES], python_with(release), quiet, named
+    )
+    wanted = TRAINING | ({"test_training_overfit"} if release.startswith("5") else set())
+    for model in MODELS:
+        place = f"test_modeling_{model}.py::"
+        assert wanted <= {test.rpartition("::")[2] for test in stock.passed if place in test}, model
+    assert ours.ran["causal_lm_loss"] >= 4 * len(MODELS)
+    assert not ours.lost

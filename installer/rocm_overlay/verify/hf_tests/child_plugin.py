@@ -18,8 +18,8 @@ _messages: dict[str, str] = {}
 
 
 def pytest_runtest_logreport(report: Any) -> None:
-    """Keep the worst phase of each test."""
-    if report.when == "call" or report.outcome != "passed":
+    """Keep the worst phase of each test; a subtest is one (pytest 9 reports the test itself as passed after it)."""
+    if _outcomes.get(report.nodeid) != "failed" and (report.when == "call" or report.outcome != "passed"):
         _outcomes[report.nodeid] = report.outcome
         if report.outcome == "failed":
             _messages[report.nodeid] = str(report.longrepr).strip().splitlines()[-1][:300]

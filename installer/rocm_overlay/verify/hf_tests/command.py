@@ -64,9 +64,13 @@ def run(sdist: Path, options: Options) -> int:
 
 
 def compare(
-    sdist: Path, models: str | None, toggles: Sequence[str], python: str | None, say: Callable[[str], None]
-) -> list[Outcome]:
-    """Return stock's outcome, then that of every toggle set (off and all by default)."""
+    sdist: Path, models: str | None, toggles: Sequence[str], python: str | None, say: Callable[[str], None],
+    named: str = "",
+) -> list[Outcome]:  # fmt: skip
+    """Return stock's outcome, then that of every toggle set (off and all by default).
+
+    ``named`` is an expression of pytest's ``-k`` that chooses among the tests; all of them by default.
+    """
     release = layout.version_of(sdist)
     interpreter = target.probe(python)
     if interpreter.transformers != release:
@@ -81,7 +85,7 @@ def compare(
         tree = layout.lay_out(sdist, chosen, scratch / "tree")
         for build in ("stock", "overlay"):
             stage(scratch / build, sources, build)
-        runner = _Runner(interpreter, scratch, tree, sources)
+        runner = _Runner(interpreter, scratch, tree, sources, named)
         say(f"transformers {release}, {', '.join(chosen)}: stock")
         stock = runner.run("stock", "stock", {})
         if not stock.passed:
@@ -125,9 +129,10 @@ def _models(text: str | None, release: str, interpreter: target.Interpreter) -> 
 
 class _Runner:
     def __init__(
-        self, interpreter: target.Interpreter, scratch: Path, tree: Path, sources: list[target.Source]
+        self, interpreter: target.Interpreter, scratch: Path, tree: Path, sources: list[target.Source], named: str
     ) -> None:
         self.interpreter, self.scratch, self.tree, self.sources = interpreter, scratch, tree, sources
+        self.named = named
         self.log = scratch / "log"
 
     def run(self, label: str, build: str, toggles: dict[str, str], only: Sequence[str] = ()) -> Outcome:
@@ -143,7 +148,7 @@ class _Runner:
             folder = str(beside("amd_ops", self.scratch / "fallback"))
             env["PYTHONPATH"] = os.pathsep.join((env["PYTHONPATH"], folder))
         command = [self.interpreter.executable, "-m", "pytest", "-q", "-p", PLUGIN, "-p", "no:cacheprovider",
-                   "-W", "ignore", *(only or ["tests/models/overlay"])]  # fmt: skip
+                   "-W", "ignore", "-k", self.named, *(only or ["tests/models/overlay"])]  # fmt: skip
         with self.log.open("wb") as log:
             subprocess.run(command, cwd=self.tree, env=env, stdout=log, stderr=log, check=False)
         if not outcomes.is_file():

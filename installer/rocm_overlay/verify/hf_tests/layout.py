@@ -17,7 +17,13 @@ _STAND_INS = {
 _TEST = """from ...test_modeling_common import ModelTesterMixin
 from .tester import make
 
-{name} = make(ModelTesterMixin, "{model}")
+{name} = make("{model}", ModelTesterMixin)
+"""
+_TEST_WITH_TRAINING = """from ...test_modeling_common import ModelTesterMixin
+from ...test_training_mixin import TrainingTesterMixin
+from .tester import make
+
+{name} = make("{model}", ModelTesterMixin, TrainingTesterMixin)
 """
 
 
@@ -57,8 +63,9 @@ def lay_out(sdist: Path, models: list[str], folder: Path) -> Path:
     for package in (tests, tests / "models", place):
         (package / "__init__.py").touch()
     (place / "tester.py").write_bytes(Path(__file__).with_name("tester.py").read_bytes())
+    test = _TEST_WITH_TRAINING if (tests / "test_training_mixin.py").is_file() else _TEST
     for model in models:
         name = "".join(part.capitalize() for part in model.split("_")) + "Test"
-        (place / f"test_modeling_{model}.py").write_text(_TEST.format(name=name, model=model))
+        (place / f"test_modeling_{model}.py").write_text(test.format(name=name, model=model))
     (folder / "pytest.ini").write_text("[pytest]\nmarkers =\n    generate\n    flaky\n    is_training_test\n")
     return folder

@@ -26,6 +26,7 @@ class Tester:
         self.parent = parent
         self.model_type = model_type
         self.batch_size, self.seq_length, self.is_training = 13, 7, True
+        self.causal_lm_class = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[config_class_of(model_type)]
         self.encoder_seq_length = self.key_length = self.seq_length
         for name, value in {**SIZES, **EXPERTS}.items():
             setattr(self, name, value)
@@ -64,13 +65,13 @@ def config_class_of(model_type: str) -> Any:
     return chosen
 
 
-def make(mixin: Any, model_type: str) -> Any:
-    """Return a test class for a model type's base and causal classes."""
+def make(model_type: str, *mixins: Any) -> Any:
+    """Return a test class with the mixins' tests for a model type's base and causal classes."""
     config_class = config_class_of(model_type)
     base = transformers.MODEL_MAPPING[config_class]
     causal = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
 
-    class ModelTest(mixin, unittest.TestCase):  # type: ignore[misc]
+    class ModelTest(*mixins, unittest.TestCase):  # type: ignore[misc]
         all_model_classes = (base, causal)
         test_headmasking = False
         test_pruning = False
