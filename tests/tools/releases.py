@@ -15,7 +15,9 @@ import argparse
 import base64
 import datetime
 import hashlib
+import importlib.util
 import json
+import marshal
 import os
 import subprocess
 import sys
@@ -108,13 +110,23 @@ def _pose(release: Release) -> None:
 
 
 def tree(release: Release) -> str:
-    """Hash every file, name and mode of transformers and its metadata, bytecode included."""
+    """Hash every file, name and mode of transformers and its metadata; of bytecode, whether it is its source's."""
     found = hashlib.sha256()
     folders = [release.site / "transformers", *release.site.glob("transformers-*.dist-info")]
     for path in sorted(path for folder in folders for path in folder.rglob("*") if path.is_file()):
         found.update(f"{path.relative_to(release.site)}\0{path.stat().st_mode:o}\0".encode())
-        found.update(hashlib.sha256(path.read_bytes()).digest())
+        found.update(hashlib.sha256(_current(path) if path.suffix == ".pyc" else path.read_bytes()).digest())
     return found.hexdigest()
+
+
+def _current(path: Path) -> bytes:
+    """Return the head of a .pyc file (time and size of its source) and whether its code is the source's.
+
+    Python writes the same code in other bytes when other strings happen to be in use.
+    """
+    source, content = Path(importlib.util.source_from_cache(str(path))), path.read_bytes()
+    code = compile(source.read_bytes(), str(source), "exec", dont_inherit=True)
+    return content[:16] + str(marshal.loads(content[16:]) == code).encode()
 
 
 def overlay(release: Release, *arguments: str) -> dict[str, Any]:
