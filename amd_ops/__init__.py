@@ -1,6 +1,6 @@
 """The run-time layer that overlaid modeling files call: ops with tiers, chosen ahead of forward, counted and explained.
 
-Everything public is named here. Importing reads the toggles once and raises :class:`ToggleError` on a bad one; it
+Everything public is named here. Importing reads the toggles once and raises ``ToggleError`` on a bad one; it
 imports torch and nothing else of ours, and aiter only when a toggle asks for it and an op is called.
 """
 

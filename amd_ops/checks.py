@@ -24,9 +24,10 @@ recomputation in the middle of an op once it has what it needs.
 class ArgumentError(ValueError):
     """An argument of an op is not usable. The text names the argument, what was got and what was expected.
 
-    >>> amd_ops.silu_and_mul(torch.zeros(3))
-    Traceback (most recent call last):
-    amd_ops.checks.ArgumentError: ...
+    Examples:
+        >>> amd_ops.silu_and_mul(torch.zeros(3))
+        Traceback (most recent call last):
+        amd_ops.checks.ArgumentError: ...
     """
 
 

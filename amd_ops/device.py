@@ -1,7 +1,8 @@
 """Which GPU the fast paths would run on. Asked lazily, cached, without subprocesses.
 
->>> amd_ops.device.current() is None or amd_ops.device.current().arch.startswith("gfx")
-True
+Examples:
+    >>> amd_ops.device.current() is None or amd_ops.device.current().arch.startswith("gfx")
+    True
 """
 
 from __future__ import annotations

@@ -55,18 +55,20 @@ Check = Callable[..., str]
 class DeclinedError(RuntimeError):
     """Strict mode: a requested tier cannot run. Also raised, in any mode, when no tier is left that can.
 
-    >>> with amd_ops.override(use_aiter_gemm=1, tiers="aiter"):
-    ...     amd_ops.linear(torch.zeros(1, 2), torch.zeros(3, 2))
-    Traceback (most recent call last):
-    amd_ops.dispatch.DeclinedError: ...
+    Examples:
+        >>> with amd_ops.override(use_aiter_gemm=1, tiers="aiter"):
+        ...     amd_ops.linear(torch.zeros(1, 2), torch.zeros(3, 2))
+        Traceback (most recent call last):
+        amd_ops.dispatch.DeclinedError: ...
     """
 
 
 class DeclinedWarning(UserWarning):
     """A requested tier cannot run and a lower one took over. Given once per op, tier and reason.
 
-    >>> import warnings
-    >>> warnings.simplefilter("error", amd_ops.DeclinedWarning)  # a test suite that wants the fast tiers or nothing
+    Examples:
+        >>> import warnings
+        >>> warnings.simplefilter("error", amd_ops.DeclinedWarning)  # a test suite that wants the fast tiers or nothing
     """
 
 
@@ -74,8 +76,9 @@ class DeclinedWarning(UserWarning):
 class Verdict:
     """Whether ``tier`` runs, and if not, why.
 
-    >>> amd_ops.Verdict(False, "aiter", "a gradient is needed").reason
-    'a gradient is needed'
+    Examples:
+        >>> amd_ops.Verdict(False, "aiter", "a gradient is needed").reason
+        'a gradient is needed'
     """
 
     ok: bool
@@ -567,7 +570,8 @@ def _unbind_all() -> None:
 def reset_counters() -> None:
     """Set all counters to zero and forget which warnings were given.
 
-    >>> amd_ops.reset_counters()
+    Examples:
+        >>> amd_ops.reset_counters()
     """
     _complained.clear()
     for op in ops.values():

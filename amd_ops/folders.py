@@ -21,8 +21,9 @@ def user_folder(kind: str, environ: Mapping[str, str]) -> Path | None:
 
     A relative XDG path is ignored, as the XDG base directory specification asks. Nothing is made.
 
-    >>> user_folder("cache", {"HOME": "/home/ada"})
-    PosixPath('/home/ada/.cache/amd-overlay')
+    Examples:
+        >>> user_folder("cache", {"HOME": "/home/ada"})
+        PosixPath('/home/ada/.cache/amd-overlay')
     """
     root = _root(kind, environ)
     return root / NAME if root else None
@@ -31,8 +32,9 @@ def user_folder(kind: str, environ: Mapping[str, str]) -> Path | None:
 def readable_folders(kind: str, environ: Mapping[str, str]) -> tuple[Path, ...]:
     """Return the folders where a user's files of ``kind`` may lie: today's, then that of earlier versions.
 
-    >>> [path.name for path in readable_folders("data", {"HOME": "/home/ada"})]
-    ['amd-overlay', 'amd-ops']
+    Examples:
+        >>> [path.name for path in readable_folders("data", {"HOME": "/home/ada"})]
+        ['amd-overlay', 'amd-ops']
     """
     root = _root(kind, environ)
     names = (NAME, _FORMER[kind]) if kind in _FORMER else (NAME,)

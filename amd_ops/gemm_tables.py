@@ -101,9 +101,10 @@ def extend_aiter_gemm_configs(
     force below yours. ``gpu`` is (architecture, CU count), by default those of the current device. Raises
     GemmTableError when the table cannot be used, and when it is too late because ``aiter.tuned_gemm`` was imported.
 
-    >>> amd_ops.extend_aiter_gemm_configs("no_such.csv", gpu=("gfx942", 304))
-    Traceback (most recent call last):
-    amd_ops.gemm_tables.GemmTableError: ...
+    Examples:
+        >>> amd_ops.extend_aiter_gemm_configs("no_such.csv", gpu=("gfx942", 304))
+        Traceback (most recent call last):
+        amd_ops.gemm_tables.GemmTableError: ...
     """
     if LOADER in sys.modules:
         raise GemmTableError(f"{LOADER} is imported already and has read its tables: call this before the first GEMM.")

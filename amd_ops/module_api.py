@@ -26,8 +26,9 @@ _undo: Callable[[], None] | None = None
 def get_use_aiter_attention() -> bool:
     """Return True when attention may run in tier aiter in this process: asked for, and the backend can be used.
 
-    >>> amd_ops.get_use_aiter_attention()  # no toggle asks for it
-    False
+    Examples:
+        >>> amd_ops.get_use_aiter_attention()  # no toggle asks for it
+        False
     """
     return toggles.settings().use_aiter_attention and attention_op.can("aiter")
 
@@ -35,8 +36,9 @@ def get_use_aiter_attention() -> bool:
 def get_use_aiter_gemm() -> bool:
     """Return True when linears may run in tier aiter in this process: asked for, and the backend can be used.
 
-    >>> amd_ops.get_use_aiter_gemm()  # no toggle asks for it
-    False
+    Examples:
+        >>> amd_ops.get_use_aiter_gemm()  # no toggle asks for it
+        False
     """
     return toggles.settings().use_aiter_gemm and linear_op.can("aiter")
 
@@ -47,23 +49,25 @@ def fuse_qkv_projections(attn: nn.Module, names: tuple[str, ...] = projections.Q
     No buffer is registered and no byte added: each Linear's weight becomes its rows of the matrix. Call them through
     ``amd_ops.qkv_proj(attn, x)`` with USE_FUSED_PROJECTIONS on; undo with ``amd_ops.restore(attn)``.
 
-    >>> attn = nn.ModuleDict({"q_proj": nn.Linear(8, 8), "k_proj": nn.Linear(8, 4), "v_proj": nn.Linear(8, 4)})
-    >>> with torch.no_grad():
-    ...     amd_ops.fuse_qkv_projections(attn)
-    ''
+    Examples:
+        >>> attn = nn.ModuleDict({"q_proj": nn.Linear(8, 8), "k_proj": nn.Linear(8, 4), "v_proj": nn.Linear(8, 4)})
+        >>> with torch.no_grad():
+        ...     amd_ops.fuse_qkv_projections(attn)
+        ''
     """
     return _fuse(attn, names)
 
 
 def fuse_gate_up_projections(mlp: nn.Module, names: tuple[str, str] = ("gate_proj", "up_proj")) -> str:
-    """Pack gate and up of ``mlp`` into one matrix, as :func:`fuse_qkv_projections` does.
+    """Pack gate and up of ``mlp`` into one matrix, as ``fuse_qkv_projections`` does.
 
     Call the block through ``amd_ops.gated_mlp(mlp, x)``, which honours the biases and the module's own activation.
 
-    >>> mlp = nn.ModuleDict({"gate_proj": nn.Linear(8, 8), "up_proj": nn.Linear(8, 8)})
-    >>> with torch.no_grad():
-    ...     amd_ops.fuse_gate_up_projections(mlp)
-    ''
+    Examples:
+        >>> mlp = nn.ModuleDict({"gate_proj": nn.Linear(8, 8), "up_proj": nn.Linear(8, 8)})
+        >>> with torch.no_grad():
+        ...     amd_ops.fuse_gate_up_projections(mlp)
+        ''
     """
     return _fuse(mlp, names)
 
@@ -84,8 +88,9 @@ def preshuffle_linear_weights(
     ``layout``: only (16, 16) has kernels; anything else raises ArgumentError. ``require_multiple``: skip weights whose
     N or K is no multiple of it (the layout itself needs 16 and 32, gfx950's kernels 64). Undo: ``amd_ops.restore``.
 
-    >>> amd_ops.preshuffle_linear_weights(nn.Linear(16, 32)).copies  # no kernel reads a copy of fp32
-    []
+    Examples:
+        >>> amd_ops.preshuffle_linear_weights(nn.Linear(16, 32)).copies  # no kernel reads a copy of fp32
+        []
     """
     if tuple(layout) != (16, 16):
         raise complaint("preshuffle_linear_weights", "layout", layout, "(16, 16)")
@@ -97,8 +102,9 @@ def preshuffle_linear_weights(
 def linear_with_preshuffle(module: nn.Module, x: Tensor) -> Tensor:
     """``module(x)``, with the shuffled copy of its weight where there is one and x has PRESHUFFLE_M_THRESH rows.
 
-    >>> amd_ops.linear_with_preshuffle(nn.Linear(4, 2), torch.ones(3, 4)).shape
-    torch.Size([3, 2])
+    Examples:
+        >>> amd_ops.linear_with_preshuffle(nn.Linear(4, 2), torch.ones(3, 4)).shape
+        torch.Size([3, 2])
     """
     return apply_linear(module, x)
 
@@ -109,8 +115,9 @@ def patch_linear_forward() -> Callable[[], None]:
     Subclasses (quantised, adapters) that have a forward of their own are not touched, hooks still run, and gradients
     are those of torch. The undo refuses to overwrite somebody else's patch that was put on top.
 
-    >>> undo = amd_ops.patch_linear_forward()
-    >>> undo()
+    Examples:
+        >>> undo = amd_ops.patch_linear_forward()
+        >>> undo()
     """
     global _undo
     if _undo is not None:
@@ -144,8 +151,9 @@ def check_transformers_version(supported: Iterable[str] = ()) -> bool:
     A lower bound would let an overlay for 4.53 over 5.x. So: ``supported`` holds exact releases ("4.57.6") or lines
     ("4.57"); without it, the overlaid modules this process has imported decide. Nothing is imported to find out.
 
-    >>> amd_ops.check_transformers_version(["1.0"])
-    False
+    Examples:
+        >>> amd_ops.check_transformers_version(["1.0"])
+        False
     """
     if util.find_spec("transformers") is None:
         return False

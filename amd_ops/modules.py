@@ -44,8 +44,9 @@ _known: dict[int, _Known] = {}
 def original(function: Any, name: str) -> bool:
     """Return True while ``function`` is the function ``name`` of its module's own file, helpers of that file included.
 
-    >>> original(inspect.signature, "signature")
-    True
+    Examples:
+        >>> original(inspect.signature, "signature")
+        True
     """
     known: Any = _known.get(id(function)) or _learn(function, name)
     if known is None or known.function is not function or known.function.__code__ is not known.code:

@@ -75,9 +75,10 @@ def prepare(model: nn.Module, progress: Callable[[str], None] | None = None) -> 
     Works whatever the toggles say; at most one packed matrix exists beside the originals at any time. ``progress`` is
     called with the path of each module. A group that cannot be packed stays as it is, with the reason in the report.
 
-    >>> attn = nn.ModuleDict({"q_proj": nn.Linear(8, 8), "k_proj": nn.Linear(8, 4), "v_proj": nn.Linear(8, 4)})
-    >>> amd_ops.prepare(attn).bytes_added
-    0
+    Examples:
+        >>> attn = nn.ModuleDict({"q_proj": nn.Linear(8, 8), "k_proj": nn.Linear(8, 4), "v_proj": nn.Linear(8, 4)})
+        >>> amd_ops.prepare(attn).bytes_added
+        0
     """
     report = Report()
     before = unique_bytes(model)
@@ -121,9 +122,10 @@ def _prepare_experts(path: str, module: nn.Module, report: Report, progress: Cal
 def restore(model: nn.Module) -> None:
     """Give every packed Linear of ``model`` storage of its own again; forget packed matrices and shuffled copies.
 
-    >>> model = nn.Sequential(nn.Linear(2, 2))
-    >>> _ = amd_ops.prepare(model)
-    >>> amd_ops.restore(model)
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(2, 2))
+        >>> _ = amd_ops.prepare(model)
+        >>> amd_ops.restore(model)
     """
     preshuffle.restore_weights(model)
     for module in model.modules():

@@ -3,7 +3,7 @@
 A profile is ``{"schema": "amd-ops.profile/1", "toggles": {NAME: value, ...}}``. One that ``overlay qualify`` wrote also
 carries ``qualified`` (the machine it was measured on) and ``digest``; such a profile holds only where it was measured
 and only as it was written. ``auto`` takes the profile that qualify left for this device, where it holds, else the
-device policy of :mod:`amd_ops.toggles`.
+device policy of ``amd_ops.toggles``.
 """
 
 from __future__ import annotations

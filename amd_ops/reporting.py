@@ -93,10 +93,11 @@ class Explanation:
 def report() -> RunReport:
     """Return the counters of every op called so far in this process. Calls inside a compiled graph are not counted.
 
-    >>> amd_ops.reset_counters()
-    >>> _ = amd_ops.linear(torch.ones(1, 2), torch.ones(2, 2))
-    >>> "linear" in str(amd_ops.report())
-    True
+    Examples:
+        >>> amd_ops.reset_counters()
+        >>> _ = amd_ops.linear(torch.ones(1, 2), torch.ones(2, 2))
+        >>> "linear" in str(amd_ops.report())
+        True
     """
     rows = []
     for op in dispatch.ops.values():
@@ -128,9 +129,10 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
 
     ``op`` is a public op or its name. Bad arguments raise as the op itself would.
 
-    >>> q = torch.randn(1, 4, 2, 8)
-    >>> amd_ops.explain(amd_ops.attention, q, q, q).tier
-    'torch'
+    Examples:
+        >>> q = torch.randn(1, 4, 2, 8)
+        >>> amd_ops.explain(amd_ops.attention, q, q, q).tier
+        'torch'
     """
     name = op if isinstance(op, str) else getattr(op, "__name__", str(op))
     found = dispatch.ops.get(name)
@@ -187,8 +189,9 @@ def overlay_info() -> dict[str, str]:
 
     Reads sys.modules only: no file is opened and no lazy module is triggered.
 
-    >>> amd_ops.overlay_info()  # {"transformers.models.llama.modeling_llama": "sha256:..."} once one is imported
-    {...}
+    Examples:
+        >>> amd_ops.overlay_info()  # {"transformers.models.llama.modeling_llama": "sha256:..."} once one is imported
+        {...}
     """
     found = {}
     for name, module in list(sys.modules.items()):

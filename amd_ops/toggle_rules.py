@@ -72,10 +72,11 @@ class ToggleError(ValueError):
     """A toggle has a value that is not accepted. The text names the toggle, what was found, what is accepted and what
     to do.
 
-    >>> with amd_ops.override(use_aiter_gemm="perhaps"):
-    ...     pass
-    Traceback (most recent call last):
-    amd_ops.toggle_rules.ToggleError: ...
+    Examples:
+        >>> with amd_ops.override(use_aiter_gemm="perhaps"):
+        ...     pass
+        Traceback (most recent call last):
+        amd_ops.toggle_rules.ToggleError: ...
     """
 
 

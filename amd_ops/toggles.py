@@ -1,8 +1,8 @@
-"""Toggles: the environment, read once, becomes one frozen :class:`Settings` and the switches that overlaid files read.
+"""Toggles: the environment, read once, becomes one frozen ``Settings`` and the switches that overlaid files read.
 
 A toggle that is set decides for itself. ``AMD_OPS`` decides for those that are unset: ``off`` leaves them off,
 ``auto`` follows the device policy below, a profile file names values. Nothing in here runs during a forward: only
-:func:`refresh` and :func:`override` change anything.
+``refresh`` and ``override`` change anything.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ class Settings:
     """What the toggles resolved to. Field names are the override() keywords; ``sources`` says who decided each
     toggle.
 
-    >>> with amd_ops.override(tiers="torch,eager") as settings:
-    ...     settings.tiers, settings.use_aiter_gemm
-    (('torch', 'eager'), False)
+    Examples:
+        >>> with amd_ops.override(tiers="torch,eager") as settings:
+        ...     settings.tiers, settings.use_aiter_gemm
+        (('torch', 'eager'), False)
     """
 
     use_aiter_attention: bool
@@ -76,9 +77,10 @@ class Settings:
 class Switches:
     """Plain booleans that the guards in overlaid files read; all False when every toggle is off.
 
-    >>> with amd_ops.override(use_optimized_ops=1):
-    ...     amd_ops.on.rms_norm, amd_ops.on.attention
-    (True, False)
+    Examples:
+        >>> with amd_ops.override(use_optimized_ops=1):
+        ...     amd_ops.on.rms_norm, amd_ops.on.attention
+        (True, False)
     """
 
     __slots__ = tuple(SWITCHES)
@@ -116,8 +118,9 @@ _on_refresh: list[Callable[[], None]] = [device.forget]
 def settings() -> Settings:
     """Return the settings in force.
 
-    >>> amd_ops.settings().use_optimized_ops
-    False
+    Examples:
+        >>> amd_ops.settings().use_optimized_ops
+        False
     """
     if _settings is None:
         refresh()
@@ -128,13 +131,14 @@ def settings() -> Settings:
 def refresh() -> Settings:
     """Read the environment again, forget what was learnt about device and backends, and bind every op anew.
 
-    >>> import os
-    >>> os.environ["AMD_OPS_TIERS"] = "eager"
-    >>> amd_ops.refresh().tiers
-    ('eager',)
-    >>> del os.environ["AMD_OPS_TIERS"]
-    >>> amd_ops.refresh().tiers
-    ('aiter', 'triton', 'torch', 'eager')
+    Examples:
+        >>> import os
+        >>> os.environ["AMD_OPS_TIERS"] = "eager"
+        >>> amd_ops.refresh().tiers
+        ('eager',)
+        >>> del os.environ["AMD_OPS_TIERS"]
+        >>> amd_ops.refresh().tiers
+        ('aiter', 'triton', 'torch', 'eager')
     """
     global _raw
     raw = _from_environment(os.environ)
@@ -151,12 +155,13 @@ def override(**toggles: object) -> Iterator[Settings]:
     tiers="torch,eager")``.
 
     Keywords are the lower-case names of the environment variables; ``AMD_OPS_TIERS``, ``AMD_OPS_STRICT`` and
-    ``AMD_OPS`` are ``tiers``, ``strict`` and ``profile``. Raises :class:`ToggleError` on an unknown keyword or value,
+    ``AMD_OPS`` are ``tiers``, ``strict`` and ``profile``. Raises ``ToggleError`` on an unknown keyword or value,
     before anything changes.
 
-    >>> with amd_ops.override(use_optimized_ops=1, tiers="torch,eager"):
-    ...     amd_ops.settings().tiers
-    ('torch', 'eager')
+    Examples:
+        >>> with amd_ops.override(use_optimized_ops=1, tiers="torch,eager"):
+        ...     amd_ops.settings().tiers
+        ('torch', 'eager')
     """
     global _raw
     before_settings = settings()

@@ -130,8 +130,9 @@ def tolerance(purpose: str, dtype: str, kind: str = "value", *, tier: str = "", 
 
     ``tier`` and ``arch`` (``gfx942``) are what ran, "" where that is not known: see CUTTING_CHIPS.
 
-    >>> tolerance(ONE_CALL, "float16").relative
-    0.004
+    Examples:
+        >>> tolerance(ONE_CALL, "float16").relative
+        0.004
     """
     found = TOLERANCES[purpose, dtype, kind]
     cuts = dtype == "bfloat16" and tier in AITER_TIERS and arch.startswith(CUTTING_CHIPS)

@@ -1,7 +1,7 @@
 """Shuffled copies of weights: the wrapper that carries the layout, and which weight each copy belongs to.
 
 aiter marks a shuffled weight with a bare attribute of the tensor object. That mark is lost by detach, clone, casts and
-loading, and a shuffled weight without it multiplies to garbage. So the copy lives in a :class:`Shuffled` that knows
+loading, and a shuffled weight without it multiplies to garbage. So the copy lives in a ``Shuffled`` that knows
 its layout, it is marked anew for each call, and it is never a parameter, a buffer or an attribute of a module:
 state_dict, saving, ``.to()`` and deepcopy see the plain weight alone.
 

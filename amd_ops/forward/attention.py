@@ -82,10 +82,11 @@ def route_attention(module: nn.Module, stock_interface: Interface) -> Interface:
     The returned callable has transformers' signature, (module, query [B, H, S, D], key, value, attention_mask,
     **kwargs) -> (output [B, S, H, D] contiguous, weights or None).
 
-    >>> def mine(module, query, key, value, attention_mask, **more):
-    ...     return query.transpose(1, 2), None
-    >>> amd_ops.route_attention(nn.Module(), mine) is mine  # an interface that is not transformers' own stays
-    True
+    Examples:
+        >>> def mine(module, query, key, value, attention_mask, **more):
+        ...     return query.transpose(1, 2), None
+        >>> amd_ops.route_attention(nn.Module(), mine) is mine  # an interface that is not transformers' own stays
+        True
     """
     if _compiling():
         return _traced_route(stock_interface)

@@ -97,9 +97,10 @@ def softmax_moe(
 ) -> Tensor | None:
     """Route hidden [T, H] by router_logits [T, E] and return the experts' weighted sum, or None for the stock loop.
 
-    >>> experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(8))  # no gated MLPs: stock's loop runs
-    >>> amd_ops.softmax_moe(experts, torch.ones(1, 4), torch.zeros(1, 8), 2, True) is None
-    True
+    Examples:
+        >>> experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(8))  # no gated MLPs: stock's loop runs
+        >>> amd_ops.softmax_moe(experts, torch.ones(1, 4), torch.zeros(1, 8), 2, True) is None
+        True
     """
     packed = _usable(experts, hidden)
     if packed is None:
@@ -111,9 +112,10 @@ def softmax_moe(
 def moe_experts(experts: nn.Module, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor | None:
     """Return the weighted sum of the experts that ids [T, k] name, or None for the stock loop.
 
-    >>> experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(8))  # no gated MLPs: stock's loop runs
-    >>> amd_ops.moe_experts(experts, torch.ones(1, 4), torch.zeros(1, 2), torch.ones(1, 2)) is None
-    True
+    Examples:
+        >>> experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(8))  # no gated MLPs: stock's loop runs
+        >>> amd_ops.moe_experts(experts, torch.ones(1, 4), torch.zeros(1, 2), torch.ones(1, 2)) is None
+        True
     """
     packed = _usable(experts, hidden)
     if packed is None:

@@ -48,9 +48,10 @@ def qkv_proj(attn: nn.Module, hidden_states: Tensor, names: tuple[str, ...] = QK
     Returns one tensor [..., out_features] per name (any sizes: grouped kv heads, a q of double width), views of one
     result when fused. Biases are honoured. The choice and its reason are counted under ``qkv_proj``.
 
-    >>> attn = nn.ModuleDict({"q_proj": nn.Linear(8, 8), "k_proj": nn.Linear(8, 4), "v_proj": nn.Linear(8, 4)})
-    >>> [tuple(part.shape) for part in amd_ops.qkv_proj(attn, torch.ones(3, 8))]
-    [(3, 8), (3, 4), (3, 4)]
+    Examples:
+        >>> attn = nn.ModuleDict({"q_proj": nn.Linear(8, 8), "k_proj": nn.Linear(8, 4), "v_proj": nn.Linear(8, 4)})
+        >>> [tuple(part.shape) for part in amd_ops.qkv_proj(attn, torch.ones(3, 8))]
+        [(3, 8), (3, 4), (3, 4)]
     """
     both = joint(attn, names, hidden_states) if _compiling() else None
     if both is not None:
@@ -95,10 +96,11 @@ def gated_mlp(
     USE_OPTIMIZED_OPS is on, any other module is called on the gate half. Fused gate and up are counted under
     ``gated_mlp``.
 
-    >>> mlp = nn.ModuleDict({name: nn.Linear(8, 8) for name in ("gate_proj", "up_proj", "down_proj")})
-    >>> mlp.act_fn = nn.SiLU()
-    >>> amd_ops.gated_mlp(mlp, torch.ones(3, 8)).shape
-    torch.Size([3, 8])
+    Examples:
+        >>> mlp = nn.ModuleDict({name: nn.Linear(8, 8) for name in ("gate_proj", "up_proj", "down_proj")})
+        >>> mlp.act_fn = nn.SiLU()
+        >>> amd_ops.gated_mlp(mlp, torch.ones(3, 8)).shape
+        torch.Size([3, 8])
     """
     return _single(mlp, down, gated_hidden(mlp, x, gate=gate, up=up, gate_up=gate_up, act=act))
 

@@ -1,7 +1,7 @@
 """What overlaid attention calls for its queries and keys: the head norms, the rotation and the write into a static
 cache, in one op.
 
-The overlaid forward asks :func:`qk_rope` first. What it returns stands in for three things of the stock statements:
+The overlaid forward asks ``qk_rope`` first. What it returns stands in for three things of the stock statements:
 ``q_norm`` and ``k_norm`` (which then do nothing, since the op norms), the rotation, and the cache's ``update`` (which
 then gives back what the op has written to). Where there is neither a head norm nor a static cache to fuse with, it
 returns None and everything is stock's.
@@ -75,10 +75,11 @@ def qk_norm_rope(
 
     q [B, H, S, D], k [B, Hkv, S, D], weights [D], cos and sin [B or 1, S, R], form one of rms_norm's. New tensors.
 
-    >>> q, k, weight = torch.randn(1, 8, 5, 16), torch.randn(1, 2, 5, 16), torch.ones(16)
-    >>> turned, _ = amd_ops.qk_norm_rope(q, k, weight, weight, 1e-6, torch.ones(1, 5, 16), torch.zeros(1, 5, 16))
-    >>> turned.shape
-    torch.Size([1, 8, 5, 16])
+    Examples:
+        >>> q, k, weight = torch.randn(1, 8, 5, 16), torch.randn(1, 2, 5, 16), torch.ones(16)
+        >>> turned, _ = amd_ops.qk_norm_rope(q, k, weight, weight, 1e-6, torch.ones(1, 5, 16), torch.zeros(1, 5, 16))
+        >>> turned.shape
+        torch.Size([1, 8, 5, 16])
     """
     if _compiling():
         return torch_qk_norm_rope(q, k, q_weight, k_weight, eps, form, cos, sin)
@@ -172,12 +173,13 @@ def rope_into_cache(
     q [B, H, S, D], k and v [B, Hkv, S, D], cos and sin [B or 1, S, R]; keys and values [B, Hkv, L, D] are written at
     the S slots that position [S] (int64) names. Nothing else is written to.
 
-    >>> q, k = torch.randn(1, 8, 1, 16), torch.randn(1, 2, 1, 16)
-    >>> keys, values = torch.zeros(1, 2, 32, 16), torch.zeros(1, 2, 32, 16)
-    >>> cos, sin = torch.ones(1, 1, 16), torch.zeros(1, 1, 16)
-    >>> _ = amd_ops.rope_into_cache(q, k, k, cos, sin, keys, values, torch.tensor([7]))
-    >>> torch.equal(values[:, :, 7:8], k)
-    True
+    Examples:
+        >>> q, k = torch.randn(1, 8, 1, 16), torch.randn(1, 2, 1, 16)
+        >>> keys, values = torch.zeros(1, 2, 32, 16), torch.zeros(1, 2, 32, 16)
+        >>> cos, sin = torch.ones(1, 1, 16), torch.zeros(1, 1, 16)
+        >>> _ = amd_ops.rope_into_cache(q, k, k, cos, sin, keys, values, torch.tensor([7]))
+        >>> torch.equal(values[:, :, 7:8], k)
+        True
     """
     _into_cache.calls += 1
     try:
@@ -295,8 +297,9 @@ def qk_rope(
     says that attn's q_norm and k_norm act on whole heads directly before the rotation; ``rotate`` is the function that
     the file calls for it now.
 
-    >>> amd_ops.qk_rope(nn.Module()) is None  # nothing to turn in one launch: stock's statements run
-    True
+    Examples:
+        >>> amd_ops.qk_rope(nn.Module()) is None  # nothing to turn in one launch: stock's statements run
+        True
     """
     if _compiling():
         return None

@@ -57,10 +57,11 @@ def add_norm(
     x and residual [..., D]; ``norm`` is the layer's module, ``dropout`` the one that stock puts around x. Neither
     tensor is written to.
 
-    >>> class Norm(nn.Module):  # no RMSNorm of an overlaid file: stock's statements run
-    ...     pass
-    >>> amd_ops.add_norm(Norm(), torch.ones(2, 8), torch.ones(2, 8)) is None
-    True
+    Examples:
+        >>> class Norm(nn.Module):  # no RMSNorm of an overlaid file: stock's statements run
+        ...     pass
+        >>> amd_ops.add_norm(Norm(), torch.ones(2, 8), torch.ones(2, 8)) is None
+        True
     """
     if _compiling():
         return None
@@ -87,10 +88,11 @@ def mlp_add(
     x and residual [..., H]. ``owned`` says that nobody but the calling forward holds ``residual`` (it is an add_norm's
     sum): then it is written to, outside autograd. ``dropout`` is the module that stock puts around mlp(x).
 
-    >>> class MLP(nn.Module):  # no gated MLP of an overlaid file: stock's statements run
-    ...     pass
-    >>> amd_ops.mlp_add(MLP(), torch.ones(2, 8), torch.ones(2, 8)) is None
-    True
+    Examples:
+        >>> class MLP(nn.Module):  # no gated MLP of an overlaid file: stock's statements run
+        ...     pass
+        >>> amd_ops.mlp_add(MLP(), torch.ones(2, 8), torch.ones(2, 8)) is None
+        True
     """
     if _compiling():
         return None
@@ -184,8 +186,9 @@ def linear_add(x: Tensor, weight: Tensor, residual: Tensor, *, owned: bool = Fal
 
     With ``owned`` the result may be written into ``residual``, which the caller then no longer uses.
 
-    >>> amd_ops.linear_add(torch.ones(1, 3), torch.ones(2, 3), torch.tensor([[0.0, 1.0]]))
-    tensor([[3., 4.]])
+    Examples:
+        >>> amd_ops.linear_add(torch.ones(1, 3), torch.ones(2, 3), torch.tensor([[0.0, 1.0]]))
+        tensor([[3., 4.]])
     """
     if _compiling():
         return residual + F.linear(x, weight)

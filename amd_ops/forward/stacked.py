@@ -35,11 +35,12 @@ def stacked_experts(experts: nn.Module, hidden: Tensor, ids: Tensor, weights: Te
     hidden [T, H], ids [T, k] in [0, E), weights [T, k] -> [T, H]. Parameters gate_up_proj [E, 2I, H] and down_proj
     [E, H, I] (the clamped form: [E, H, 2I], [E, I, H], and a bias for each). Runs the op, or the module itself.
 
-    >>> class Experts(nn.Module):  # not an overlaid class: it runs itself
-    ...     def forward(self, hidden, ids, weights):
-    ...         return hidden * weights.sum(-1, keepdim=True)
-    >>> amd_ops.stacked_experts(Experts(), torch.ones(1, 2), torch.zeros(1, 1), torch.full((1, 1), 0.5))
-    tensor([[0.5000, 0.5000]])
+    Examples:
+        >>> class Experts(nn.Module):  # not an overlaid class: it runs itself
+        ...     def forward(self, hidden, ids, weights):
+        ...         return hidden * weights.sum(-1, keepdim=True)
+        >>> amd_ops.stacked_experts(Experts(), torch.ones(1, 2), torch.zeros(1, 1), torch.full((1, 1), 0.5))
+        tensor([[0.5000, 0.5000]])
     """
     result = None if _compiling() else _through_the_op(experts, hidden, ids, weights)
     if result is None:
@@ -147,10 +148,11 @@ def clamped_experts(experts: nn.Module, hidden: Tensor, ids: Tensor, scores: Ten
 
     Returns [B, S, H] as the stock forward does, or None where the stock forward must run.
 
-    >>> class Experts(nn.Module):  # no parameters of experts: stock's own forward runs
-    ...     pass
-    >>> amd_ops.clamped_experts(Experts(), torch.ones(1, 2, 8), torch.zeros(2, 1), torch.ones(2, 4)) is None
-    True
+    Examples:
+        >>> class Experts(nn.Module):  # no parameters of experts: stock's own forward runs
+        ...     pass
+        >>> amd_ops.clamped_experts(Experts(), torch.ones(1, 2, 8), torch.zeros(2, 1), torch.ones(2, 4)) is None
+        True
     """
     if _compiling():
         return None

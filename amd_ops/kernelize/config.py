@@ -34,11 +34,12 @@ def register_kernels(config: Mapping[str, Any] | str | Path) -> None:
     register_function_kernel; an entry may be a list of such mappings, one per device or mode. All or nothing: an entry
     that fails registers none. Relative ``repo_path`` values of a file are taken from the file's folder.
 
-    >>> class Faster(nn.Module):
-    ...     def forward(self, x):
-    ...         return x
-    >>> with amd_ops.use_kernels():
-    ...     amd_ops.register_kernels({"layers": {"MyNorm": [{"layer": Faster, "mode": "inference"}]}})
+    Examples:
+        >>> class Faster(nn.Module):
+        ...     def forward(self, x):
+        ...         return x
+        >>> with amd_ops.use_kernels():
+        ...     amd_ops.register_kernels({"layers": {"MyNorm": [{"layer": Faster, "mode": "inference"}]}})
     """
     base = None
     if isinstance(config, str | Path):
@@ -94,12 +95,13 @@ def use_kernels(config: Mapping[str, Any] | str | Path | None = None, *, inherit
 
     Models kernelized inside keep their kernels afterwards. ``inherit=False`` starts from our own ready kernels alone.
 
-    >>> class Faster(nn.Module):
-    ...     def forward(self, x):
-    ...         return x
-    >>> with amd_ops.use_kernels({"layers": {"MyNorm": {"layer": Faster}}}, inherit=False) as registry:
-    ...     type(registry).__name__
-    'Registry'
+    Examples:
+        >>> class Faster(nn.Module):
+        ...     def forward(self, x):
+        ...         return x
+        >>> with amd_ops.use_kernels({"layers": {"MyNorm": {"layer": Faster}}}, inherit=False) as registry:
+        ...     type(registry).__name__
+        'Registry'
     """
     registry = current_registry().copy() if inherit else Registry()
     if not inherit:

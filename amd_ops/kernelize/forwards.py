@@ -41,7 +41,7 @@ class Home:
         return forward
 
     def names(self, miss: Callable[[str], None]) -> dict[str, Any]:
-        """What the lines of :func:`unless_replaced` name."""
+        """What the lines of ``unless_replaced`` name."""
         late = "the forward of its class was replaced since"
         return {"_amd_class": self.cls, "_amd_original": self.original, "_amd_home": self,
                 "_amd_late": lambda: miss(late)}  # fmt: skip
@@ -86,7 +86,7 @@ def build(home: Home, train: Branch, infer: Branch, miss: Callable[[str], None])
 def unless_replaced(call: str) -> list[str]:
     """Return the lines with which a forward begins: a patch of its class that came after us wins, and is counted.
 
-    Spelled out where it runs, because a call would cost four times as much. Names: those of :meth:`Home.names`.
+    Spelled out where it runs, because a call would cost four times as much. Names: those of ``Home.names``.
     """
     return [
         "if (_amd_now := _amd_class.forward) is not _amd_original and _amd_now is not _amd_home.ours:",

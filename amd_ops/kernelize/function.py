@@ -71,11 +71,12 @@ def apply_function_kernel(
     function that the module does not have) is counted in ``kernelize_report(None)``, and with ``strict`` a
     KernelUnavailable that lists every reason and changes nothing. Applying again changes nothing.
 
-    >>> amd_ops.register_function_kernel("silu", "torch.nn.functional", lambda x, inplace=False: x * x.sigmoid())
-    >>> amd_ops.apply_function_kernel("torch.nn.functional")
-    ['torch.nn.functional.silu']
-    >>> amd_ops.restore_function_kernels()
-    ['torch.nn.functional.silu']
+    Examples:
+        >>> amd_ops.register_function_kernel("silu", "torch.nn.functional", lambda x, inplace=False: x * x.sigmoid())
+        >>> amd_ops.apply_function_kernel("torch.nn.functional")
+        ['torch.nn.functional.silu']
+        >>> amd_ops.restore_function_kernels()
+        ['torch.nn.functional.silu']
     """
     registry = current_registry()
     targets = [t for t, kernels in registry.functions.items() if kernels[0].target_module == target_module]
@@ -280,8 +281,9 @@ def release(model: nn.Module | None) -> list[str]:
 def restore_function_kernels(target_module: str | None = None) -> list[str]:
     """Restore all replaced functions (of one module), whoever asked for them; returns their dotted names.
 
-    >>> amd_ops.restore_function_kernels("torch.nn.functional")  # nothing is replaced
-    []
+    Examples:
+        >>> amd_ops.restore_function_kernels("torch.nn.functional")  # nothing is replaced
+        []
     """
     restored = []
     with _lock:

@@ -91,15 +91,16 @@ def kernelize_model(
 
     Raises RegistrationError for a bad mode or device, SignatureError for a kernel that does not fit its layer.
 
-    >>> class Norm(nn.Module):
-    ...     def forward(self, x):
-    ...         return x / x.norm()
-    >>> class Faster(nn.Module):
-    ...     def forward(self, x):
-    ...         return x * x.square().sum().rsqrt()
-    >>> with amd_ops.use_kernels({"layers": {"Norm": {"layer": Faster, "external_layer": Norm}}}):
-    ...     type(amd_ops.kernelize_model(Norm())) is Norm
-    False
+    Examples:
+        >>> class Norm(nn.Module):
+        ...     def forward(self, x):
+        ...         return x / x.norm()
+        >>> class Faster(nn.Module):
+        ...     def forward(self, x):
+        ...         return x * x.square().sum().rsqrt()
+        >>> with amd_ops.use_kernels({"layers": {"Norm": {"layer": Faster, "external_layer": Norm}}}):
+        ...     type(amd_ops.kernelize_model(Norm())) is Norm
+        False
     """
     request = _request(model, mode, device, use_fallback, computes)
     with _lock:
@@ -131,9 +132,10 @@ def unkernelize_model(model: nn.Module | None) -> nn.Module | None:
     ``None`` withdraws what was applied for the process. A model that was not kernelized stays as it is. Raises
     KernelizeError when another tool replaced a class or a function since; what can be restored is restored first.
 
-    >>> model = nn.Linear(2, 2)
-    >>> amd_ops.unkernelize_model(amd_ops.kernelize_model(model)) is model
-    True
+    Examples:
+        >>> model = nn.Linear(2, 2)
+        >>> amd_ops.unkernelize_model(amd_ops.kernelize_model(model)) is model
+        True
     """
     problems = []
     with _lock:
@@ -167,10 +169,11 @@ def kernelized(
 ) -> Iterator[nn.Module | None]:
     """Kernelize for the length of a block. Modules that were kernelized before get their former kernels back.
 
-    >>> model = nn.Sequential(nn.Linear(2, 2))
-    >>> with amd_ops.kernelized(model, mode="inference"):
-    ...     model(torch.ones(1, 2)).shape
-    torch.Size([1, 2])
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(2, 2))
+        >>> with amd_ops.kernelized(model, mode="inference"):
+        ...     model(torch.ones(1, 2)).shape
+        torch.Size([1, 2])
     """
     before = [] if model is None else [(module, type(module)) for module in model.modules() if binding_of(module)]
     kernelize_model(model, mode, device, use_fallback, computes=computes)
@@ -186,8 +189,9 @@ def kernelize_report(model: nn.Module | None = None) -> KernelizeReport:
     """Say which modules and functions are kernelized now and why the others are not; None reports what is
     process-wide.
 
-    >>> print(amd_ops.kernelize_report(nn.Linear(2, 2)))
-    kernelize: 0 of 0 candidate layers, 0 of 0 functions
+    Examples:
+        >>> print(amd_ops.kernelize_report(nn.Linear(2, 2)))
+        kernelize: 0 of 0 candidate layers, 0 of 0 functions
     """
     record = _process if model is None else _records.get(model, _Record())
     rows = []

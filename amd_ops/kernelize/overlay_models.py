@@ -62,12 +62,13 @@ def apply_overlay_kernels(model_type: str, *, model: nn.Module | None = None, **
     rms_norm"``. Calling it again with the same flags changes nothing, with others it exchanges. Flags stand for
     themselves: no toggle need be set, but projections are packed, and aiter's GEMM is used, only where
     ``USE_FUSED_PROJECTIONS`` and ``USE_AITER_GEMM`` say so. An instance takes the computes that kernelize finds
-    (:data:`structure.COMPUTES`). Raises RegistrationError for a model that transformers does not have or a compute that
+    (``structure.COMPUTES``). Raises RegistrationError for a model that transformers does not have or a compute that
     does not exist, and KernelUnavailable when not one site was found.
 
-    >>> amd_ops.apply_overlay_kernels("no_such_model")
-    Traceback (most recent call last):
-    amd_ops.kernelize.errors.RegistrationError: ...
+    Examples:
+        >>> amd_ops.apply_overlay_kernels("no_such_model")
+        Traceback (most recent call last):
+        amd_ops.kernelize.errors.RegistrationError: ...
     """
     for name in computes:
         if name not in COMPUTES:
@@ -89,8 +90,9 @@ def revert_overlay_kernels(model_type: str, *, model: nn.Module | None = None) -
 
     Raises KernelizeError for one that somebody else replaced since; it is left as it is, the others are restored.
 
-    >>> amd_ops.revert_overlay_kernels("llama")  # nothing was put in
-    []
+    Examples:
+        >>> amd_ops.revert_overlay_kernels("llama")  # nothing was put in
+        []
     """
     if model is not None:
         unkernelize_model(model)
@@ -228,7 +230,7 @@ def _named(model_type: str) -> tuple[Callable[..., list[str]], Callable[..., lis
 _APPLY = """Put our computes into the classes of transformers' {model}: {computes}.
 
     One boolean per compute. ``model`` changes that instance alone. Returns what was changed; see
-    :func:`amd_ops.apply_overlay_kernels`, and revert_overlay_kernels_from_{model}() for the way back.
+    ``amd_ops.apply_overlay_kernels``, and revert_overlay_kernels_from_{model}() for the way back.
     """
 
 

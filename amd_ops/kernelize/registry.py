@@ -213,11 +213,12 @@ def register_layer_kernel(
 
     Raises RegistrationError or SignatureError; a repository is opened when the kernel is applied, not here.
 
-    >>> class Faster(nn.Module):
-    ...     def forward(self, x):
-    ...         return x
-    >>> with amd_ops.use_kernels():
-    ...     amd_ops.register_layer_kernel("MyNorm", Faster, device="rocm", arch="gfx94*", mode="inference")
+    Examples:
+        >>> class Faster(nn.Module):
+        ...     def forward(self, x):
+        ...         return x
+        >>> with amd_ops.use_kernels():
+        ...     amd_ops.register_layer_kernel("MyNorm", Faster, device="rocm", arch="gfx94*", mode="inference")
     """
     where = f"register_layer_kernel({kernel_name!r})"
     _check_name(where, "kernel_name", kernel_name)
@@ -244,14 +245,15 @@ def register_external_layer(cls: type[nn.Module], kernel_name: str) -> None:
 
     Subclasses that keep the class's forward are bound with it; those that define their own are not.
 
-    >>> class Norm(nn.Module):
-    ...     def forward(self, x):
-    ...         return x / x.norm()
-    >>> class Faster(nn.Module):
-    ...     def forward(self, x):
-    ...         return x * x.square().sum().rsqrt()
-    >>> with amd_ops.use_kernels({"layers": {"MyNorm": {"layer": Faster}}}):
-    ...     amd_ops.register_external_layer(Norm, "MyNorm")
+    Examples:
+        >>> class Norm(nn.Module):
+        ...     def forward(self, x):
+        ...         return x / x.norm()
+        >>> class Faster(nn.Module):
+        ...     def forward(self, x):
+        ...         return x * x.square().sum().rsqrt()
+        >>> with amd_ops.use_kernels({"layers": {"MyNorm": {"layer": Faster}}}):
+        ...     amd_ops.register_external_layer(Norm, "MyNorm")
     """
     if not isinstance(cls, type) or not issubclass(cls, nn.Module):
         raise RegistrationError(f"register_external_layer: {cls!r} is not an nn.Module class")
@@ -281,8 +283,9 @@ def register_function_kernel(
     with ``load()``), ``repo_id`` (hub) or ``repo_path`` (local); ``impl_name`` is the function's name there when it
     differs. The target is imported when the kernel is applied. Raises RegistrationError.
 
-    >>> with amd_ops.use_kernels():
-    ...     amd_ops.register_function_kernel("relu", "torch.nn.functional", torch.relu, device="cpu")
+    Examples:
+        >>> with amd_ops.use_kernels():
+        ...     amd_ops.register_function_kernel("relu", "torch.nn.functional", torch.relu, device="cpu")
     """
     where = f"register_function_kernel({func_name!r}, {target_module!r})"
     _check_name(where, "func_name", func_name, dotted=True)

@@ -122,8 +122,9 @@ _gelu_tanh = _op("gelu_tanh_and_mul", torch_gelu_tanh_and_mul, eager_gelu_tanh_a
 def silu_and_mul(x: Tensor) -> Tensor:
     """silu(x[..., :d]) * x[..., d:]. x [..., 2d] of any float dtype and layout; returns [..., d] in x's dtype.
 
-    >>> amd_ops.silu_and_mul(torch.tensor([0.0, 5.0]))
-    tensor([0.])
+    Examples:
+        >>> amd_ops.silu_and_mul(torch.tensor([0.0, 5.0]))
+        tensor([0.])
     """
     if _compiling():
         return torch_silu_and_mul(x)
@@ -140,8 +141,9 @@ def silu_and_mul(x: Tensor) -> Tensor:
 def gelu_and_mul(x: Tensor) -> Tensor:
     """gelu(x[..., :d]) * x[..., d:] with the exact (erf) gelu. Shapes and dtypes as in silu_and_mul.
 
-    >>> amd_ops.gelu_and_mul(torch.tensor([0.0, 5.0]))
-    tensor([0.])
+    Examples:
+        >>> amd_ops.gelu_and_mul(torch.tensor([0.0, 5.0]))
+        tensor([0.])
     """
     if _compiling():
         return torch_gelu_and_mul(x)
@@ -158,8 +160,9 @@ def gelu_and_mul(x: Tensor) -> Tensor:
 def gelu_tanh_and_mul(x: Tensor) -> Tensor:
     """gelu(x[..., :d]) * x[..., d:] with the tanh approximation. Shapes and dtypes as in silu_and_mul.
 
-    >>> amd_ops.gelu_tanh_and_mul(torch.tensor([0.0, 5.0]))
-    tensor([0.])
+    Examples:
+        >>> amd_ops.gelu_tanh_and_mul(torch.tensor([0.0, 5.0]))
+        tensor([0.])
     """
     if _compiling():
         return torch_gelu_tanh_and_mul(x)

@@ -235,9 +235,10 @@ def attention(
     probability on the weights. Returns [B, Sq, H, Dv], contiguous; a query that sees no key gives zeros. Raises
     ArgumentError on unusable arguments.
 
-    >>> q, k = torch.randn(1, 5, 8, 16), torch.randn(1, 5, 2, 16)  # eight heads share two of keys and values
-    >>> amd_ops.attention(q, k, k, sliding_window=3).shape
-    torch.Size([1, 5, 8, 16])
+    Examples:
+        >>> q, k = torch.randn(1, 5, 8, 16), torch.randn(1, 5, 2, 16)  # eight heads share two of keys and values
+        >>> amd_ops.attention(q, k, k, sliding_window=3).shape
+        torch.Size([1, 5, 8, 16])
     """
     args = _arranged(query, key, value, scaling, is_causal, attention_mask, dropout, sliding_window, softcap, sinks)
     if _compiling():
@@ -278,7 +279,7 @@ op.arrange = _arranged
 
 
 def _fit(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether :func:`_check_tensors` would find nothing, in one pass: every call pays this."""
+    """Whether ``_check_tensors`` would find nothing, in one pass: every call pays this."""
     try:
         (batch, _, heads, size), (key_batch, columns, kv_heads, key_size) = query.shape, key.shape
         value_batch, value_columns, value_heads, _ = value.shape

@@ -191,8 +191,9 @@ def linear_cross_entropy(
     logits are divided by ``divisor``, multiplied by ``factor``, then capped: softcap * tanh(logits / softcap).
     Differentiable in x, weight and bias. Raises IndexError for a label outside of the vocabulary.
 
-    >>> x, weight = torch.randn(4, 8), torch.randn(100, 8, requires_grad=True)
-    >>> amd_ops.linear_cross_entropy(x, weight, torch.tensor([1, 99, -100, 0])).mean().backward()
+    Examples:
+        >>> x, weight = torch.randn(4, 8), torch.randn(100, 8, requires_grad=True)
+        >>> amd_ops.linear_cross_entropy(x, weight, torch.tensor([1, 99, -100, 0])).mean().backward()
     """
     _op.calls += 1
     try:
@@ -227,10 +228,11 @@ def causal_lm_loss(
     becomes of the logits before the loss. Where no gradients are wanted, an evaluation, the caller may read the logits.
     The choice and its reason are counted under ``causal_lm_loss``.
 
-    >>> head, hidden = nn.Linear(8, 100, bias=False), torch.randn(1, 4, 8)
-    >>> labels = torch.tensor([[1, 2, 3, 4]])
-    >>> amd_ops.causal_lm_loss(print, head, hidden, labels, 100) is None  # not transformers' own loss
-    True
+    Examples:
+        >>> head, hidden = nn.Linear(8, 100, bias=False), torch.randn(1, 4, 8)
+        >>> labels = torch.tensor([[1, 2, 3, 4]])
+        >>> amd_ops.causal_lm_loss(print, head, hidden, labels, 100) is None  # not transformers' own loss
+        True
     """
     if _compiling():
         return None

@@ -45,8 +45,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x @ weight.T + bias. x [..., K], weight [N, K] (nn.Linear's layout), bias [N] or None, one dtype and
     device -> [..., N].
 
-    >>> amd_ops.linear(torch.ones(1, 3), torch.ones(2, 3), torch.tensor([0.0, 1.0]))
-    tensor([[3., 4.]])
+    Examples:
+        >>> amd_ops.linear(torch.ones(1, 3), torch.ones(2, 3), torch.tensor([0.0, 1.0]))
+        tensor([[3., 4.]])
     """
     if _compiling():
         result: Tensor = _traced.call(x, weight, bias)
@@ -61,14 +62,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def apply_linear(module: nn.Module, x: Tensor) -> Tensor:
-    """Run ``module(x)``, through :func:`linear` where the module is exactly an nn.Linear that nobody watches or
+    """Run ``module(x)``, through ``linear`` where the module is exactly an nn.Linear that nobody watches or
     changed.
 
     A subclass (quantised, wrapped by an adapter), a hook, a patched forward or a parameter that is not plain means
     that the module itself is called, with the reason counted under ``apply_linear``.
 
-    >>> amd_ops.apply_linear(nn.Linear(4, 2), torch.ones(3, 4)).shape
-    torch.Size([3, 2])
+    Examples:
+        >>> amd_ops.apply_linear(nn.Linear(4, 2), torch.ones(3, 4)).shape
+        torch.Size([3, 2])
     """
     if _compiling():
         if _traced.opaque() and not why_not_plain(module):

@@ -175,10 +175,11 @@ def moe(
     An expert is w2[e] @ (act(gate) * up) with gate and up the halves of w1[e] @ x; ``activation`` is silu, gelu or
     gelu_tanh. Ids lie in [0, E). Experts without a token cost nothing. Raises ArgumentError on unusable arguments.
 
-    >>> hidden, w1, w2 = torch.ones(2, 4), torch.ones(8, 6, 4), torch.ones(8, 4, 3)
-    >>> weights, ids = amd_ops.softmax_top_k(torch.randn(2, 8), 2)
-    >>> amd_ops.moe(hidden, w1, w2, weights, ids).shape
-    torch.Size([2, 4])
+    Examples:
+        >>> hidden, w1, w2 = torch.ones(2, 4), torch.ones(8, 6, 4), torch.ones(8, 4, 3)
+        >>> weights, ids = amd_ops.softmax_top_k(torch.randn(2, 8), 2)
+        >>> amd_ops.moe(hidden, w1, w2, weights, ids).shape
+        torch.Size([2, 4])
     """
     _moe.calls += 1
     try:
@@ -239,8 +240,9 @@ def softmax_top_k(
 
     The weights are softmax probabilities, divided by their sum with ``renormalise`` and rounded to ``dtype``.
 
-    >>> amd_ops.softmax_top_k(torch.tensor([[1.0, 3.0, 3.0, 0.0]]), 2)
-    (tensor([[0.5000, 0.5000]]), tensor([[1, 2]], dtype=torch.int32))
+    Examples:
+        >>> amd_ops.softmax_top_k(torch.tensor([[1.0, 3.0, 3.0, 0.0]]), 2)
+        (tensor([[0.5000, 0.5000]]), tensor([[1, 2]], dtype=torch.int32))
     """
     _route.calls += 1
     try:
@@ -323,10 +325,11 @@ def clamped_moe(
     gate_up [E, H, 2I] with gate and up interleaved, gate_up_bias [E, 2I], down [E, I, H], down_bias [E, H]; hidden
     [T, H], weights and ids [T, k]. Returns [T, H].
 
-    >>> hidden, weights, ids = torch.ones(1, 2), torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int32)
-    >>> gate_up, down = torch.zeros(3, 2, 8), torch.ones(3, 4, 2)
-    >>> amd_ops.clamped_moe(hidden, gate_up, torch.zeros(3, 8), down, torch.ones(3, 2), weights, ids)
-    tensor([[1., 1.]])
+    Examples:
+        >>> hidden, weights, ids = torch.ones(1, 2), torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int32)
+        >>> gate_up, down = torch.zeros(3, 2, 8), torch.ones(3, 4, 2)
+        >>> amd_ops.clamped_moe(hidden, gate_up, torch.zeros(3, 8), down, torch.ones(3, 2), weights, ids)
+        tensor([[1., 1.]])
     """
     _clamped_moe.calls += 1
     try:

@@ -100,8 +100,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, form: str = "llama") -> T
     llama and t5 forms, as in the stock modules, in the promoted dtype of x and weight. Raises ArgumentError on
     unusable arguments.
 
-    >>> amd_ops.rms_norm(torch.tensor([[3.0, -3.0]]), torch.tensor([1.0, 2.0]), 0.0)
-    tensor([[ 1., -2.]])
+    Examples:
+        >>> amd_ops.rms_norm(torch.tensor([[3.0, -3.0]]), torch.tensor([1.0, 2.0]), 0.0)
+        tensor([[ 1., -2.]])
     """
     if _compiling():
         return torch_rms_norm(x, weight, eps, form)
@@ -124,9 +125,10 @@ def add_rms_norm(
 
     x and residual [..., D] of one shape, dtype and device; the rest as in rms_norm. Neither input is written to.
 
-    >>> normed, total = amd_ops.add_rms_norm(torch.ones(2, 4), torch.ones(2, 4), torch.ones(4), 0.0)
-    >>> normed[0], total[0]
-    (tensor([1., 1., 1., 1.]), tensor([2., 2., 2., 2.]))
+    Examples:
+        >>> normed, total = amd_ops.add_rms_norm(torch.ones(2, 4), torch.ones(2, 4), torch.ones(4), 0.0)
+        >>> normed[0], total[0]
+        (tensor([1., 1., 1., 1.]), tensor([2., 2., 2., 2.]))
     """
     if _compiling():
         return torch_add_rms_norm(x, residual, weight, eps, form)

@@ -45,7 +45,7 @@ def product(x: Tensor, parameters: Sequence[Tensor], sizes: Sequence[int]) -> Te
 
 
 class _Joint(torch.autograd.Function):
-    """The node of :func:`product`."""
+    """The node of ``product``."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, sizes: tuple[int, ...], dtype: torch.dtype | None, *parameters: Tensor) -> Tensor:

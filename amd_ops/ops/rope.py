@@ -67,13 +67,13 @@ def torch_rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: in
 
 
 def signed(sin: Tensor) -> Tensor:
-    """The table by which :func:`torch_rope_signed` multiplies: its first half is negated."""
+    """The table by which ``torch_rope_signed`` multiplies: its first half is negated."""
     first, second = sin.chunk(2, -1)
     return torch.cat((-first, second), dim=-1)
 
 
 def torch_rope_signed(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """As stock, bit for bit, for heads x [B, H, S, D] and tables [B or 1, 1, S, D] of which sin is :func:`signed`: the
+    """As stock, bit for bit, for heads x [B, H, S, D] and tables [B or 1, 1, S, D] of which sin is ``signed``: the
     sign is in the table, so that the halves are only exchanged.
     """
     return x * cos + torch.roll(x, x.shape[-1] // 2, -1) * sin
@@ -100,17 +100,18 @@ _rope = make_op("apply_rope", "USE_OPTIMIZED_OPS", torch=always(torch_rope), eag
 def takes_rope(
     rotate: Callable[..., Tensor], q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, dim: int, *, halves: bool = False
 ) -> bool:
-    """Say whether :func:`apply_rope` is what a stock function computes for this call; else its own statements run.
+    """Say whether ``apply_rope`` is what a stock function computes for this call; else its own statements run.
 
     ``rotate`` is the rotate_half of the function's file, or what turns the halves there with tables of ``halves``. The
     stock function broadcasts whatever fits (tables [S, R], packed tokens [T, H, D], negative dimensions, one position
     for many queries), the op takes the forms in the module text.
 
-    >>> def other(x):  # no rotate_half: the file's own statements run
-    ...     return x
-    >>> q = torch.ones(1, 2, 3, 8)
-    >>> amd_ops.takes_rope(other, q, q, torch.ones(1, 3, 8), torch.zeros(1, 3, 8), 1)
-    False
+    Examples:
+        >>> def other(x):  # no rotate_half: the file's own statements run
+        ...     return x
+        >>> q = torch.ones(1, 2, 3, 8)
+        >>> amd_ops.takes_rope(other, q, q, torch.ones(1, 3, 8), torch.zeros(1, 3, 8), 1)
+        False
     """
     if halves and _compiling():
         return False  # a compiler fuses the stock statements, which need no whole tables
@@ -160,7 +161,7 @@ def _whole(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _arranged(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, dim: int, halves: bool) -> tuple[Any, ...]:
-    """What the tiers are given of a call of :func:`apply_rope`."""
+    """What the tiers are given of a call of ``apply_rope``."""
     return (q, k, *(_whole(cos, sin) if halves else (cos, sin)), dim)
 
 
@@ -174,9 +175,10 @@ def apply_rope(
     """Rotate q and k by the angles whose cosines and sines are given; shapes are in the module text. Returns new (q,
     k). ``halves`` says that the tables are of halves.
 
-    >>> q = k = torch.tensor([[[[1.0, 2.0]]]])  # [B, H, S, D]; a quarter turn
-    >>> amd_ops.apply_rope(q, k, torch.zeros(1, 1, 2), torch.ones(1, 1, 2))[0]
-    tensor([[[[-2.,  1.]]]])
+    Examples:
+        >>> q = k = torch.tensor([[[[1.0, 2.0]]]])  # [B, H, S, D]; a quarter turn
+        >>> amd_ops.apply_rope(q, k, torch.zeros(1, 1, 2), torch.ones(1, 1, 2))[0]
+        tensor([[[[-2.,  1.]]]])
     """
     if halves:
         cos, sin = _whole(cos, sin)

@@ -1,6 +1,6 @@
 """Plans: a decode step of a whole decoder as one list of calls with everything bound beforehand.
 
-The loop of an overlaid model runs through what :func:`planned` returns: its layers, or a stand-in for them that runs
+The loop of an overlaid model runs through what ``planned`` returns: its layers, or a stand-in for them that runs
 the plan. A plan is made once per model and shape class. Before every forward everything that it was made from is looked
 at (watch.py); what has changed makes a new plan, and what a plan cannot honour leaves the layers to themselves, with
 the reason counted under ``decode_plan``. Nothing in a plan depends on what a cache or a mask holds.
@@ -142,9 +142,10 @@ def planned(model: nn.Module, layers: nn.ModuleList, count: int | None = None, *
     ``each`` says that the loop counts its turns; the stand-in then comes once per layer. Whatever it is called with,
     the result is that of the layer.
 
-    >>> layers = nn.ModuleList([nn.Linear(2, 2)])
-    >>> list(amd_ops.planned(nn.Module(), layers)) == list(layers)  # nothing to settle: the layers themselves
-    True
+    Examples:
+        >>> layers = nn.ModuleList([nn.Linear(2, 2)])
+        >>> list(amd_ops.planned(nn.Module(), layers)) == list(layers)  # nothing to settle: the layers themselves
+        True
     """
     stock: Any = layers if count is None else None
     if _compiling():

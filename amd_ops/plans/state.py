@@ -36,7 +36,7 @@ class State:
     tables: tuple[Tensor, Tensor, Tensor] | None = None
 
     def for_heads(self) -> tuple[Tensor, Tensor, Tensor]:
-        """cos as it is, and both tables as :func:`torch_rope_signed` takes them, made once per forward and table."""
+        """cos as it is, and both tables as ``torch_rope_signed`` takes them, made once per forward and table."""
         known = self.tables
         if known is None or known[0] is not self.cos:
             known = self.tables = self.cos, self.cos.unsqueeze(1), signed(self.sin).unsqueeze(1)

@@ -1,6 +1,6 @@
 """A decoder's layers as a list of calls with everything bound beforehand: packed matrices, weights, eps, scaling.
 
-A layer is a program over its hidden states and the residual (see :data:`PROGRAM_MARK`). An add with the norm behind it
+A layer is a program over its hidden states and the residual (see ``PROGRAM_MARK``). An add with the norm behind it
 is one op, across the border of two layers too: so a layer is norm + add, q/k/v, rotation with the cache's write,
 attention, output, norm + add, gate and up, activation, down. Rows are [B, width] throughout: one token per sequence.
 """
@@ -33,7 +33,7 @@ PROGRAM_MARK = "_amd_decoder"
 """forward._amd_decoder = ("keep x @y add ...", forward): that forward computes this program and nothing else."""
 
 OWN_CALL = "the module's class has a call of its own"
-"""What :mod:`..modules` says of a class like transformers' decoder layers, whose call recomputes in training."""
+"""What ``..modules`` says of a class like transformers' decoder layers, whose call recomputes in training."""
 
 Step = Callable[[State], None]
 

@@ -137,7 +137,7 @@ class Packed:
         """Return the weights and then the biases where autograd records what is done with them and ``x``, else [].
 
         With frozen parameters that want no gradient the matrix itself is used, which gives ``x`` its own; those that
-        want one are for :meth:`untrainable` to refuse.
+        want one are for ``untrainable`` to refuse.
         """
         owned = [linear.__dict__["_parameters"] for linear in (ref() for ref in self.linears) if linear is not None]
         keys = ("weight",) if self._bias is None else ("weight", "bias")

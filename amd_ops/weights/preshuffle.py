@@ -1,7 +1,7 @@
 """Shuffled weights for the tuned GEMM: which weights may have a copy, when it is made, and how it is taken back.
 
 A copy costs the weight's bytes once more and cannot see who writes to the weight. So it exists only where its owner
-says so: ``prepare(model)`` under USE_PRESHUFFLE=1 (or :func:`preshuffle_weights`) freezes the weights and makes their
+says so: ``prepare(model)`` under USE_PRESHUFFLE=1 (or ``preshuffle_weights``) freezes the weights and makes their
 copies, ``restore(model)`` gives both back, and whoever takes hold of a frozen weight's memory ends its copy
 (frozen.py). Calls of fewer rows than PRESHUFFLE_M_THRESH keep the plain weight (decode can be slower on the shuffled
 one); a negative threshold means never.
@@ -30,7 +30,7 @@ _was_on = False
 
 @dataclass
 class Shuffling:
-    """What :func:`preshuffle_weights` did: (path, bytes added) of each copy, and (path, reason) of each Linear without
+    """What ``preshuffle_weights`` did: (path, bytes added) of each copy, and (path, reason) of each Linear without
     one.
     """
 

@@ -27,7 +27,7 @@ VIEWS = frozenset(
 MAY_COPY = frozenset("to contiguous flatten reshape type_as dropout resolve_conj resolve_neg".split())  # noqa: SIM905
 """Ops that launch something only where they do not give back the memory that they got."""
 WITH_KERNELS = ("aiter", "triton")
-"""The tiers whose answer to a call is one kernel, or as many as :data:`SEVERAL` says."""
+"""The tiers whose answer to a call is one kernel, or as many as ``SEVERAL`` says."""
 SEVERAL = {"aiter::moe": 3, "triton::moe": 2, "triton::clamped_moe": 2}
 """Sorting and two stages in aiter; two gathered products in our kernels."""
 
@@ -65,7 +65,7 @@ class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return counted
 
     def bound(self, name: str, call: Callable[..., Any], tier: str) -> Callable[..., Any]:
-        """As :meth:`as_one`, for a call of a plan, whose tier is known."""
+        """As ``as_one``, for a call of a plan, whose tier is known."""
         if tier not in WITH_KERNELS:
             return call
 

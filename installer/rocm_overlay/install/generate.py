@@ -2,7 +2,7 @@
 
 What is made is checked statically before anything is written, and what the nearest known release has and this one has
 not is said. Results are kept by their text, so that an interrupted run goes on where it was. Needs libcst, like
-:mod:`.made`.
+``.made``.
 """
 
 from __future__ import annotations

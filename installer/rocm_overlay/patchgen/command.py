@@ -1,6 +1,6 @@
 """``overlay gen``: make the overlay of one modeling file, or of every modeling file of a transformers package.
 
-:func:`run` is the whole command except argument parsing; the CLI wraps it. Nothing in files and reports depends on
+``run`` is the whole command except argument parsing; the CLI wraps it. Nothing in files and reports depends on
 the clock, the working directory or the order of a set.
 """
 

@@ -57,7 +57,7 @@ def find_conflict(edits: Sequence[Edit]) -> tuple[Edit, Edit] | None:
 
 
 def splice(stock: bytes, edits: Iterable[Edit]) -> tuple[bytes, tuple[AppliedEdit, ...]]:
-    """Return the edited text and the record that :func:`unsplice` needs to undo it.
+    """Return the edited text and the record that ``unsplice`` needs to undo it.
 
     Raises:
         EditConflict: two edits overlap.

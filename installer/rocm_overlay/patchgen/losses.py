@@ -56,7 +56,7 @@ def sites_of(results: Iterable[Result]) -> dict[str, dict[str, str]]:
 
 
 def render(release: str, results: Iterable[Result]) -> bytes:
-    """Return the file of a release in :data:`KNOWN`, one modeling file a line."""
+    """Return the file of a release in ``KNOWN``, one modeling file a line."""
     rows = [f" {json.dumps(path)}: {json.dumps(functions)}" for path, functions in sites_of(results).items()]
     head = f'{{"schema": "amd-overlay.known-sites/1", "release": {json.dumps(release)}, "files": {{\n'
     return (head + ",\n".join(rows) + "\n}}\n").encode("ascii")
@@ -70,7 +70,7 @@ def known_releases() -> tuple[str, ...]:
 
 @cache
 def known_sites(release: str) -> Mapping[str, Functions]:
-    """Return the sites of one of :func:`known_releases`, by path and function."""
+    """Return the sites of one of ``known_releases``, by path and function."""
     found: dict[str, Functions] = json.loads((KNOWN / f"{release}.json").read_bytes())["files"]
     return found
 

@@ -40,7 +40,7 @@ def build(
 
     Args:
         line: e.g. ``4.57``.
-        models: names as in the line's table of :data:`rocm_overlay.overlays.expected.SITES`.
+        models: names as in the line's table of ``rocm_overlay.overlays.expected.SITES``.
         trees: the source of each release of the line.
         declared: the sites that each model must have; default the line's table.
 

@@ -107,7 +107,7 @@ class ModelingCodeGenerator:
 
 
 def build(config: PatchConfig, module: StockModule, mode: Mode) -> Generated:
-    """Apply every patch of a config to a stock module; see :meth:`ModelingCodeGenerator.generate`."""
+    """Apply every patch of a config to a stock module; see ``ModelingCodeGenerator.generate``."""
     if not config.patches:
         raise ConfigError(f"the config for {config.target_file} has no patches", place=config.place)
     source = Source(module.data, module.path)

@@ -1,4 +1,4 @@
-"""What a patch is: plain values. How each kind changes a file is in :mod:`.apply`."""
+"""What a patch is: plain values. How each kind changes a file is in ``.apply``."""
 
 from __future__ import annotations
 

@@ -275,7 +275,7 @@ def _lost(site: EditedSite, new: FileSites, text: str | None) -> str:
 
 
 def _decode(document: Any) -> FileDrift | None:
-    """What :func:`dataclasses.asdict` made of a file, None where it is not that."""
+    """What ``dataclasses.asdict`` made of a file, None where it is not that."""
     try:
         return FileDrift(
             document["path"],
