@@ -175,7 +175,7 @@ class Histories(RuleBasedStateMachine):
                 amd_ops.kernelize_model(ours, mode="inference")
         self.pairs = [(stock, ours)]
         self.done(f"{route} {architecture}")
-        if prepare:
+        if prepare or route == "shuffled":  # which without copies is no more than another dtype
             self.prepare()
         self.equal()
         self.write(hows, seed)

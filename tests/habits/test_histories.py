@@ -34,7 +34,7 @@ def test_forty_histories() -> None:
     kinds = {what.split()[0] for what in REACHED}
     assert {"overlaid", "kernelized", "shuffled", "write", "touch", "untouch", "adapter", "train", "prepare"} <= kinds
     assert sum(count for what, count in REACHED.items() if what.startswith("write")) >= 40
-    assert REACHED["run with shuffled copies"] >= 5
+    assert REACHED["run with shuffled copies"] >= 3
     assert sum(count for what, count in REACHED.items() if what.startswith("touch")) >= 20
 
 
