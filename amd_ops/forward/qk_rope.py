@@ -94,56 +94,36 @@ def qk_norm_rope(
     return result
 
 
-def torch_rope_into_cache(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    position: Tensor,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
-    eps: float,
-    form: str,
-) -> Tensor:
-    """The norms where there are any, the rotation, and stock's two writes."""
-    if q_weight is None or k_weight is None:
-        q, k = torch_rope(q, k, cos, sin, unsqueeze_dim=1)
-    else:
-        q, k = torch_qk_norm_rope(q, k, q_weight, k_weight, eps, form, cos, sin)
-    return _written(q, k, v, keys, values, position)
+def _rope_into_cache_by(rope: Callable[..., Any], norm_rope: Callable[..., Any]) -> Callable[..., Tensor]:
+    """Return the norms where there are any, the rotation, and stock's two writes, from one tier's formulas."""
+
+    def run(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        position: Tensor,
+        q_weight: Tensor | None,
+        k_weight: Tensor | None,
+        eps: float,
+        form: str,
+    ) -> Tensor:
+        if q_weight is None or k_weight is None:
+            q, k = rope(q, k, cos, sin, unsqueeze_dim=1)
+        else:
+            q, k = norm_rope(q, k, q_weight, k_weight, eps, form, cos, sin)
+        keys.index_copy_(2, position, k)
+        values.index_copy_(2, position, v)
+        return q
+
+    return run
 
 
-def eager_rope_into_cache(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    position: Tensor,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
-    eps: float,
-    form: str,
-) -> Tensor:
-    """The plain formulas, then the writes."""
-    if q_weight is None or k_weight is None:
-        q, k = eager_rope(q, k, cos, sin, unsqueeze_dim=1)
-    else:
-        q, k = eager_qk_norm_rope(q, k, q_weight, k_weight, eps, form, cos, sin)
-    return _written(q, k, v, keys, values, position)
-
-
-def _written(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, position: Tensor) -> Tensor:
-    keys.index_copy_(2, position, k)
-    values.index_copy_(2, position, v)
-    return q
-
-
+torch_rope_into_cache = _rope_into_cache_by(torch_rope, torch_qk_norm_rope)
+eager_rope_into_cache = _rope_into_cache_by(eager_rope, eager_qk_norm_rope)
 _into_cache = make_op(
     "rope_into_cache",
     "USE_OPTIMIZED_OPS",

@@ -367,7 +367,7 @@ def _structural(cls: type[nn.Module], request: Request) -> Decision | None:
 
 
 def _exchange(wanted: list[Change]) -> None:
-    """Change all modules, or none: an error on the way puts back what was changed."""
+    """Change all modules, or none: an error or Ctrl-C on the way puts back what was changed."""
     done: list[tuple[nn.Module, type[nn.Module]]] = []
     try:
         for module, kernelized_class in wanted:
@@ -376,7 +376,7 @@ def _exchange(wanted: list[Change]) -> None:
                 unbind(module)
             else:
                 bind(module, kernelized_class)
-    except Exception:
+    except BaseException:
         for module, cls in done:
             if type(module) is not cls:
                 bind(module, cls)

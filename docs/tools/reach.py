@@ -24,7 +24,7 @@ def releases() -> list[str]:
 
 
 def state(row: Mapping[str, Any]) -> str:
-    """Return what a row of the numbers shows, one of :data:`STATES`."""
+    """Return what a row of the numbers shows, one of ``STATES``."""
     if not row["compared"]:
         return "not run" if row.get("reason") == NOT_RUN else "not compared"
     if any(row["deviating"].values()):

@@ -3,7 +3,7 @@
     python docs/tools/tables.py            # write
     python docs/tools/tables.py --check    # exit 1 where a page says something else
 
-A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``; :data:`TABLES` makes each by its name.
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``; ``TABLES`` makes each by its name.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def rows(head: Sequence[str], body: Iterable[Sequence[object]]) -> str:
 
 
 def names() -> list[str]:
-    """The environment variables, families first, in the order of :data:`MEANINGS`; all of them or KeyError."""
+    """The environment variables, families first, in the order of ``MEANINGS``; all of them or KeyError."""
     missing = set(toggles.KEYWORDS.values()) ^ set(MEANINGS)
     if missing:
         raise KeyError(f"MEANINGS and amd_ops.toggles differ in {sorted(missing)}")
@@ -188,7 +188,7 @@ def models_table() -> str:
 
 
 def support_table() -> str:
-    """The support matrix: the releases that docs/parity.md compares, then :data:`SUPPORT`."""
+    """The support matrix: the releases that docs/parity.md compares, then ``SUPPORT``."""
     matrix = [(release, "2.13.0 CPU", "none", "CPU", "proved", "`docs/parity.md`") for release in parity()]
     return rows(("transformers", "torch", "aiter", "device", "state", "evidence"), [*matrix, *SUPPORT])
 

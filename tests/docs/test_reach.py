@@ -14,7 +14,7 @@ import pytest
 from docs.tools import reach
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not on PATH: a system package")
 ROOT = Path(__file__).resolve().parents[2]
 RUN = {"compared": 3, "ran": 1, "deviating": {"off": [], "on": []}}
 

@@ -28,6 +28,7 @@ from amd_ops.kernelize import (
     kernelize_model,
     kernelize_report,
     kernelized,
+    layers,
     register_external_layer,
     register_kernels,
     register_layer_kernel,
@@ -258,6 +259,23 @@ def test_kernelize_with_other_kernels_exchanges_them() -> None:
     with use_kernels(inherit=False):
         assert offset(kernelize_model(layer)) == 0, "a registry without the kernel takes it away"
     assert type(layer) is Layer
+
+
+def test_ctrl_c_in_the_middle_puts_back_what_was_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    register_layer_kernel("K", PlusTen)
+    register_external_layer(Layer, "K")
+    tree, bind, bound = nn.Sequential(Layer(), Layer()), layers.bind, []
+
+    def stopped(module: nn.Module, cls: type[nn.Module]) -> None:
+        bound.append(module)
+        if len(bound) == 2:
+            raise KeyboardInterrupt
+        bind(module, cls)
+
+    monkeypatch.setattr(layers, "bind", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        kernelize_model(tree)
+    assert [type(one) for one in tree] == [Layer, Layer]
 
 
 def test_state_dict_is_unchanged_and_loads() -> None:
