@@ -38,12 +38,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", default=list(MODELS))
     parser.add_argument("--json", type=Path, help="also write the counts to this file")
+    parser.add_argument("--profile", type=Path, help="of `overlay qualify`, in place of all toggles")
     parser.add_argument("--worker", choices=("stock", "overlaid"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        print(json.dumps(_count(arguments.models[0], overlaid=arguments.worker == "overlaid")))
+        print(json.dumps(_count(arguments.models[0], arguments.worker == "overlaid", arguments.profile)))
         return
-    rows = [_row(model) for model in arguments.models]
+    rows = [_row(model, arguments.profile) for model in arguments.models]
     print(f"{'model':12} {'phase':14} {'stock':>6} {'overlaid':>9} {'ratio':>6}   overlaid, by name")
     for row in rows:
         for phase in PHASES:
@@ -57,15 +58,16 @@ def main() -> None:
         save(arguments.json, "amd-overlay.bench-launches/2", content)
 
 
-def _row(model: str) -> dict[str, Any]:
-    return {"model": model, **{side: counted(model, side) for side in ("stock", "overlaid")}}
+def _row(model: str, profile: Path | None) -> dict[str, Any]:
+    return {"model": model, **{side: counted(model, side, profile) for side in ("stock", "overlaid")}}
 
 
-def counted(model: str, side: str) -> dict[str, dict[str, Any]]:
+def counted(model: str, side: str, profile: Path | None = None) -> dict[str, dict[str, Any]]:
     """Return the kernels of a layer by phase, as a process of its own counts them."""
-    toggles = {**TOGGLES, "TRITON_INTERPRET": "1"} if side == "overlaid" else {}
+    toggles = {**({} if profile else TOGGLES), "TRITON_INTERPRET": "1"} if side == "overlaid" else {}
     environ = {**os.environ, **toggles, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", __file__, model, "--worker", side]
+    command += ["--profile", str(profile)] if profile else []
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{model}, {side}: the worker failed\n{done.stderr}")
@@ -73,11 +75,12 @@ def counted(model: str, side: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _count(model: str, *, overlaid: bool) -> dict[str, dict[str, Any]]:
+def _count(model: str, overlaid: bool, profile: Path | None) -> dict[str, dict[str, Any]]:
     sys.path.insert(0, str(ROOT))
-    with tempfile.TemporaryDirectory() as folder, _gpu() if overlaid else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
         if overlaid:
-            _serve_overlay(model, Path(folder))
+            stack.enter_context(_gpu(profile))
+            _serve_overlay(model, Path(stack.enter_context(tempfile.TemporaryDirectory())))
         few, many = _kernels(model, 1), _kernels(model, 3)
     rows = {}
     for phase, counted in many.items():
@@ -87,8 +90,9 @@ def _count(model: str, *, overlaid: bool) -> dict[str, dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def _gpu() -> Iterator[None]:
+def _gpu(profile: Path | None) -> Iterator[None]:
     """What stands for a gfx942 here: aiter's double, and experts on the grouped GEMMs that torch's tier takes there."""
+    import amd_ops
     from amd_ops import dispatch
     from tests.doubles.aiter import fake_aiter
 
@@ -100,7 +104,7 @@ def _gpu() -> Iterator[None]:
             hidden, w1, w2, weights, ids, moe.ACTIVATIONS[activation]
         )
     )
-    with fake_aiter(AITER, ARCH, UNITS):
+    with fake_aiter(AITER, ARCH, UNITS), amd_ops.override(profile=profile) if profile else contextlib.nullcontext():
         yield
 
 

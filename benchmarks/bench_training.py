@@ -2,7 +2,9 @@
 
 Counted are torch's own operations that are no views (in tier torch an operation is a launch), matrix products among
 them, forward and backward apart, for one more decoder layer; bytes are those of the storages that autograd keeps. The
-peak of the loss is summed from torch's record of every allocation and release (its profiler), over the level before it.
+row "aiter and triton" is that of a double of a gfx942: an operator of aiter counts once, and so does each Triton kernel
+that our launchers start (interpreted). The peak of the loss is summed from torch's record of every allocation and
+release (its profiler), over the level before it.
 
     python benchmarks/bench_training.py [--json FILE] [--rows 512] [--words 128256]
 """
@@ -10,8 +12,13 @@ peak of the loss is summed from torch's record of every allocation and release (
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
-from collections.abc import Callable
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +39,8 @@ TOGGLES: dict[str, dict[str, Any]] = {
     "fused projections": {"use_fused_projections": 1},
     "all of tier torch": {"use_fused_projections": 1, "use_optimized_ops": 1, "use_aiter_attention": 1},
 }
+GPU = "aiter and triton"
+ON_GPU = {"use_fused_projections": 1, "use_optimized_ops": 1, "use_aiter_attention": 1, "use_aiter_gemm": 1}
 PRODUCTS = ("mm", "addmm", "addmm_", "bmm", "linear", "matmul")
 
 
@@ -41,7 +50,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--words", type=int, default=128256)
+    parser.add_argument("--gpu", choices=ARCHITECTURES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.gpu:
+        print(json.dumps(on_gpu(arguments.gpu)))
+        return
     steps = {architecture: layer(architecture) for architecture in ARCHITECTURES}
     for architecture, rows in steps.items():
         for name, row in rows.items():
@@ -60,7 +73,38 @@ def layer(architecture: str) -> dict[str, dict[str, int]]:
     for name, toggles in TOGGLES.items():
         two, three = (step(architecture, layers, name == "stock", toggles) for layers in (2, 3))
         found[name] = {what: three[what] - two[what] for what in two}
-    return found
+    command = [sys.executable, "-W", "ignore", __file__, "--gpu", architecture]
+    environ = {**os.environ, "TRITON_INTERPRET": "1"}  # which Triton reads when it is imported
+    done = subprocess.run(command, env=environ, stdout=subprocess.PIPE, text=True, check=True)
+    return {**found, GPU: json.loads(done.stdout.splitlines()[-1])}
+
+
+def on_gpu(architecture: str) -> dict[str, int]:
+    """Count what one decoder layer more launches on the double of a GPU."""
+    from tests.doubles.aiter import fake_aiter
+
+    with fake_aiter("v0.1.20.post1", "gfx942", 304):
+        two, three = (step(architecture, layers, False, ON_GPU) for layers in (2, 3))
+    return {what: three[what] - two[what] for what in two if what != "products"}  # GEMMs of aiter are none of torch's
+
+
+@contextlib.contextmanager
+def interpreted(count: Any) -> Iterator[None]:
+    """Let a Triton kernel that is interpreted count as one launch, and nothing of what interprets it."""
+    from triton.runtime import interpreter
+
+    run = interpreter.GridExecutor.__call__
+
+    def once(self: Any, *args: Any, **kwargs: Any) -> None:
+        before = count.launches
+        run(self, *args, **kwargs)
+        count.launches = before + 1
+
+    interpreter.GridExecutor.__call__ = once
+    try:
+        yield
+    finally:
+        interpreter.GridExecutor.__call__ = run
 
 
 def step(architecture: str, layers: int, stock: bool, toggles: dict[str, Any]) -> dict[str, int]:
@@ -85,13 +129,14 @@ def step(architecture: str, layers: int, stock: bool, toggles: dict[str, Any]) -
     pair = twins.new_pair(architecture, "bfloat16", **SHAPE, num_hidden_layers=layers)
     model = (pair.stock if stock else pair.overlay).train()
     ids = torch.randint(3, 500, (1, 128))
-    with amd_ops.override(**toggles, tiers="torch,eager"):
+    gpu = toggles is ON_GPU
+    with amd_ops.override(**toggles, tiers="aiter,triton,torch,eager" if gpu else "torch,eager"):
         model(ids, labels=ids, use_cache=False).loss.backward()
         model.zero_grad(set_to_none=True)
         kept = kept_bytes(model, lambda: model(ids, labels=ids, use_cache=False).loss)
-        with Count() as forward:
+        with Count() as forward, interpreted(forward) if gpu else contextlib.nullcontext():
             loss = model(ids, labels=ids, use_cache=False).loss
-        with Count() as backward:
+        with Count() as backward, interpreted(backward) if gpu else contextlib.nullcontext():
             loss.backward()
     return {
         "forward": forward.launches,

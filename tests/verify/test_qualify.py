@@ -26,7 +26,7 @@ from amd_ops import profile, tolerances
 from examples.tiny_models import save_tiny
 from tests.doubles.aiter import fake_aiter
 
-DOUBLES = "rms_norm=fast,apply_rope=slow,linear=wrong,silu_and_mul=crash,attention=hang"
+DOUBLES = "rms_norm=fast,apply_rope=slow,linear=wrong,silu_and_mul=crash,attention=hang,add_rms_norm=same"
 HERE = Path(__file__).parent
 CAPTURING = "capturing the calls of stock"
 
@@ -141,6 +141,16 @@ def test_right_and_fast_is_enabled_right_and_slow_is_not(done: Outcome) -> None:
     assert tiers["apply_rope"] == "torch,eager"
     assert done.content["verdicts"]["switches"]["rms_norm"] == "enabled"
     assert done.content["end_to_end"][-1]["status"] == "ok"
+
+
+def test_what_takes_as_long_as_before_is_not_chosen_whatever_the_noise_says(done: Outcome) -> None:
+    found = [item for name, item in results(done).items() if name.endswith("@add_rms_norm:triton")]
+    assert found
+    for item in found:
+        judged = choose.verdicts(item, choose.comparisons(results(done)), choose.BASE_TIERS)
+        assert {verdict.outcome for verdict in judged} == {"same"}, item
+    tiers = dict(part.split("=") for part in done.content["toggles"]["AMD_OPS_OP_TIERS"].split(";"))
+    assert tiers["add_rms_norm"] == "torch,eager"
 
 
 def test_wrong_is_rejected_with_numbers(done: Outcome) -> None:

@@ -1,8 +1,11 @@
 """Put on PYTHONPATH of worker processes: gives ops of amd_ops a tier ``triton`` that is a double, good or bad.
 
-OVERLAY_TEST_DOUBLES: ``OP=KIND,...`` with the kinds below. Nothing happens without it.
+OVERLAY_TEST_DOUBLES: ``OP=KIND,...`` with the kinds below. OVERLAY_TEST_GPU=1: the process has what stands for a gfx942
+(aiter's double; our Triton kernels are interpreted), on which a launch takes its time and nothing else does. Nothing
+happens without them.
 """
 
+import contextlib
 import importlib.abc
 import importlib.machinery
 import os
@@ -64,7 +67,7 @@ def doubles(kind, op):
     def hang(*args):
         time.sleep(3600)
 
-    return {"fast": fast, "slow": slow, "wrong": wrong, "crash": crash, "hang": hang}[kind]
+    return {"fast": fast, "same": torch_run, "slow": slow, "wrong": wrong, "crash": crash, "hang": hang}[kind]
 
 
 def apply(amd_ops):
@@ -90,6 +93,43 @@ def apply(amd_ops):
         op.unbind()
 
 
+def become_a_gpu():
+    """Serve aiter's double, and let the time of a piece of work be that of its launches, give or take a hundredth."""
+    import random
+
+    from rocm_overlay.bench.launches import count
+    from rocm_overlay.verify.qualify import replay, whole
+
+    from amd_ops import toggles
+    from tests.doubles.aiter import fake_aiter
+
+    gpu.enter_context(fake_aiter("v0.1.20.post1", "gfx942", 304))
+    noise, known = random.Random(0), {}
+
+    def launches(work, key):
+        if key not in known:
+            known[key] = count(work)["once"]
+        return 1e-5 * known[key] * noise.uniform(0.99, 1.01)
+
+    def seconds(call, count, cuda):
+        return count * launches(call.result, (id(call), repr(toggles.settings())))
+
+    made, step_of = {}, whole._stepper
+
+    def stepper(model, inputs):
+        key = repr(toggles.settings())
+        if key not in made:
+            made[key] = step_of(model, inputs)
+        return made[key]
+
+    replay._seconds = seconds
+    whole._stepper = stepper
+    whole._sample = lambda step, cuda: launches(step, repr(toggles.settings()))
+
+
+gpu = contextlib.ExitStack()
+
+
 class Finder(importlib.abc.MetaPathFinder):
     """Lets amd_ops load as it would, then changes it."""
 
@@ -102,11 +142,14 @@ class Finder(importlib.abc.MetaPathFinder):
 
         def exec_module(module):
             load(module)
-            apply(module)
+            if os.environ.get("OVERLAY_TEST_GPU"):
+                become_a_gpu()
+            if os.environ.get("OVERLAY_TEST_DOUBLES"):
+                apply(module)
 
         spec.loader.exec_module = exec_module
         return spec
 
 
-if os.environ.get("OVERLAY_TEST_DOUBLES"):
+if os.environ.get("OVERLAY_TEST_DOUBLES") or os.environ.get("OVERLAY_TEST_GPU"):
     sys.meta_path.insert(0, Finder())
