@@ -38,8 +38,15 @@ def torch_qk_norm_rope(
 ) -> tuple[Tensor, Tensor]:
     """torch's norm on both, then the stock order of the rotation."""
     return torch_rope(
-        torch_rms_norm(q, q_weight, eps, form), torch_rms_norm(k, k_weight, eps, form), cos, sin, unsqueeze_dim=1
+        _head_norm(q, q_weight, eps, form), _head_norm(k, k_weight, eps, form), cos, sin, unsqueeze_dim=1
     )
+
+
+def _head_norm(x: Tensor, weight: Tensor, eps: float, form: str) -> Tensor:
+    """Norm heads of [B, H, S, D] where a projection left them, [B, S, H, D] in memory: what F.rms_norm returns is
+    contiguous, and attention's result, which lies as its queries do, would have to be copied.
+    """
+    return torch_rms_norm(x.transpose(1, 2), weight, eps, form).transpose(1, 2)
 
 
 def eager_qk_norm_rope(

@@ -65,13 +65,13 @@ def _state(architecture: str, layers: int) -> tuple[Any, dict[str, Tensor]]:
 
 
 @functools.cache
-def model(architecture: str, overlaid: bool, dtype: torch.dtype, layers: int = 2) -> Any:
+def model(architecture: str, overlaid: bool, dtype: torch.dtype, layers: int = 2, attention: str = "") -> Any:
     """A stock or overlaid model, in training mode; shared."""
     module = twins.overlay_module(architecture) if overlaid else twins.stock_module(architecture)
     config, state = _state(architecture, layers)
     made = _class(architecture, module)._from_config(copy.deepcopy(config)).to(dtype)
     made.load_state_dict(state)
-    made.set_attn_implementation(implementation(architecture))
+    made.set_attn_implementation(attention or implementation(architecture))
     return made.train()
 
 
@@ -102,9 +102,11 @@ def step(trained: Any, given: dict[str, Tensor]) -> Gradients:
 
 
 @functools.cache
-def stock(architecture: str, padded: bool, dtype: torch.dtype, layers: int = 2, length: int = LENGTH) -> Gradients:
+def stock(
+    architecture: str, padded: bool, dtype: torch.dtype, layers: int = 2, length: int = LENGTH, attention: str = ""
+) -> Gradients:
     """Stock's gradients; shared."""
-    return step(model(architecture, False, dtype, layers), inputs(architecture, padded, dtype, length))
+    return step(model(architecture, False, dtype, layers, attention), inputs(architecture, padded, dtype, length))
 
 
 def overlay(architecture: str, padded: bool, dtype: torch.dtype, layers: int = 2, length: int = LENGTH) -> Gradients:
