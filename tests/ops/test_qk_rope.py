@@ -68,7 +68,9 @@ def test_gradients_agree_with_norm_and_rope_one_after_the_other() -> None:
         if fused:
             outs = amd_ops.qk_norm_rope(q, k, a, b, 1e-6, cos, sin)
         else:
-            outs = amd_ops.apply_rope(amd_ops.rms_norm(q, a, 1e-6), amd_ops.rms_norm(k, b, 1e-6), cos, sin)
+            # As stock's attention: the norm where the projection left the heads, then the turned view.
+            normed = (amd_ops.rms_norm(x.transpose(1, 2), w, 1e-6).transpose(1, 2) for x, w in ((q, a), (k, b)))
+            outs = amd_ops.apply_rope(*normed, cos, sin)
         (outs[0].square().sum() + outs[1].sum()).backward()
         grads.append([x.grad for x in (q, k, a, b)])
     for x, y in zip(*grads, strict=True):
