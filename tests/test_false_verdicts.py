@@ -145,6 +145,7 @@ def test_no_difference_is_told_where_there_is_none(rule: str) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("rule", RULES)
 def test_at_most_one_report_in_a_hundred_tells_a_difference_that_is_none(rule: str) -> None:
     """10,000 reports per rule; heavier tails and a candidate that scatters twice as much are held to the same."""
