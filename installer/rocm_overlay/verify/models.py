@@ -44,9 +44,10 @@ def model_class(config: Any) -> Any:
         names.remove("MODEL_FOR_CAUSAL_LM_MAPPING")
     for name in names:
         mapping = getattr(transformers, name, {})
-        if type(config) in mapping:
-            found = mapping[type(config)]
-            return found[0] if isinstance(found, tuple) else found
+        found = mapping[type(config)] if type(config) in mapping else ()
+        for one in found if isinstance(found, tuple) else (found,):
+            if isinstance(config, one.config_class):  # pixtral's tower is listed as the model that it is a part of
+                return one
     raise ValueError(f"transformers {transformers.__version__} has no model class for {type(config).__name__}")
 
 
