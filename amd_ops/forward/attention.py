@@ -57,7 +57,7 @@ _EAGER_NAMES = frozenset(
 )
 
 # And those of the one that knows sinks, which are the module's own.
-_SINK_NAMES = _EAGER_NAMES | {"sinks", "reshape", "expand", "cat", "max", "values"}
+_SINK_NAMES = _EAGER_NAMES | {"sinks", "reshape", "expand", "cat", "max", "values", "F"}
 
 # Every parameter of a stock function that is honoured here or given back to it; any other one asks for something that
 # the op does not know (transformers 5 adds a position bias of T5 and the cache of continuous batching).
