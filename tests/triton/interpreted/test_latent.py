@@ -17,7 +17,9 @@ from amd_ops.ops.latent import stock_latent
 from .support import DTYPES, few, ran
 
 
-def parts(batch: int, heads: int, length: int, rest: int, width: int, dtype: torch.dtype, tables: int = 1) -> list[Tensor]:
+def parts(
+    batch: int, heads: int, length: int, rest: int, width: int, dtype: torch.dtype, tables: int = 1
+) -> list[Tensor]:
     """Views of what the projections give, as the model makes them."""
     q = torch.randn(batch, length, heads, rest + width).to(dtype).transpose(1, 2)
     k = torch.randn(batch, length, heads, rest + 16).to(dtype).transpose(1, 2)
