@@ -281,7 +281,7 @@ def torch_clamped_moe(
 ) -> Tensor:
     """Two GEMMs per expert that was hit, in the stock order of operations."""
     if weights.shape != ids.shape:
-        weights = weights.gather(1, ids)
+        weights = weights.gather(1, ids.long())
 
     def run(expert: int, rows: Tensor) -> Tensor:
         middle = _clamped(torch.addmm(gate_up_bias[expert], rows, gate_up[expert]), alpha, limit)
