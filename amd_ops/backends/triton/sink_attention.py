@@ -56,6 +56,18 @@ def launch_sink_attention(
     return out
 
 
+def _unfit_mask(target: Target, mask: Tensor, q: Tensor, k: Tensor) -> str:
+    reason = misplaced(target.type, mask) or ("" if mask.dtype is torch.bool else unreachable(mask))
+    if reason:
+        return reason
+    if mask.dtype is not torch.bool and mask.dtype is not q.dtype:
+        return f"the mask is {mask.dtype}, neither bool nor the queries' dtype"
+    fits = mask.dim() == 4 and mask.shape[2] == 1 and mask.shape[3] >= k.shape[2]
+    if not fits or mask.shape[0] not in (1, q.shape[0]) or mask.shape[1] not in (1, q.shape[1]):
+        return "the mask is not [B or 1, H or 1, 1, Sk]"
+    return "" if reach(mask) < 1 << 31 else "a tensor is too large for 32-bit indexing"
+
+
 def make(op: str, reference: Callable[..., Any], target: Target) -> Candidate:
     """Return the candidate of sink_attention."""
 
@@ -75,18 +87,7 @@ def make(op: str, reference: Callable[..., Any], target: Target) -> Candidate:
             return f"heads are wider than {_WIDEST}, or their last dimension is not dense"
         if torch.is_autocast_enabled(target.type):
             return "autocast chooses the dtype of the products"
-        return unfit(target, q, k, v, sinks) or ("" if mask is None else _unfit_mask(mask, q, k))
-
-    def _unfit_mask(mask: Tensor, q: Tensor, k: Tensor) -> str:
-        reason = misplaced(target.type, mask) or ("" if mask.dtype is torch.bool else unreachable(mask))
-        if reason:
-            return reason
-        if mask.dtype is not torch.bool and mask.dtype is not q.dtype:
-            return f"the mask is {mask.dtype}, neither bool nor the queries' dtype"
-        fits = mask.dim() == 4 and mask.shape[2] == 1 and mask.shape[3] >= k.shape[2]
-        if not fits or mask.shape[0] not in (1, q.shape[0]) or mask.shape[1] not in (1, q.shape[1]):
-            return "the mask is not [B or 1, H or 1, 1, Sk]"
-        return "" if reach(mask) < 1 << 31 else "a tensor is too large for 32-bit indexing"
+        return unfit(target, q, k, v, sinks) or ("" if mask is None else _unfit_mask(target, mask, q, k))
 
     def run(*args: Any) -> Tensor:
         return launch_sink_attention(*args, wave=target.wave)
