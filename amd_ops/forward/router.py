@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import modes
 from ..dispatch import Site
-from ..modules import original
+from ..modules import lives_in, original
 from ..ops.moe import softmax_top_k
 from ..ops.rope import nobody
 from ..ops.router import grouped_top_k, router_logits, top_k_softmax
@@ -100,8 +100,9 @@ def _refused(rows: Tensor) -> bool:
 def _replaced(choose: Any) -> bool:
     """Whether the method that chooses is another than that of the file."""
     function = getattr(choose, "__func__", None)
-    inner = getattr(function, "__wrapped__", function)  # below torch.no_grad()
-    if function is not None and original(inner, getattr(inner, "__name__", "")):
+    if lives_in(function, "torch.utils._contextlib"):
+        function = getattr(function, "__wrapped__", None)  # below torch.no_grad()
+    if function is not None and original(function, getattr(function, "__name__", "")):
         return False
     _site.declined("the method that chooses the experts has been replaced")
     return True
