@@ -11,18 +11,23 @@ from .checks import ArgumentError
 from .dispatch import DeclinedError, DeclinedWarning, Verdict, reset_counters
 from .forward.attention import route_attention
 from .forward.experts import moe_experts, softmax_moe
+from .forward.latent import latent_rope
 from .forward.projections import gated_mlp, qkv_proj
 from .forward.qk_rope import qk_norm_rope, qk_rope, rope_into_cache
 from .forward.residual import add_norm, linear_add, mlp_add
+from .forward.router import grouped_router, softmax_router, top_k_router
 from .forward.stacked import clamped_experts, stacked_experts
 from .gemm_tables import extend_aiter_gemm_configs
 from .ops.activation import gelu_and_mul, gelu_tanh_and_mul, silu_and_mul
 from .ops.attention import attention
 from .ops.cross_entropy import causal_lm_loss, linear_cross_entropy
+from .ops.latent import join_rope
 from .ops.linear import apply_linear, linear
 from .ops.moe import clamped_moe, moe, softmax_top_k
 from .ops.norm import add_rms_norm, rms_norm
 from .ops.rope import apply_rope, takes_rope
+from .ops.router import grouped_top_k, router_logits, top_k_softmax
+from .ops.sink_attention import sink_attention
 from .plans import planned
 from .preparation import prepare, restore
 from .reporting import explain, overlay_info, report
@@ -79,6 +84,10 @@ __all__ = [
     "gated_mlp",
     "gelu_and_mul",
     "gelu_tanh_and_mul",
+    "grouped_router",
+    "grouped_top_k",
+    "join_rope",
+    "latent_rope",
     "linear",
     "linear_add",
     "linear_cross_entropy",
@@ -100,12 +109,17 @@ __all__ = [
     "rms_norm",
     "rope_into_cache",
     "route_attention",
+    "router_logits",
     "settings",
     "silu_and_mul",
+    "sink_attention",
     "softmax_moe",
+    "softmax_router",
     "softmax_top_k",
     "stacked_experts",
     "takes_rope",
+    "top_k_router",
+    "top_k_softmax",
 ]
 
 

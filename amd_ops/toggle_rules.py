@@ -33,6 +33,7 @@ SWITCHES = {
     "qkv": ("USE_FUSED_PROJECTIONS", "USE_AITER_GEMM"),
     "rms_norm": ("USE_OPTIMIZED_OPS",),
     "rope": ("USE_OPTIMIZED_OPS",),
+    "router": ("USE_OPTIMIZED_OPS",),
 }
 """What overlaid files test and ``AMD_OPS_STOCK`` names, with the toggles of which any one turns it on. q/k/v and the
 MLP are ours also when only their linears or activation are."""
@@ -47,6 +48,8 @@ OPS = {
     "clamped_moe": ("triton", *_BOTH),
     "gelu_and_mul": TIERS,
     "gelu_tanh_and_mul": TIERS,
+    "grouped_top_k": ("triton", *_BOTH),
+    "join_rope": ("triton", *_BOTH),
     "linear": ("aiter", *_BOTH),
     "linear_add": _BOTH,
     "linear_cross_entropy": _BOTH,
@@ -54,8 +57,11 @@ OPS = {
     "qk_norm_rope": ("triton", *_BOTH),
     "rms_norm": TIERS,
     "rope_into_cache": ("triton", *_BOTH),
+    "router_logits": ("triton", *_BOTH),
     "silu_and_mul": TIERS,
+    "sink_attention": ("triton", "eager"),
     "softmax_top_k": ("triton", *_BOTH),
+    "top_k_softmax": ("triton", *_BOTH),
 }
 """Every op with the tiers that it has, and what ``AMD_OPS_OP_TIERS`` names."""
 PLACES = ("AMD_OPS_PROFILES",)

@@ -20,8 +20,11 @@ from torch import Tensor, nn
 
 from .. import modes
 from ..dispatch import Site
+from ..frozen import is_plain
 from ..modules import attention_is_torchs, is_patched, lives_in, original, watched_globally
 from ..ops.attention import Call, op, traced_op
+from ..ops.sink_attention import op as sink_op
+from ..ops.sink_attention import sink_attention
 
 Interface = Callable[..., tuple[Tensor, Tensor | None]]
 
@@ -52,6 +55,9 @@ _EAGER_NAMES = frozenset(
         "tanh",
     ]
 )
+
+# And those of the one that knows sinks, which are the module's own.
+_SINK_NAMES = _EAGER_NAMES | {"sinks", "reshape", "expand", "cat", "max", "values", "F"}
 
 # Every parameter of a stock function that is honoured here or given back to it; any other one asks for something that
 # the op does not know (transformers 5 adds a position bias of T5 and the cache of continuous batching).
@@ -101,7 +107,7 @@ def route_attention(module: nn.Module, stock_interface: Interface) -> Interface:
     else:
         kind = _kind(module, stock_interface)
         if kind and attention_is_torchs():
-            made = _sdpa_route if kind == "sdpa" else functools.partial(_eager_route, capped=kind.endswith("soft cap"))
+            made = _sdpa_route if kind == "sdpa" else functools.partial(_eager_route, kind=kind)
             route = made(stock_interface)
             _routes[id(stock_interface)] = stock_interface, stock_interface.__name__, route
             return route
@@ -111,7 +117,7 @@ def route_attention(module: nn.Module, stock_interface: Interface) -> Interface:
 
 
 def _kind(module: nn.Module, interface: Interface) -> str:
-    """Recognise a stock function: ``sdpa``, ``eager``, ``eager with soft cap``, or "" for anything else."""
+    """Recognise a stock function: ``sdpa``, ``eager``, ``eager with soft cap`` or ``with sinks``, "" for any other."""
     if _is_sdpa(interface):
         return "sdpa"
     function: Any = interface
@@ -121,6 +127,9 @@ def _kind(module: nn.Module, interface: Interface) -> str:
     if not home.startswith("transformers.models.") and home != type(module).__module__:
         return ""
     names = set(function.__code__.co_names)
+    if "sinks" in names:
+        known = names <= _SINK_NAMES - {"float32", "tanh"} and {"softmax", "matmul", "cat", "max"} <= names
+        return "eager with sinks" if known else ""
     if not names <= _EAGER_NAMES or not {"softmax", "float32", "matmul"} <= names:
         return ""
     return "eager with soft cap" if "tanh" in names else "eager"
@@ -206,8 +215,9 @@ def _traced_route(stock: Interface) -> Interface:
     return route
 
 
-def _eager_route(stock: Interface, capped: bool) -> Interface:
+def _eager_route(stock: Interface, kind: str) -> Interface:
     unknown = _unknown_parameters(stock)
+    capped, sunk = kind == "eager with soft cap", kind == "eager with sinks"
 
     def route(
         module: nn.Module,
@@ -218,20 +228,40 @@ def _eager_route(stock: Interface, capped: bool) -> Interface:
         *args: Any,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        reason = _unroutable(module, query, key, attention_mask, args, kwargs, unknown) or _weights_wanted(module)
+        sinks = getattr(module, "sinks", None) if sunk else None
+        asked = kwargs
+        if sinks is not None and kwargs.get("s_aux") is sinks:
+            asked = {**kwargs, "s_aux": None}  # the function reads them from the module
+        reason = _unroutable(module, query, key, attention_mask, args, asked, unknown) or _weights_wanted(module)
         if not reason and attention_mask is not None and attention_mask.dtype is not query.dtype:
             reason = f"the eager mask is {attention_mask.dtype}, not the queries' dtype"
         if not reason and kwargs.get("scaling") is None:
             reason = "no scaling was given"
         if not reason:
-            reason = _eager_only(query, key, value)
+            reason = _eager_only(query, key, value) or (_unsinkable(query, sinks) if sunk else "")
         if reason:
             _site.declined(reason)
             return stock(module, query, key, value, attention_mask, *args, **kwargs)
+        if sinks is not None and query.shape[2] == 1:
+            _site.fast.calls += 1
+            return sink_attention(
+                query, key, value, sinks, scaling=kwargs["scaling"], attention_mask=attention_mask
+            ), None
         softcap = kwargs.get("softcap") if capped else None
-        return _run(module, query, key, value, attention_mask, False, softcap, kwargs), None
+        return _run(module, query, key, value, attention_mask, False, softcap, kwargs, sinks), None
 
     return route
+
+
+def _unsinkable(query: Tensor, sinks: Any) -> str:
+    """Why a call with sinks stays stock's: where no kernel knows them, its own formula is the model's."""
+    if not is_plain(sinks) or sinks.shape != query.shape[1:2]:
+        return "the model has attention sinks that are no plain parameter of one number per head"
+    if torch.is_grad_enabled() and sinks.requires_grad:
+        return "gradients of the attention sinks are wanted"
+    if query.shape[2] == 1:
+        return "" if sink_op.can("triton") else "the model has attention sinks, which need tier triton at a decode step"
+    return "" if op.can("aiter") else "the model has attention sinks, which need tier aiter in a prompt"
 
 
 def _run(
@@ -243,6 +273,7 @@ def _run(
     causal: bool,
     softcap: float | None,
     kwargs: dict[str, Any],
+    sinks: Tensor | None = None,
 ) -> Tensor:
     _site.fast.calls += 1
     op.calls += 1
@@ -250,7 +281,7 @@ def _run(
         dtype = torch.get_autocast_dtype(query.device.type)  # SDPA's own choice; no other route gets here
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     call = Call(getattr(module, "layer_idx", None))
-    result: Tensor = op.call(query, key, value, kwargs.get("scaling"), causal, mask, 0.0, None, softcap, None, call)
+    result: Tensor = op.call(query, key, value, kwargs.get("scaling"), causal, mask, 0.0, None, softcap, sinks, call)
     return result
 
 

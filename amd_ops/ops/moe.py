@@ -220,13 +220,16 @@ def _diagnose(hidden: Tensor, w1: Tensor, w2: Tensor, weight: Tensor, ids: Tenso
 # -- the router
 
 
-def stock_route(logits: Tensor, top_k: int, renormalise: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def stock_route(
+    logits: Tensor, top_k: int, renormalise: bool, dtype: torch.dtype, plain: bool
+) -> tuple[Tensor, Tensor]:
     """Stock's own operations in stock's order, so the choice is stock's; the weights are rounded to dtype as there."""
     weights = F.softmax(logits, dim=1, dtype=torch.float)
     weights, ids = torch.topk(weights, top_k, dim=-1)
     if renormalise:
         weights = weights / weights.sum(dim=-1, keepdim=True)
-    return weights.to(dtype).float(), ids.to(torch.int32)
+    weights = weights.to(dtype)
+    return (weights, ids) if plain else (weights.float(), ids.to(torch.int32))
 
 
 _route = make_op("softmax_top_k", "USE_OPTIMIZED_OPS", torch=always(stock_route), eager=stock_route)
@@ -234,11 +237,17 @@ _route = make_op("softmax_top_k", "USE_OPTIMIZED_OPS", torch=always(stock_route)
 
 @_route.public
 def softmax_top_k(
-    logits: Tensor, top_k: int, *, renormalise: bool = True, dtype: torch.dtype = torch.float32
+    logits: Tensor,
+    top_k: int,
+    *,
+    renormalise: bool = True,
+    dtype: torch.dtype = torch.float32,
+    plain: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Choose top_k experts for every token: (weights fp32 [T, k], ids int32 [T, k]) of logits [T, E].
 
-    The weights are softmax probabilities, divided by their sum with ``renormalise`` and rounded to ``dtype``.
+    The weights are softmax probabilities, divided by their sum with ``renormalise`` and rounded to ``dtype``. With
+    ``plain`` they are of that dtype, and the ids int64, as transformers' routers return them.
 
     Examples:
         >>> amd_ops.softmax_top_k(torch.tensor([[1.0, 3.0, 3.0, 0.0]]), 2)
@@ -246,7 +255,7 @@ def softmax_top_k(
     """
     _route.calls += 1
     try:
-        result: tuple[Tensor, Tensor] = _route.call(logits, top_k, renormalise, dtype)
+        result: tuple[Tensor, Tensor] = _route.call(logits, top_k, renormalise, dtype, plain)
     except TORCH_ERRORS:
         if not isinstance(logits, Tensor) or logits.dim() != 2 or not logits.is_floating_point():
             raise complaint("softmax_top_k", "logits", describe(logits), "a float tensor [T, E]") from None
@@ -271,6 +280,8 @@ def torch_clamped_moe(
     limit: float,
 ) -> Tensor:
     """Two GEMMs per expert that was hit, in the stock order of operations."""
+    if weights.shape != ids.shape:
+        weights = weights.gather(1, ids.long())
 
     def run(expert: int, rows: Tensor) -> Tensor:
         middle = _clamped(torch.addmm(gate_up_bias[expert], rows, gate_up[expert]), alpha, limit)
@@ -291,6 +302,8 @@ def eager_clamped_moe(
     limit: float,
 ) -> Tensor:
     """Every expert on every token: the reference."""
+    if weights.shape != ids.shape:
+        weights = weights.gather(1, ids.long())
     total = torch.zeros_like(hidden, dtype=torch.float32)
     for expert in range(gate_up.shape[0]):
         middle = _clamped(hidden @ gate_up[expert] + gate_up_bias[expert], alpha, limit)
@@ -323,7 +336,7 @@ def clamped_moe(
     """As moe, for experts down(( up + 1) * gate * sigmoid(alpha * gate)) with gate <= limit and |up| <= limit.
 
     gate_up [E, H, 2I] with gate and up interleaved, gate_up_bias [E, 2I], down [E, I, H], down_bias [E, H]; hidden
-    [T, H], weights and ids [T, k]. Returns [T, H].
+    [T, H], weights and ids [T, k]; or weights [T, E], of which those of the ids count. Returns [T, H].
 
     Examples:
         >>> hidden, weights, ids = torch.ones(1, 2), torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int32)
@@ -333,7 +346,9 @@ def clamped_moe(
     """
     _clamped_moe.calls += 1
     try:
-        if hidden.shape[0] != ids.shape[0] or weights.shape != ids.shape or gate_up.shape[0] != down.shape[0]:
+        spread = weights.shape == (ids.shape[0], gate_up.shape[0])
+        fits = spread or weights.shape == ids.shape
+        if hidden.shape[0] != ids.shape[0] or not fits or gate_up.shape[0] != down.shape[0]:
             raise ValueError("unusable arguments")
         result: Tensor = _clamped_moe.call(
             hidden, gate_up, gate_up_bias, down, down_bias, weights, ids, alpha, limit
@@ -343,7 +358,8 @@ def clamped_moe(
             raise complaint("clamped_moe", "gate_up", describe(gate_up), f"[E, {hidden.shape[-1]}, 2I]") from None
         if ids.dim() != 2 or ids.shape[0] != hidden.shape[0]:
             raise complaint("clamped_moe", "ids", describe(ids), f"integers [{hidden.shape[0]}, k]") from None
-        if weights.shape != ids.shape:
-            raise complaint("clamped_moe", "weights", describe(weights), f"{list(ids.shape)}, as ids") from None
+        if not fits:
+            wanted = f"{list(ids.shape)}, as ids, or [{ids.shape[0]}, {gate_up.shape[0]}]"
+            raise complaint("clamped_moe", "weights", describe(weights), wanted) from None
         raise
     return result

@@ -8,7 +8,23 @@ from pathlib import Path
 
 from rocm_overlay.patchgen.recipe import AnyRecipe, RecipeSet
 
-from . import attention, experts, forms, gated_mlp, linear, loss, moe, plan, qk_norm_rope, qkv, residual, rms_norm, rope
+from . import (
+    attention,
+    experts,
+    forms,
+    gated_mlp,
+    latent,
+    linear,
+    loss,
+    moe,
+    plan,
+    qk_norm_rope,
+    qkv,
+    residual,
+    rms_norm,
+    rope,
+    router,
+)
 
 ALL: tuple[AnyRecipe, ...] = (
     rms_norm.RECIPE,
@@ -23,6 +39,8 @@ ALL: tuple[AnyRecipe, ...] = (
     qk_norm_rope.RECIPE,
     moe.RECIPE,
     experts.RECIPE,
+    router.RECIPE,
+    latent.RECIPE,
     plan.RECIPE,
 )
 

@@ -156,9 +156,13 @@ def _clamped(source: Source, found: Bindings) -> str:
 
 def guard(source: Source, site: Site[Experts]) -> str | None:
     """Decline a tail that needs what the loop leaves behind, or that cannot be repeated line by line."""
-    found = site.found
-    if re.search(rf"\b{RESULT}\b", source.text):
-        return f"the file already uses the name {RESULT}"
+    return unrepeatable(source, site.found, RESULT)
+
+
+def unrepeatable(source: Source, found: Experts, result: str) -> str | None:
+    """Say why the statements behind a site cannot be repeated behind a call whose result is called ``result``."""
+    if re.search(rf"\b{result}\b", source.text):
+        return f"the file already uses the name {result}"
     if not found.out:
         return None
     last = found.tail[-1] if found.tail else None
@@ -169,23 +173,29 @@ def guard(source: Source, site: Site[Experts]) -> str | None:
             return f"line {source.line(statement)} is not one simple statement"
         used = found.inner & set(names(statement))
         if used:
-            return f"line {source.line(statement)} reads {', '.join(sorted(used))}, which the loop leaves behind"
+            return f"line {source.line(statement)} reads {', '.join(sorted(used))}, which is left behind"
     return None
 
 
 def edit(source: Source, site: Site[Experts]) -> list[Edit]:
     """The op behind a guard, and where it gave a result the method's own ending."""
+    return in_front(NAME, RESULT, source, site)
+
+
+def in_front(recipe: str, result: str, source: Source, site: Site[Experts]) -> list[Edit]:
+    """Insert the site's call, its result called ``result``, in front of the statements that it stands for."""
     found = site.found
     anchor = source.before(found.first)
     if anchor is None:
         return []
-    lines = [f"if {test(NAME)}:", f"    {RESULT} = {found.call}", f"    if {RESULT} is not None:"]
+    call = f"    {result} = {found.call}".splitlines()
+    lines = [f"if {test(recipe)}:", *call, f"    if {result} is not None:"]
     if found.out:
-        lines.append(f"        {found.out} = {RESULT}")
+        lines.append(f"        {found.out} = {result}")
         lines += [f"        {source.code(statement).strip()}" for statement in found.tail]
     else:
-        lines.append(f"        return {RESULT}")
-    return [insertion(NAME, site.function, anchor, lines)]
+        lines.append(f"        return {result}")
+    return [insertion(recipe, site.function, anchor, lines)]
 
 
 RECIPE = Recipe(

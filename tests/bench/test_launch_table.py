@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-BOUNDS = {"llama": 9, "qwen3_moe": 10, "gemma3": 11, "gpt_oss": 27}
+BOUNDS = {"llama": 9, "qwen3_moe": 10, "gemma3": 11, "gpt_oss": 14, "deepseek_v3": 22}
 
 
 @pytest.fixture(scope="module")
@@ -27,5 +27,5 @@ def test_a_decode_step_launches_no_more_than_the_table_says(
     model: str, counted: Callable[[str, str], dict[str, Any]]
 ) -> None:
     phases = counted(model, "overlaid")
-    for phase in ("decode", "static decode"):
+    for phase in {"decode", "static decode"} & set(phases):
         assert phases[phase]["kernels"] <= BOUNDS[model], phases[phase]["names"]

@@ -305,10 +305,44 @@ def test_other_implementations_are_called_as_they_are() -> None:
     assert reasons()[reason] == 2
 
 
-def test_an_eager_function_with_sinks_is_of_no_known_form() -> None:
+@pytest.mark.parametrize(
+    ("rows", "reason"), [(1, "need tier triton at a decode step"), (3, "need tier aiter in a prompt")]
+)
+def test_an_eager_function_with_sinks_stays_stocks_where_no_kernel_knows_them(rows: int, reason: str) -> None:
     stock = pytest.importorskip("transformers.models.gpt_oss.modeling_gpt_oss").eager_attention_forward
-    assert amd_ops.route_attention(Attention(), stock) is stock
-    assert len(reasons()) == 1
+    module = Attention().eval()
+    module.sinks = nn.Parameter(torch.randn(4), requires_grad=False)
+    q, k, v = inputs(rows, 7)
+    mask = additive(causal(rows, 7), torch.float32)
+    want, _ = stock(module, q, k, v, mask, scaling=0.3)
+    assert torch.equal(routed(stock, module, q, k, v, mask, scaling=0.3, s_aux=module.sinks)[0], want)
+    assert [one for one in reasons() if reason in one]
+
+
+@pytest.mark.parametrize("sinks", [None, torch.zeros(3), nn.Buffer(torch.zeros(4)), "sinks"])
+def test_sinks_that_are_no_plain_parameter_stay_stocks(sinks: Any) -> None:
+    assert "no plain parameter of one number per head" in routing._unsinkable(torch.zeros(1, 4, 1, 8), sinks)
+
+
+@pytest.mark.parametrize("tier", ["aiter", "triton"])
+def test_sinks_reach_the_op_whose_tier_is_live(tier: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine without either, the eager formula stands in for it."""
+    stock = pytest.importorskip("transformers.models.gpt_oss.modeling_gpt_oss").eager_attention_forward
+    monkeypatch.setattr(type(routing.op), "can", lambda self, name: name == tier)
+    module = Attention().eval()
+    module.sinks = nn.Parameter(torch.randn(4), requires_grad=False)
+    rows = 1 if tier == "triton" else 3
+    q, k, v = inputs(rows, 7)
+    mask = additive(causal(rows, 7, (0, 2)), torch.float32)
+    got, weights = routed(stock, module, q, k, v, mask, scaling=0.3, s_aux=module.sinks)
+    assert weights is None
+    torch.testing.assert_close(got, stock(module, q, k, v, mask, scaling=0.3)[0], rtol=1e-5, atol=1e-6)
+    op = "sink_attention" if tier == "triton" else "attention"
+    assert amd_ops.report().calls(op) == 1
+    with pytest.MonkeyPatch.context() as again:
+        again.setattr(module.sinks, "requires_grad", True)
+        routed(stock, module, q, k, v, mask, scaling=0.3)
+    assert [one for one in reasons() if "gradients of the attention sinks are wanted" in one]
 
 
 def test_the_route_is_made_once() -> None:

@@ -86,8 +86,8 @@ EXPECTED = {
     "mixtral": ("add_rms_norm", "moe", "softmax_top_k"),
     "qwen2_moe": ("add_rms_norm", "moe", "softmax_top_k", "rope_into_cache"),
     "qwen3_moe": ("add_rms_norm", "moe", "softmax_top_k", "qk_norm_rope", "rope_into_cache"),
-    "deepseek_v3": ("add_rms_norm", "moe", "linear_add"),
-    "gpt_oss": ("clamped_moe",),
+    "deepseek_v3": ("add_rms_norm", "moe", "linear_add", "router_logits", "grouped_top_k"),
+    "gpt_oss": ("clamped_moe", "top_k_softmax"),
 }
 
 
@@ -231,9 +231,21 @@ def no_biases(hidden: Any, gate_up: Any, gate_up_bias: Any, down: Any, down_bias
     return REAL["clamped_moe"](hidden, gate_up, zero(gate_up_bias), down, zero(down_bias), *rest, **kw)
 
 
+def groups_not_normalised(*args: Any) -> Any:
+    return REAL["grouped_router"](*args[:6], False, *args[7:])
+
+
+def weights_of_the_wrong_experts(logits: torch.Tensor, top_k: int, spread: bool) -> Any:
+    weights, ids = REAL["top_k_router"](logits, top_k, spread)
+    return weights.flip(-1), ids
+
+
 REAL: dict[str, Callable[..., Any]] = {
-    name: getattr(amd_ops, name) for name in ("qk_norm_rope", "rope_into_cache", "moe", "softmax_top_k", "clamped_moe")
-}
+    name: getattr(amd_ops, name)
+    for name in (
+        "qk_norm_rope", "rope_into_cache", "moe", "softmax_top_k", "clamped_moe", "grouped_router", "top_k_router",
+    )
+}  # fmt: skip
 FAULTS: list[tuple[str, Any, str, Callable[..., Any], str, str]] = [
     ("residual not normed", amd_ops, "add_norm", no_residual_in_the_norm, "llama", "prefill"),
     ("residual lost", amd_ops, "add_norm", residual_lost_at_the_norm, "qwen3", "prefill"),
@@ -250,6 +262,8 @@ FAULTS: list[tuple[str, Any, str, Callable[..., Any], str, str]] = [
     ("one expert instead of k", experts_file, "moe", one_expert_of_k, "deepseek_v3", "prefill"),
     ("router not normalised", experts_file, "softmax_top_k", router_not_normalised, "mixtral", "prefill"),
     ("router normalised against its config", experts_file, "softmax_top_k", router_normalised, "qwen2_moe", "prefill"),
+    ("choice in groups not normalised", amd_ops, "grouped_router", groups_not_normalised, "deepseek_v3", "prefill"),
+    ("weights of the wrong experts", amd_ops, "top_k_router", weights_of_the_wrong_experts, "gpt_oss", "prefill"),
     ("expert biases dropped", stacked_file, "clamped_moe", no_biases, "gpt_oss", "prefill"),
 ]
 

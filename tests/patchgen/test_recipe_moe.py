@@ -84,7 +84,7 @@ def test_another_loop_is_no_candidate(old: str, new: str) -> None:
 @pytest.mark.parametrize(
     ("ending", "reason"),
     [
-        ("return final, routing_weights", "reads routing_weights, which the loop leaves behind"),
+        ("return final, routing_weights", "reads routing_weights, which is left behind"),
         ("return final, expert_mask", "reads expert_mask"),
         ("self.seen = 1", "the method does not end in a return"),
         ("return (\n            final\n        )", "is not one simple statement"),

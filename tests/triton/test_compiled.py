@@ -25,7 +25,7 @@ if "amd" not in pytest.importorskip("triton.backends").backends:
 if triton.knobs.runtime.interpret:
     pytest.skip("this process interprets kernels", allow_module_level=True)
 
-from amd_ops.backends.triton import experts, gate, norm, rope  # noqa: E402
+from amd_ops.backends.triton import experts, gate, latent, norm, rope, router, sink_attention  # noqa: E402
 
 from .compiling import Recorder, compiled, number  # noqa: E402
 
@@ -39,6 +39,8 @@ def recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> list[Recorder]:
     for module, name in (
         (norm, "rms_norm"), (norm, "rms_norm_backward"), (gate, "gate"), (gate, "gate_backward"), (rope, "rope"),
         (experts, "softmax_top_k"), (experts, "gate_up"), (experts, "down"),
+        (router, "top_k_softmax"), (router, "grouped_top_k"), (router, "router_logits"), (latent, "latent_rope"),
+        (sink_attention, "sink_attention"),
     ):  # fmt: skip
         recorder = Recorder(getattr(module.kernels, name))
         monkeypatch.setattr(module.kernels, name, recorder)
@@ -150,3 +152,41 @@ def test_the_kernels_of_experts_compile_without_spills(recorded: list[Recorder],
     assert number(text, "private_segment_fixed_size") == 0, "the kernel uses scratch memory"
     loads = re.findall(r"\b(?:global|buffer|flat)_load_(\w+)", text)
     assert name == "top_k" or WIDE & set(loads), f"no loads of 16 bytes among {sorted(set(loads))}"
+
+
+def of_one_token(target: Target) -> dict[str, Callable[[], object]]:
+    """The other launches that only a decode step has, at the sizes of gpt_oss and deepseek_v3."""
+    wave, (q, k) = target.wave, (rand(1, 1, count, 64).transpose(1, 2) for count in (64, 8))
+    keys = k.new_empty(1, 8, 1024, 64)
+    parts = rand(1, 1, 128, 192).transpose(1, 2), rand(1, 1, 128, 256).transpose(1, 2), rand(1, 1, 1, 64)
+    table = rand(1, 1, 64)
+    joined = parts[0][..., :128], parts[0][..., 128:], parts[1][..., :128], parts[2], table, table
+    logits, bias = rand(1, 256, dtype=torch.float32), rand(256, dtype=torch.float32)
+    masks = {"none": None, "bool": torch.empty(1, 1, 1, 1024, dtype=torch.bool), "add": rand(1, 1, 1, 1024)}
+    return {
+        "top_k_softmax": lambda: router.launch_top_k_softmax(rand(1, 32), 4, False, wave),
+        "top_k_softmax spread": lambda: router.launch_top_k_softmax(rand(1, 32), 4, True, wave),
+        "grouped_top_k": lambda: router.launch_grouped_top_k(logits, bias, 8, 8, 4, True, 2.5, 0.0, wave=wave),
+        "router_logits": lambda: router.launch_router_logits(rand(1, 7168), rand(256, 7168), wave),
+        "join_rope": lambda: latent.launch_latent(*joined, False, wave=wave),
+        "join_rope pairs": lambda: latent.launch_latent(*joined, True, wave=wave),
+        **{
+            f"sink_attention {name}": lambda mask=mask: sink_attention.launch_sink_attention(
+                q, keys, keys, rand(64), 0.125, mask, wave=wave
+            )
+            for name, mask in masks.items()
+        },
+    }
+
+
+@pytest.mark.parametrize("name", sorted(of_one_token(Target("cuda", "gfx942", 64, 304))))
+@pytest.mark.parametrize("arch", sorted(CHIPS))
+def test_the_kernels_of_one_token_compile_without_spills(recorded: list[Recorder], name: str, arch: str) -> None:
+    target = Target("cuda", arch, wave_of(arch), CHIPS[arch])
+    of_one_token(target)[name]()
+    (recorder,) = [r for r in recorded if r.launches]
+    args, options = recorder.launches[0]
+    text = compiled(recorder.kernel, args, options, arch, ("num_warps",)).asm["amdgcn"]
+    assert number(text, "vgpr_spill_count") == number(text, "sgpr_spill_count") == 0
+    assert number(text, "private_segment_fixed_size") == 0, "the kernel uses scratch memory"
+    assert number(text, "wavefront_size") == target.wave

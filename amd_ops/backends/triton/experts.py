@@ -29,12 +29,18 @@ _ROUNDED = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: ""}
 
 
 def launch_top_k(
-    logits: Tensor, top_k: int, renormalise: bool, dtype: torch.dtype, wave: int, via: Via = directly
+    logits: Tensor,
+    top_k: int,
+    renormalise: bool,
+    dtype: torch.dtype,
+    wave: int,
+    plain: bool = False,
+    via: Via = directly,
 ) -> tuple[Tensor, Tensor]:
-    """(weights fp32 [T, k], ids int32 [T, k]) of logits [T, E] with dense rows."""
+    """(weights fp32 [T, k], ids int32 [T, k]) of logits [T, E] with dense rows; ``plain``: of dtype, and int64."""
     tokens, count = logits.shape
-    weights = torch.empty((tokens, top_k), dtype=torch.float32, device=logits.device)
-    ids = torch.empty((tokens, top_k), dtype=torch.int32, device=logits.device)
+    weights = torch.empty((tokens, top_k), dtype=dtype if plain else torch.float32, device=logits.device)
+    ids = torch.empty((tokens, top_k), dtype=torch.int64 if plain else torch.int32, device=logits.device)
     block = power_of_two(count)
     via(kernels.softmax_top_k)[(tokens,)](
         logits, weights, ids, logits.stride(0),
@@ -45,7 +51,7 @@ def launch_top_k(
 
 
 def _softmax_top_k(reference: Callable[..., Any], target: Target) -> Candidate:
-    def check(logits: Tensor, top_k: int, renormalise: bool, dtype: torch.dtype) -> str:
+    def check(logits: Tensor, top_k: int, renormalise: bool, dtype: torch.dtype, plain: bool) -> str:
         if needs_grad(logits):
             return GRADIENT
         if logits.dim() != 2 or logits.shape[1] > MOST_EXPERTS or not 0 < top_k <= logits.shape[1]:
@@ -54,11 +60,11 @@ def _softmax_top_k(reference: Callable[..., Any], target: Target) -> Candidate:
             return "the logits' rows are not dense, or the weights are rounded to another dtype"
         return unfit(target, logits)
 
-    def run(logits: Tensor, top_k: int, renormalise: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        return launch_top_k(logits, top_k, renormalise, dtype, target.wave)
+    def run(logits: Tensor, top_k: int, renormalise: bool, dtype: torch.dtype, plain: bool) -> tuple[Tensor, Tensor]:
+        return launch_top_k(logits, top_k, renormalise, dtype, target.wave, plain)
 
-    def variant(logits: Tensor, top_k: int, renormalise: bool, dtype: torch.dtype) -> Hashable:
-        return logits.dtype, logits.shape[1], top_k, renormalise, dtype
+    def variant(logits: Tensor, top_k: int, *rest: Any) -> Hashable:
+        return logits.dtype, logits.shape[1], top_k, *rest
 
     def probe(logits: Tensor, *rest: Any) -> str:
         with torch.inference_mode():
@@ -99,7 +105,9 @@ class Experts:
         if hidden.dim() == 2 and hidden.shape[0] > FEW_TOKENS:
             return MANY
         shapes = self.shapes(hidden, w1, w2)
-        if not shapes or weights.shape != ids.shape or ids.dim() != 2 or ids.shape[0] != hidden.shape[0]:
+        if not shapes or ids.dim() != 2 or ids.shape[0] != hidden.shape[0]:
+            return "the shapes do not fit each other"
+        if weights.shape != ids.shape and not (self.clamped and weights.shape == (ids.shape[0], w1.shape[0])):
             return "the shapes do not fit each other"
         if any(one.dtype is not hidden.dtype for one in (w1, w2)):
             return "the experts and the hidden states are not of one dtype"
@@ -121,7 +129,7 @@ class Experts:
 
     def settings(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Grids, numbers, constants and waves of both launches."""
-        hidden, w1, b1, w2, b2, _, ids, kind, alpha, limit = self.split(args)
+        hidden, w1, b1, w2, b2, weights, ids, kind, alpha, limit = self.split(args)
         size, middle = hidden.shape[1], w2.shape[1 if self.clamped else 2]
         tokens, chosen = ids.shape
         one, two = self.cut(size), self.cut(middle)
@@ -135,9 +143,10 @@ class Experts:
         second = (
             (tokens, -(-size // two.rows)),
             (w2.stride(0), w2.stride(1), 0 if b2 is None else b2.stride(0)),
-            {"K": chosen, "H": middle, "N": size, "CLAMPED": self.clamped, "BLOCK_N": two.rows, "BLOCK_H": two.block},
+            {"K": chosen, "H": middle, "N": size, "CLAMPED": self.clamped,
+             "EXPERTS": 0 if weights.shape == ids.shape else w1.shape[0], "BLOCK_N": two.rows, "BLOCK_H": two.block},
             two.warps,
-        )
+        )  # fmt: skip
         return first, second
 
     def run(self, *args: Any, via: Via = directly) -> Tensor:
@@ -164,7 +173,8 @@ class Experts:
     def variant(self, *args: Any) -> Hashable:
         hidden, w1, _, w2, _, weights, ids, kind, *_ = self.split(args)
         strides = specialised((hidden.stride(0), *w1.stride()[:2], *w2.stride()[:2]))
-        return hidden.dtype, w1.shape, w2.shape, ids.shape[1], ids.dtype, weights.dtype, kind, strides
+        spread = weights.shape != ids.shape
+        return hidden.dtype, w1.shape, w2.shape, ids.shape[1], ids.dtype, weights.dtype, spread, kind, strides
 
     def probe(self, *args: Any) -> str:
         """On the experts themselves, with made-up tokens; they are only read."""
@@ -172,7 +182,7 @@ class Experts:
         with torch.inference_mode():
             tokens, where = 2, hidden.device
             sample = made_up((tokens, hidden.shape[1]), hidden.dtype, where, 17)
-            shares = (made_up((tokens, ids.shape[1]), torch.float32, where, 18).abs() + 0.1).to(weights.dtype)
+            shares = (made_up((tokens, weights.shape[1]), torch.float32, where, 18).abs() + 0.1).to(weights.dtype)
             chosen = torch.arange(tokens, device=where).unsqueeze(1) * 3 + torch.arange(ids.shape[1], device=where)
             chosen = (chosen % w1.shape[0]).to(ids.dtype)
             few = chosen.unique()
@@ -181,7 +191,8 @@ class Experts:
             exact = [None if one is None else one.float() for one in parts]
             rest = args[7:] if self.clamped else args[5:]
             got = self.run(*self._joined(sample, [w1, b1, w2, b2], shares, chosen), *rest)
-            want = self.reference(*self._joined(sample.float(), exact, shares, again), *rest)
+            own = shares if weights.shape == ids.shape else shares.gather(1, chosen.long())
+            want = self.reference(*self._joined(sample.float(), exact, own, again), *rest)
             return disagreement(got, want)
 
     def _joined(self, hidden: Tensor, parts: list[Any], weights: Tensor, ids: Tensor) -> tuple[Any, ...]:

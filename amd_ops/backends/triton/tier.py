@@ -31,6 +31,8 @@ def offer(op: str, toggle: str, reference: Callable[..., Any]) -> Offer:
     def ask(settings: Settings) -> Refusal | tuple[Offered, ...]:
         if not getattr(settings, toggle.lower()):
             return Refusal(f"{toggle} is off")
+        if toggle == "USE_AITER_ATTENTION" and settings.force_eager_attention:
+            return Refusal("FORCE_EAGER_ATTENTION=1 skips it")
         found = _target()
         if isinstance(found, str):
             return Refusal(found)

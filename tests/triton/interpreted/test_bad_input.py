@@ -49,7 +49,23 @@ def sound(op: str) -> tuple[Callable[..., Any], Inputs]:
         biases = torch.randn(3, 32), torch.randn(3, 16)
         parts = [rows, w1.mT.contiguous(), biases[0], w2, biases[1], weights]
         return lambda x, *e: experts.clamped_moe(x, *e, ids), parts
+    if op == "top_k_softmax":
+        return lambda x: amd_ops.top_k_softmax(x, 2), [rows]
+    if op == "grouped_top_k":
+        return lambda x, b: amd_ops.grouped_top_k(x, b, 2, groups=4, kept=2), [rows, torch.randn(16)]
+    if op == "router_logits":
+        return amd_ops.router_logits, [rows, torch.randn(3, 16)]
+    if op == "join_rope":
+        return amd_ops.join_rope, [*torch.randn(3, 1, 2, 3, 8), torch.randn(1, 1, 3, 8), cos, sin]
+    if op == "sink_attention":
+        return attended, [torch.randn(1, 4, 1, 8), k, v, torch.randn(4)]
     return getattr(amd_ops, op), [rows]
+
+
+def attended(*tensors: Tensor) -> Tensor:
+    """Another toggle asks for it than the one that asks for all others here."""
+    with amd_ops.override(use_aiter_attention=1):
+        return amd_ops.sink_attention(*tensors)
 
 
 def misaligned(x: Tensor) -> Tensor:
@@ -109,6 +125,10 @@ def vast(op: str) -> Inputs:
         "apply_rope": [q, q, table, table],
         "qk_norm_rope": [q, q, weight, weight, table, table],
         "rope_into_cache": [q, q, q, table, table, q, q],
+        "grouped_top_k": [rows, torch.zeros(2**8)],
+        "router_logits": [torch.zeros(4, 2**8), rows],
+        "join_rope": [q, q, q, q[:, :1], table, table],
+        "sink_attention": [q[:, :, :1], q, q, torch.zeros(2**16)],
     }.get(op, [rows])
 
 

@@ -18,7 +18,7 @@ def softmax_top_k(
     E: tl.constexpr, K: tl.constexpr, NORMALISE: tl.constexpr, ROUND: tl.constexpr,
     BLOCK: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
-    """The K largest probabilities of one row of E logits, the first of equal ones: ids int32, weights fp32 [T, K].
+    """The K largest probabilities of one row of E logits, the first of equal ones: ids and weights [T, K].
 
     Weights are divided by their sum with NORMALISE and rounded to ROUND ("bf16", "fp16" or ""). A row with a NaN gets
     NaN and ids in range.
@@ -45,7 +45,7 @@ def softmax_top_k(
     elif ROUND == "fp16":
         best = rounded(best, tl.float16)
     best = tl.where(total == total, best, total)
-    tl.store(weights + row * K + slot, best, mask=slot < K)
+    tl.store(weights + row * K + slot, narrow(best, weights.dtype.element_ty), mask=slot < K)
     tl.store(ids + row * K + slot, chosen, mask=slot < K)
 
 
@@ -107,12 +107,12 @@ def gate_up(
 def down(
     x, w, bias, weights, ids, y,
     s_e, s_r, b_e,
-    K: tl.constexpr, H: tl.constexpr, N: tl.constexpr, CLAMPED: tl.constexpr,
+    K: tl.constexpr, H: tl.constexpr, N: tl.constexpr, CLAMPED: tl.constexpr, EXPERTS: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     """y [T, N] = the weighted sum over a token's K pairs of x [T * K, H] times their experts' matrices.
 
-    [N, H], rows s_r apart; CLAMPED: [H, N] with a bias [N].
+    [N, H], rows s_r apart; CLAMPED: [H, N] with a bias [N]. Weights [T, K], with EXPERTS [T, EXPERTS].
     """
     TYPE: tl.constexpr = x.dtype.element_ty
     token = tl.program_id(0)
@@ -137,5 +137,6 @@ def down(
                 part += tl.sum(tile * value[None, :], axis=1)
         if CLAMPED:
             part += tl.load(bias + expert * b_e + col, mask=inside, other=0.0).to(tl.float32)
-        total += rounded(part, TYPE) * tl.load(weights + pair).to(tl.float32)
+        weight = tl.load(weights + (token * EXPERTS + expert if EXPERTS > 0 else pair))
+        total += rounded(part, TYPE) * weight.to(tl.float32)
     tl.store(y + token * N + col, narrow(total, TYPE), mask=inside)
