@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
 from functools import lru_cache, wraps
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
@@ -114,12 +115,35 @@ def _with_levels(parameters: list[Any]) -> None:
     """Give a command -q and -v, unless it has such options of its own."""
     taken = {name for parameter in parameters for name in parameter.opts}
     parameters += [one for one in _levels() if taken.isdisjoint(one.opts)]
+    for one in parameters:
+        _check_what_was_given(one)
 
 
-class _Examples:
-    """The end of a help page: command lines, continued in the way of shells where they are wider than the terminal."""
+def _check_what_was_given(parameter: Any) -> Any:
+    """Leave alone what needs no check: newer typer imports pydantic for it, which takes longer than `status`."""
+    checks = getattr(parameter, "get_runtime_param", None)
+    if checks is None:
+        return parameter
+
+    def coerce(value: Any, param: Any, ctx: Any) -> Any:
+        text = isinstance(value, str) and param.type_descriptor.annotation is str
+        several = param.multiple or param.nargs == -1
+        if not several and (value is None or text or value is param.default):
+            return value
+        return () if value is None else checks().coerce(value, param=param, ctx=ctx)
+
+    parameter.get_runtime_param = lambda: SimpleNamespace(coerce=coerce)
+    return parameter
+
+
+class _Page:
+    """The help page, which ends in command lines; they are continued in the way of shells where they are too wide."""
 
     epilog: str | None
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """Return --help, which is an option that needs no check, either."""
+        return _check_what_was_given(super().get_help_option(ctx))  # type: ignore[misc]
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Write the lines of `examples` as they are meant to be typed."""
@@ -131,7 +155,7 @@ class _Examples:
                 formatter.write(f" \\\n{indent}".join([indent + parts[0], *parts[1:]]) + "\n")
 
 
-class _Command(_Examples, TyperCommand):
+class _Command(_Page, TyperCommand):
     """A command whose arguments are explained: click 8.5 loses the text that typer 0.24 gives them."""
 
     def __init__(self, name: str | None, **settings: Any) -> None:
@@ -148,7 +172,7 @@ class _Command(_Examples, TyperCommand):
         """Write nothing: typer lists arguments with the options, where click 8.5 would list them once more."""
 
 
-class Group(_Examples, TyperGroup):
+class Group(_Page, TyperGroup):
     """Commands below a command, which can also run by itself."""
 
     def __init__(self, **settings: Any) -> None:

@@ -22,6 +22,7 @@ from .errors import CANNOT_WRITE, Finding, OverlayError, SeveralErrors
 
 Step = Callable[[str], None]
 EVERY_SECONDS = 10.0
+SILENT_SECONDS = 2.0  # what takes less needs no progress
 PIPED_COLUMNS = 120
 NARROWEST = 12  # columns of a table's cell: below, the rows are written as blocks
 _COLOURS = {
@@ -259,28 +260,67 @@ def emit(
 @contextmanager
 def counting(what: str) -> Iterator[Callable[[int], None]]:
     """Yield what is called with the number of things done so far, where nobody knows how many: shown on a terminal."""
-    live, last = sys.stderr.isatty() and _level >= NORMAL, time.monotonic()
+    last = time.monotonic()
 
     def step(count: int) -> None:
         nonlocal last
-        if live and time.monotonic() - last >= 0.2:
+        if time.monotonic() - last >= 0.2:
             last = time.monotonic()
-            print(f"\r{count} {what}", end="", file=sys.stderr, flush=True)
+            _over(f"{count} {what}")
 
-    yield step
-    if live:
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    try:
+        yield step
+    finally:
+        _over("")
+
+
+def _over(text: str) -> None:
+    """Write a line in the place of the one before, where a terminal shows it."""
+    if sys.stderr.isatty() and _level >= NORMAL:
+        width = columns(sys.stderr) or PIPED_COLUMNS
+        print(f"\r{_encodable(text, sys.stderr)[: width - 1]}\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+class Steps:
+    """How far a command is: to be called after each step with what was done."""
+
+    def __init__(self, total: int = 0, done: int = 0, tell: Callable[[str, int, int], None] | None = None) -> None:
+        self.total = total
+        self.done = done
+        self.tell = tell
+
+    def __call__(self, text: str) -> None:
+        """Count a step, and show it."""
+        self.done += 1
+        if self.tell is not None:
+            self.tell(text, self.done, self.total)
+
+    def left(self, count: int) -> None:
+        """Correct how many steps are still to come."""
+        self.total = self.done + count
 
 
 @contextmanager
-def progress(total: int, first: str, *, done: int = 0, keep: bool = False) -> Iterator[Step]:
+def short_steps(total: int) -> Iterator[Steps]:
+    """Yield what is called after each of ``total`` steps, of which something is shown once they take two seconds.
+
+    No library is imported for it: a transaction waits for these steps, and must not fail of what it shows.
+    """
+    try:
+        yield _lines(total, 0, live=sys.stderr.isatty())
+    finally:
+        _over("")
+
+
+@contextmanager
+def progress(total: int, first: str, *, done: int = 0, keep: bool = False) -> Iterator[Steps]:
     """Yield what is called after each of ``total`` steps with what was done, and say on stderr how far it is.
 
     ``first`` is shown until the first step, ``done`` steps were made before, with ``keep`` each step leaves its
     line. On a terminal there is a bar with an estimate; elsewhere a line with one, ten seconds after the last.
     """
     if _level < 0 or not sys.stderr.isatty():
-        yield say if keep else _lines(total, done)
+        yield Steps(total, done, lambda text, *_: say(text)) if keep else _lines(total, done)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -290,28 +330,31 @@ def progress(total: int, first: str, *, done: int = 0, keep: bool = False) -> It
     with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
         task = bar.add_task(first, total=total, completed=done)
 
-        def step(text: str) -> None:
+        def show_step(text: str, count: int, total: int) -> None:
             if keep:
                 bar.console.print(text, markup=False, highlight=False)
-            bar.update(task, advance=1, description=first if keep else text)
+            bar.update(task, completed=count, total=total, description=first if keep else text)
 
-        yield step
+        yield Steps(total, done, show_step)
 
 
-def _lines(total: int, done: int) -> Step:
-    """Return a step that says, at most every ten seconds, how many were made and how long the rest will take."""
+def _lines(total: int, done: int, live: bool = False) -> Steps:
+    """Return steps that say from time to time how many were made and how long the rest will take.
+
+    At most every ten seconds; with ``live`` from the second second on, in one line.
+    """
     start = last = time.monotonic()
-    count = done
+    wait = SILENT_SECONDS if live else EVERY_SECONDS
 
-    def step(text: str) -> None:
-        nonlocal last, count
-        count += 1
+    def tell(text: str, count: int, total: int) -> None:
+        nonlocal last, wait
         now = time.monotonic()
-        if now - last >= EVERY_SECONDS and count < total:
-            last = now
-            say(f"{count} of {total}, about {duration((now - start) / (count - done) * (total - count))} left: {text}")
+        if now - last >= wait and count < total:
+            last, wait = now, 0.2 if live else EVERY_SECONDS
+            left = duration((now - start) / (count - done) * (total - count))
+            (_over if live else say)(f"{count} of {total}, about {left} left: {text}")
 
-    return step
+    return Steps(total, done, tell)
 
 
 def duration(seconds: float) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rocm_overlay import console
 
 from tests.install.support import environment, make_site, modeling, run_process
 
@@ -143,3 +145,32 @@ def test_a_table_has_no_colour_where_none_is_wanted(site: Path) -> None:
         assert b"modeling_llama.py" in out
         if coloured is False:
             assert b"\x1b[" not in out
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("stream", "shown"), [(_Terminal, "\r"), (io.StringIO, "\n")], ids=["terminal", "piped"])
+def test_short_steps_show_how_far_they_are_once_they_take_long(
+    stream: type[io.StringIO], shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step per second: on a terminal one line from the third step on, elsewhere a line after ten."""
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(console.sys, "stderr", stream())
+    console.set_level(console.NORMAL)
+    said = []
+    with console.short_steps(13) as step:
+        for number in range(13):
+            now[0] += 1.0
+            step(f"file {number}")
+            said.append(console.sys.stderr.getvalue())
+    first = next(number for number, text in enumerate(said) if text)
+    assert first == (1 if shown == "\r" else 9)
+    assert f"{first + 1} of 13, about {12 - first}" in said[-1]
+    assert f" left: file {first}" in said[-1]
+    assert (said[-1].count("\r") == 11) == (shown == "\r")
+    assert said[-1].count("\n") == (0 if shown == "\r" else 1)
+    assert console.sys.stderr.getvalue().endswith("\r\x1b[K") == (shown == "\r"), "and the line is taken away"
