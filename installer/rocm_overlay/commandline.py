@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import lru_cache, wraps
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,11 +15,20 @@ from typer.core import TyperCommand, TyperGroup
 from typer.models import ArgumentInfo
 
 from . import console
+from .errors import UsageError
 
 if TYPE_CHECKING:
     from .install.session import Options
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object; everything else goes to stderr.")]
+
+def be_json(wanted: bool) -> bool:
+    """Take --json at its word, wherever it stands."""
+    console.set_json(wanted or console.wants_json())
+    return wanted
+
+
+_JSON = typer.Option("--json", help="Print one JSON object; everything else goes to stderr.", callback=be_json)
+Json = Annotated[bool, _JSON]
 Python = Annotated[
     str | None, typer.Option("--python", metavar="PYTHON", help="Interpreter of the environment to work on.")
 ]
@@ -37,6 +46,30 @@ Executor = Annotated[
 Workers = Annotated[
     int | None, typer.Option("--workers", metavar="N", help="How many at once; default: 1 here, all of a cluster.")
 ]
+
+
+@dataclass(frozen=True)
+class Where:
+    """The environment that a command works on."""
+
+    python: Python = None
+    site_packages: SitePackages = None
+
+    def options(self, dry_run: bool = False) -> Options:
+        """Return it as the rooms take it. An empty text is an unset shell variable, not the folder "."."""
+        from .install.session import Options
+
+        for option, value, example in (
+            ("--python", self.python, ".venv/bin/python"),
+            ("--site-packages", self.site_packages, ".venv/lib/python3.11/site-packages"),
+        ):
+            if value is not None and not value.strip():
+                raise UsageError(
+                    "empty-option",
+                    f"{option} was given an empty text, expected a path such as {example}.",
+                    remedy=f"pass a path, or leave {option} out for the active environment",
+                )
+        return Options(self.python, None if self.site_packages is None else Path(self.site_packages), dry_run)
 
 
 def complete_models(incomplete: str) -> list[str]:
@@ -90,11 +123,12 @@ def _be_verbose(wanted: bool) -> None:
 
 @lru_cache
 def _levels() -> list[Any]:
-    """Return the options -q and -v, as this release of typer makes them."""
+    """Return the options that every command has, as this release of typer makes them."""
     holder = typer.Typer(add_completion=False)
 
     @holder.command()
     def levels(
+        json: Json = False,
         quiet: Annotated[
             bool,
             typer.Option(
@@ -105,15 +139,15 @@ def _levels() -> list[Any]:
     ) -> None:
         pass
 
-    made = [one for one in typer.main.get_command(holder).params if one.name in ("quiet", "verbose")]
+    made = [one for one in typer.main.get_command(holder).params if one.name in ("json", "quiet", "verbose")]
     for one in made:
         one.expose_value = False
     return made
 
 
-def _with_levels(parameters: list[Any]) -> None:
-    """Give a command -q and -v, unless it has such options of its own."""
-    taken = {name for parameter in parameters for name in parameter.opts}
+def _with_levels(parameters: list[Any], *without: str) -> None:
+    """Give a command --json, -q and -v, unless it has such options of its own."""
+    taken = {*without, *(name for parameter in parameters for name in parameter.opts)}
     parameters += [one for one in _levels() if taken.isdisjoint(one.opts)]
     for one in parameters:
         _check_what_was_given(one)
@@ -177,7 +211,7 @@ class Group(_Page, TyperGroup):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        _with_levels(self.params)
+        _with_levels(self.params, "--json")
 
 
 class App(typer.Typer):
@@ -247,22 +281,3 @@ def examples(*lines: str) -> str:
 def names(text: str | None) -> list[str] | None:
     """Split a comma list; None stays None."""
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
-
-
-def target_options(python: str | None, site_packages: str | None, dry_run: bool = False) -> Options:
-    """Read what all commands on an environment share. An empty text is an unset shell variable, not the folder "."."""
-    from .errors import UsageError
-    from .install.session import Options
-
-    for option, value, example in (
-        ("--python", python, ".venv/bin/python"),
-        ("--site-packages", site_packages, ".venv/lib/python3.11/site-packages"),
-    ):
-        if value is not None and not value.strip():
-            raise UsageError(
-                "empty-option",
-                f"{option} was given an empty text, expected a path such as {example}.",
-                remedy=f"pass a path, or leave {option} out for the active environment",
-            )
-    folder = None if site_packages is None else Path(site_packages)
-    return Options(python=python, site_packages=folder, dry_run=dry_run)

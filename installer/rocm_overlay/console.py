@@ -34,20 +34,33 @@ QUIET, NORMAL, VERBOSE = -1, 0, 1
 # Commands whose work is what they change, or an exit code: losing what they print is no failure of theirs.
 _NOT_THEIR_OUTPUT = ("install", "revert", "recover", "status", "doctor")
 _level = NORMAL
+_as_json = False
 _began = time.monotonic()
 
 
 def start() -> None:
-    """Begin an answer: neither quiet nor verbose, and the clock runs from here."""
+    """Begin an answer: neither quiet nor verbose, for people, and the clock runs from here."""
     global _began
     _began = time.monotonic()
     set_level(NORMAL)
+    set_json(False)
 
 
 def set_level(level: int) -> None:
     """Choose how much is said. QUIET leaves the exit code, errors and what was asked for as data."""
     global _level
     _level = level
+
+
+def set_json(wanted: bool) -> None:
+    """Choose whether the answer is one JSON object."""
+    global _as_json
+    _as_json = wanted
+
+
+def wants_json() -> bool:
+    """True where the answer is to be one JSON object."""
+    return _as_json
 
 
 def elapsed() -> float:
@@ -195,6 +208,11 @@ def finite(value: object) -> object:
     return [finite(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
+def facts(one: object, names: str) -> dict[str, object]:
+    """Return what an object knows, by name, for the body of an answer."""
+    return {name: getattr(one, name) for name in names.split()}
+
+
 def raw(data: bytes) -> None:
     """Write bytes: in the encoding of a terminal a patch could not be applied, and some cannot show it at all."""
     sys.stdout.flush()
@@ -246,11 +264,9 @@ def say_findings(findings: Iterable[Finding], limit: int = 40) -> None:
         say(f"... and {len(listed) - limit} more (--json lists all)")
 
 
-def emit(
-    command: str, body: Mapping[str, object], text: str | Callable[[], str], *, as_json: bool, code: int = 0
-) -> int:
+def emit(command: str, body: Mapping[str, object], text: str | Callable[[], str], code: int = 0) -> int:
     """Print a result as one JSON object or as text, which is only made when it is wanted; return the exit code."""
-    if as_json:
+    if _as_json:
         print_json(command, body, code=code)
     elif shown := text if isinstance(text, str) else text():
         show(shown.removesuffix("\n"))
