@@ -57,7 +57,7 @@ MEANINGS = {
     "PRESHUFFLE_M_THRESH": "rows from which on the shuffled copy is used; negative: never",
     "USE_FUSED_CROSS_ENTROPY": "training: the loss of a causal model without its logits; `outputs.logits` is None then",
     "FORCE_EAGER_ATTENTION": "the plain formula instead of any attention kernel",
-    "AMD_OPS": "what unset toggles resolve to: stock (`off`), the policy of the GPU (`auto`), or a profile of `overlay qualify`",
+    "AMD_OPS": "what unset toggles are: stock (`off`), the GPU's policy (`auto`), or a profile of `overlay qualify`",
     "AMD_OPS_STRICT": "a request that cannot be honoured is an error instead of a warning",
     "AMD_OPS_TIERS": "the tiers that may run, in their own order",
     "AMD_OPS_STOCK": "switches whose places stay on stock expressions, for example `rope,rms_norm`",

@@ -105,7 +105,7 @@ app.info.cls = _Contents
 app.info.help = "Make an installed transformers run on AMD GPUs through AMD's kernels, and put every byte back."
 app.info.epilog = (
     "\b\nExamples:\n  overlay install --transformers 4.57\n"
-    '  overlay status --check && eval "$(overlay env --profile auto)"\n  overlay run -- python serve.py\n'
+    "  overlay status --check && AMD_OPS=auto python serve.py\n  overlay run --profile auto -- python serve.py\n"
     "  overlay revert\n\nEach command explains itself: overlay install --help"
 )
 

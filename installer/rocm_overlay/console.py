@@ -100,6 +100,12 @@ def say(*lines: str) -> None:
             print(_shown(line, sys.stderr, ""), file=sys.stderr)
 
 
+def complain(*lines: str) -> None:
+    """Print on stderr why the exit code is not 0, also where the answer was to be quiet."""
+    set_level(max(_level, NORMAL))
+    say(*lines)
+
+
 def notes(texts: Iterable[str]) -> None:
     """Print what the reader should know besides, on stderr."""
     say(*(f"note: {text}" for text in texts))
@@ -236,10 +242,9 @@ def failure(command: str, problem: BaseException, *, as_json: bool) -> int:
             {"id": one.id, "message": one.message, "place": str(one.place or ""), "text": str(one)} for one in each
         ]
         print_json(command, {"error": error.to_json(), "errors": listed}, code=error.code)
-    set_level(max(_level, NORMAL))  # an error is said also where the answer was to be quiet
     if len(each) > 1:
-        say(*map(str, each))
-    say(f"{name}: {error.message if len(each) > 1 else error}")
+        complain(*map(str, each))
+    complain(f"{name}: {error.message if len(each) > 1 else error}")
     if len(each) == 1:
         say_findings(error.findings)
     say(f"  next: {error.remedy}")
@@ -359,16 +364,18 @@ def _lines(total: int, done: int, live: bool = False) -> Steps:
 
     At most every ten seconds; with ``live`` from the second second on, in one line.
     """
-    start = last = time.monotonic()
+    last = time.monotonic()
+    first: tuple[int, float] | None = None  # what comes before the first step is no measure of the others
     wait = SILENT_SECONDS if live else EVERY_SECONDS
 
     def tell(text: str, count: int, total: int) -> None:
-        nonlocal last, wait
+        nonlocal last, wait, first
         now = time.monotonic()
+        made, since = first = first or (count, now)
         if now - last >= wait and count < total:
             last, wait = now, 0.2 if live else EVERY_SECONDS
-            left = duration((now - start) / (count - done) * (total - count))
-            (_over if live else say)(f"{count} of {total}, about {left} left: {text}")
+            left = f", about {duration((now - since) / (count - made) * (total - count))} left" if count > made else ""
+            (_over if live else say)(f"{count} of {total}{left}: {text}")
 
     return Steps(total, done, tell)
 
@@ -448,12 +455,13 @@ def unwritten(command: str, code: int, problem: OSError) -> int:
     """Say that the answer is cut off, unless its reader left, as `head` does; return the exit code."""
     if isinstance(problem, BrokenPipeError):
         return code
-    set_level(max(_level, NORMAL))
     reason = problem.strerror or str(problem)
     name = f"overlay {command.replace('.', ' ')}"
     if command in _NOT_THEIR_OUTPUT:
-        say(f"{name}: the report could not be written ({reason}); the work itself ended with exit code {code}")
+        complain(f"{name}: the report could not be written ({reason}); the work itself ended with exit code {code}")
         say("  next: run `overlay status` to see what is applied")
         return code
-    say(f"{name}: output truncated: {reason}", "  next: free space or name another file, then run the command again")
+    complain(
+        f"{name}: output truncated: {reason}", "  next: free space or name another file, then run the command again"
+    )
     return code or CANNOT_WRITE

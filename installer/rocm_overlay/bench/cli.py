@@ -32,7 +32,7 @@ def bench(context: typer.Context, options: Options) -> int:
     return command.run(options)
 
 
-@bench_app.command(epilog=examples("overlay bench compare before/report.json after/report.json --fail-over 5%"))
+@bench_app.command(epilog=examples("overlay bench compare before.json after.json --max-slowdown 5%"))
 def compare(
     old: Annotated[Path, typer.Argument(metavar="A", help="A report.json.")],
     new: Annotated[Path, typer.Argument(metavar="B", help="The one to judge.")],

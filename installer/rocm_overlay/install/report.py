@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..console import (
+    complain,
     detail,
     duration,
     elapsed,
@@ -183,6 +184,8 @@ def status(found: Status, code: int) -> int:
     show(where(found.target), indent="  ")
     if found.state is State.UNSUPPORTED:
         show(f"next: {GENERATE}", indent="  ")
+    elif not code and found.state not in (State.APPLIED, State.STOCK):
+        show("next: run `overlay doctor`", indent="  ")
     if receipt is not None:
         text = f"overlay {receipt.overlay_version}, manifest {receipt.manifest_sha256[:12]}, applied {receipt.time}"
         show(text, indent="  ")
@@ -197,9 +200,11 @@ def status(found: Status, code: int) -> int:
     if code and found.state is not State.APPLIED:
         spec = found.target.version or "RELEASE"
         step = f"overlay install --transformers {spec}" if found.state is State.STOCK else "overlay doctor"
-        say(f"overlay status: not applied ({found.state.value})", f"  next: run `{step}`")
+        complain(f"overlay status: not applied ({found.state.value})", f"  next: run `{step}`")
     elif code:
-        say("overlay status: the package has other differences from its RECORD", "  next: see the files listed above")
+        complain(
+            "overlay status: the package has other differences from its RECORD", "  next: see the files listed above"
+        )
     return code
 
 
@@ -334,7 +339,10 @@ def compared(found: list[dict[str, str | None]], against: Path) -> int:
     if wants_json():
         print_json("attest", {"against": str(against), "differences": found}, code=code)
         return code
-    show(f"{files(len(found))} differ from {against}" if found else f"every file is as {against} says")
+    if found:
+        complain(f"overlay attest: {files(len(found))} differ from {against}")
+    else:
+        show(f"every file is as {against} says")
     rows = [(one["path"] or "", (one["expected"] or "none")[:12], (one["found"] or "none")[:12]) for one in found]
     table(("file", "attested", "now"), rows)
     return code
