@@ -23,7 +23,7 @@ Answer = Callable[..., tuple[int, Any, str]]
 
 def commands() -> Iterator[str]:
     """Every command, ``tune.report`` for one below another."""
-    for _, room, names in CONTENTS:
+    for (_, room), names in CONTENTS.items():
         built = typer.main.get_group(importlib.import_module(f"rocm_overlay.{room}.cli").app).commands
         for name in names:
             below = getattr(built[name], "commands", {})

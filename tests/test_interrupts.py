@@ -158,3 +158,17 @@ def test_before_there_is_any_command(tmp_path: Path) -> None:
         [sys.executable, "-c", f"{now}{code}", "status"], env=environment(), capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (130, "overlay: stopped by a signal\n")
+
+
+def test_a_warm_up_ends_with_its_worker(model: Path, tmp_path: Path) -> None:
+    """As soon as the process that builds kernels has started."""
+    work = tmp_path / "profile.work"
+    work.mkdir()
+    (tmp_path / "profile.json").write_text(json.dumps({"toggles": {}}))
+    found = {"model": str(model), "seeded": False, "dtype": "float32", "points": []}
+    (work / "replay.json").write_text(json.dumps(found))
+
+    def building(processes: list[int]) -> bool:
+        return bool(processes) and any(work.rglob("warmup.json"))
+
+    interrupt(["warmup"], building, tmp_path)

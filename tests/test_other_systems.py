@@ -13,7 +13,7 @@ from rocm_overlay import app, cli
 from rocm_overlay.errors import UNSUPPORTED
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = [name for _, _, commands in app.CONTENTS for name in commands]
+COMMANDS = [name for (_, _), commands in app.CONTENTS.items() for name in commands]
 
 
 @pytest.mark.parametrize("system", ["win32", "darwin"])

@@ -42,7 +42,7 @@ def page() -> str:
 
 
 def _sections() -> Iterator[str]:
-    for title, room, names in CONTENTS:
+    for (title, room), names in CONTENTS.items():
         yield f"## {title}\n"
         built = typer.main.get_group(importlib.import_module(f"rocm_overlay.{room}.cli").app).commands
         for name in names:

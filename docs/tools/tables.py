@@ -57,10 +57,10 @@ MEANINGS = {
     "PRESHUFFLE_M_THRESH": "rows from which on the shuffled copy is used; negative: never",
     "USE_FUSED_CROSS_ENTROPY": "training: the loss of a causal model without its logits; `outputs.logits` is None then",
     "FORCE_EAGER_ATTENTION": "the plain formula instead of any attention kernel",
-    "AMD_OPS": "what unset toggles resolve to: stock, the policy below, or a profile of `overlay qualify`",
+    "AMD_OPS": "what unset toggles are: stock (`off`), the GPU's policy (`auto`), or a profile of `overlay qualify`",
     "AMD_OPS_STRICT": "a request that cannot be honoured is an error instead of a warning",
     "AMD_OPS_TIERS": "the tiers that may run, in their own order",
-    "AMD_OPS_STOCK": "switches (last column) whose places stay on stock expressions",
+    "AMD_OPS_STOCK": "switches whose places stay on stock expressions, for example `rope,rms_norm`",
     "AMD_OPS_OP_TIERS": "tiers for single ops",
     "AMD_OPS_TRITON_PROVIDERS": "whose kernels serve tier triton, the first that can",
 }

@@ -17,87 +17,50 @@ from rocm_overlay import __version__
 
 from . import console
 from .commandline import App, Group
+from .errors import INTERRUPTED, CancelledError, OverlayError, UsageError, WriteError, alike
 
-# Sections in the order of use: (title, room, {command: one line}).
-CONTENTS: tuple[tuple[str, str, dict[str, str]], ...] = (
-    (
-        "Change an environment",
-        "install",
-        {
-            "install": "Replace modeling files of an installed transformers, atomically.",
-            "revert": "Put every stock file back: bytes, mode, owner and time.",
-            "recover": "Finish an interrupted install or revert.",
-        },
-    ),
-    (
-        "Look at an environment",
-        "install",
-        {
-            "status": "Show what is applied, and whether the files agree.",
-            "diff": "Print the difference from stock to the present files.",
-            "doctor": "Find what keeps an environment slow, broken or misleading.",
-            "info": "Print what a bug report needs: versions, GPU, toggles, state.",
-            "list": "List the releases and models that have overlays.",
-        },
-    ),
-    (
-        "Run without changing anything",
-        "install",
-        {
-            "run": "Run a command with the overlays served by an import hook.",
-            "env": "Print shell exports for a profile of run-time toggles.",
-        },
-    ),
-    (
-        "Prove",
-        "verify",
-        {
-            "verify": "Prove here that overlaid code computes what stock does.",
-            "qualify": "Try every tier on this GPU and keep what is right and faster.",
-            "warmup": "Build and load every kernel of a profile, ahead of serving.",
-        },
-    ),
-    (
-        "Measure",
-        "bench",
-        {
-            "bench": "Measure stock against overlaid code, in interleaved processes.",
-            "profile": "Trace steps of both builds: the share of time in ops of ours.",
-        },
-    ),
-    (
-        "Tune GEMM tables",
-        "tune",
-        {"tune": "Find, check, merge and measure tuned GEMM tables."},
-    ),
-    (
-        "Show others what was changed",
-        "install",
-        {
-            "export": "Print the overlays as a patch for a source checkout.",
-            "attest": "Print what is installed with hashes before and after.",
-        },
-    ),
-    (
-        "Generate overlays",
-        "patchgen",
-        {
-            "gen": "Generate overlays from stock modeling files and the recipes.",
-            "drift": "Show what another release does to the edited places.",
-        },
-    ),
-    (
-        "Synthesise modules",
-        "synth",
-        {"synth": "Generate and validate synthetic modules, and fuzz with them."},
-    ),
-    (
-        "Port other code",
-        "install",
-        {"scan": "Find NVIDIA-only libraries in sources, and what replaces them."},
-    ),
-)
-_MODULES = {name: module for _, module, commands in CONTENTS for name in commands}
+# Sections in the order of use: {(title, room): {command: one line}}.
+CONTENTS = {
+    ("Change an environment", "install"): {
+        "install": "Replace modeling files of an installed transformers, atomically.",
+        "revert": "Put every stock file back: bytes, mode, owner and time.",
+        "recover": "Finish an interrupted install or revert.",
+    },
+    ("Look at an environment", "install"): {
+        "status": "Show what is applied, and whether the files agree.",
+        "diff": "Print the difference from stock to the present files.",
+        "doctor": "Find what keeps an environment slow, broken or misleading.",
+        "info": "Print what a bug report needs: versions, GPU, toggles, state.",
+        "list": "List the releases and models that have overlays.",
+    },
+    ("Run without changing anything", "install"): {
+        "run": "Run a command with the overlays served by an import hook.",
+        "env": "Print shell exports for a profile of run-time toggles.",
+    },
+    ("Prove", "verify"): {
+        "verify": "Prove here that overlaid code computes what stock does.",
+        "qualify": "Try every tier on this GPU and keep what is right and faster.",
+        "warmup": "Build and load every kernel of a profile, ahead of serving.",
+    },
+    ("Measure", "bench"): {
+        "bench": "Measure stock against overlaid code, in interleaved processes.",
+        "profile": "Trace steps of both builds: the share of time in ops of ours.",
+    },
+    ("Tune GEMM tables", "tune"): {"tune": "Find, check, merge and measure tuned GEMM tables."},
+    ("Show others what was changed", "install"): {
+        "export": "Print the overlays as a patch for a source checkout.",
+        "attest": "Print what is installed with hashes before and after.",
+    },
+    ("Generate overlays", "patchgen"): {
+        "gen": "Generate overlays from stock modeling files and the recipes.",
+        "drift": "Show what another release does to the edited places.",
+    },
+    ("Synthesise modules", "synth"): {
+        "synth": "Generate and validate synthetic modules, and fuzz with them.",
+    },
+    ("Port other code", "install"): {"scan": "Find NVIDIA-only libraries in sources, and what replaces them."},
+}
+_MODULES = {name: room for (_, room), commands in CONTENTS.items() for name in commands}
 
 # click's class for a wrong command line; typer re-exports only its subclass, and newer releases carry their own click.
 _CommandLineError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -132,7 +95,7 @@ class _Contents(Group):
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         width = max(map(len, _MODULES)) + 2
-        for title, _, commands in CONTENTS:
+        for (title, _), commands in CONTENTS.items():
             with formatter.section(title):
                 formatter.write_dl([(name.ljust(width), text) for name, text in commands.items()])
 
@@ -142,7 +105,7 @@ app.info.cls = _Contents
 app.info.help = "Make an installed transformers run on AMD GPUs through AMD's kernels, and put every byte back."
 app.info.epilog = (
     "\b\nExamples:\n  overlay install --transformers 4.57\n"
-    '  overlay status --check && eval "$(overlay env --profile auto)"\n  overlay run -- python serve.py\n'
+    "  overlay status --check && AMD_OPS=auto python serve.py\n  overlay run --profile auto -- python serve.py\n"
     "  overlay revert\n\nEach command explains itself: overlay install --help"
 )
 
@@ -217,7 +180,6 @@ def _command(arguments: list[str]) -> str:
 
 def _run(arguments: list[str]) -> int:
     """Run the program and return its exit code; every problem becomes one message."""
-    from rocm_overlay.errors import INTERRUPTED, OverlayError
     from rocm_overlay.install.transaction.signals import HardStop
 
     try:
@@ -240,10 +202,8 @@ def _run(arguments: list[str]) -> int:
     return console.failure(_command(arguments), found, as_json="--json" in _own(arguments))
 
 
-def _stopped(command: str) -> Any:
+def _stopped(command: str) -> OverlayError:
     """What a signal did: one on an environment is recovered by the next, a long one goes on."""
-    from rocm_overlay.errors import CancelledError
-
     if _MODULES.get(command.split(".")[0]) == "install":
         message = "Stopped by a signal; an open transaction is finished by the next overlay command."
         return CancelledError("interrupted", message, remedy="run `overlay status`")
@@ -251,16 +211,12 @@ def _stopped(command: str) -> Any:
     return CancelledError("interrupted", message, remedy="run the same command again to go on")
 
 
-def _missing(error: ModuleNotFoundError) -> Any:
-    from rocm_overlay.errors import UsageError
-
+def _missing(error: ModuleNotFoundError) -> OverlayError:
     message = f"this command needs {error.name}, which is not installed in {sys.prefix}"
     return UsageError("no-library", message, remedy=f"run `pip install {_EXTRAS[error.name or '']}`")
 
 
-def _refused(error: OSError) -> Any:
-    from rocm_overlay.errors import WriteError
-
+def _refused(error: OSError) -> OverlayError:
     return WriteError(
         "system",
         f"The system refused: {error}.",
@@ -269,10 +225,8 @@ def _refused(error: OSError) -> Any:
     )
 
 
-def _usage(command: str, error: Exception) -> Any:
+def _usage(command: str, error: Exception) -> OverlayError:
     """Turn click's complaint into ours, with the nearest values that would have been accepted."""
-    from rocm_overlay.errors import UsageError, alike
-
     message = error.format_message() if hasattr(error, "format_message") else str(error)
     match = _NOT_ONE_OF.search(message) or _NO_COMMAND.search(message)
     if match is not None:

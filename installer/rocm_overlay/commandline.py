@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import lru_cache, wraps
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
@@ -14,11 +15,20 @@ from typer.core import TyperCommand, TyperGroup
 from typer.models import ArgumentInfo
 
 from . import console
+from .errors import UsageError
 
 if TYPE_CHECKING:
     from .install.session import Options
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object; everything else goes to stderr.")]
+
+def be_json(wanted: bool) -> bool:
+    """Take --json at its word, wherever it stands."""
+    console.set_json(wanted or console.wants_json())
+    return wanted
+
+
+_JSON = typer.Option("--json", help="Print one JSON object; everything else goes to stderr.", callback=be_json)
+Json = Annotated[bool, _JSON]
 Python = Annotated[
     str | None, typer.Option("--python", metavar="PYTHON", help="Interpreter of the environment to work on.")
 ]
@@ -36,6 +46,30 @@ Executor = Annotated[
 Workers = Annotated[
     int | None, typer.Option("--workers", metavar="N", help="How many at once; default: 1 here, all of a cluster.")
 ]
+
+
+@dataclass(frozen=True)
+class Where:
+    """The environment that a command works on."""
+
+    python: Python = None
+    site_packages: SitePackages = None
+
+    def options(self, dry_run: bool = False) -> Options:
+        """Return it as the rooms take it. An empty text is an unset shell variable, not the folder "."."""
+        from .install.session import Options
+
+        for option, value, example in (
+            ("--python", self.python, ".venv/bin/python"),
+            ("--site-packages", self.site_packages, ".venv/lib/python3.11/site-packages"),
+        ):
+            if value is not None and not value.strip():
+                raise UsageError(
+                    "empty-option",
+                    f"{option} was given an empty text, expected a path such as {example}.",
+                    remedy=f"pass a path, or leave {option} out for the active environment",
+                )
+        return Options(self.python, None if self.site_packages is None else Path(self.site_packages), dry_run)
 
 
 def complete_models(incomplete: str) -> list[str]:
@@ -89,11 +123,12 @@ def _be_verbose(wanted: bool) -> None:
 
 @lru_cache
 def _levels() -> list[Any]:
-    """Return the options -q and -v, as this release of typer makes them."""
+    """Return the options that every command has, as this release of typer makes them."""
     holder = typer.Typer(add_completion=False)
 
     @holder.command()
     def levels(
+        json: Json = False,
         quiet: Annotated[
             bool,
             typer.Option(
@@ -104,22 +139,45 @@ def _levels() -> list[Any]:
     ) -> None:
         pass
 
-    made = [one for one in typer.main.get_command(holder).params if one.name in ("quiet", "verbose")]
+    made = [one for one in typer.main.get_command(holder).params if one.name in ("json", "quiet", "verbose")]
     for one in made:
         one.expose_value = False
     return made
 
 
-def _with_levels(parameters: list[Any]) -> None:
-    """Give a command -q and -v, unless it has such options of its own."""
-    taken = {name for parameter in parameters for name in parameter.opts}
+def _with_levels(parameters: list[Any], *without: str) -> None:
+    """Give a command --json, -q and -v, unless it has such options of its own."""
+    taken = {*without, *(name for parameter in parameters for name in parameter.opts)}
     parameters += [one for one in _levels() if taken.isdisjoint(one.opts)]
+    for one in parameters:
+        _check_what_was_given(one)
 
 
-class _Examples:
-    """The end of a help page: command lines, continued in the way of shells where they are wider than the terminal."""
+def _check_what_was_given(parameter: Any) -> Any:
+    """Leave alone what needs no check: newer typer imports pydantic for it, which takes longer than `status`."""
+    checks = getattr(parameter, "get_runtime_param", None)
+    if checks is None:
+        return parameter
+
+    def coerce(value: Any, param: Any, ctx: Any) -> Any:
+        text = isinstance(value, str) and param.type_descriptor.annotation is str
+        several = param.multiple or param.nargs == -1
+        if not several and (value is None or text or value is param.default):
+            return value
+        return () if value is None else checks().coerce(value, param=param, ctx=ctx)
+
+    parameter.get_runtime_param = lambda: SimpleNamespace(coerce=coerce)
+    return parameter
+
+
+class _Page:
+    """The help page, which ends in command lines; they are continued in the way of shells where they are too wide."""
 
     epilog: str | None
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """Return --help, which is an option that needs no check, either."""
+        return _check_what_was_given(super().get_help_option(ctx))  # type: ignore[misc]
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Write the lines of `examples` as they are meant to be typed."""
@@ -131,7 +189,7 @@ class _Examples:
                 formatter.write(f" \\\n{indent}".join([indent + parts[0], *parts[1:]]) + "\n")
 
 
-class _Command(_Examples, TyperCommand):
+class _Command(_Page, TyperCommand):
     """A command whose arguments are explained: click 8.5 loses the text that typer 0.24 gives them."""
 
     def __init__(self, name: str | None, **settings: Any) -> None:
@@ -148,12 +206,12 @@ class _Command(_Examples, TyperCommand):
         """Write nothing: typer lists arguments with the options, where click 8.5 would list them once more."""
 
 
-class Group(_Examples, TyperGroup):
+class Group(_Page, TyperGroup):
     """Commands below a command, which can also run by itself."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        _with_levels(self.params)
+        _with_levels(self.params, "--json")
 
 
 class App(typer.Typer):
@@ -223,22 +281,3 @@ def examples(*lines: str) -> str:
 def names(text: str | None) -> list[str] | None:
     """Split a comma list; None stays None."""
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
-
-
-def target_options(python: str | None, site_packages: str | None, dry_run: bool = False) -> Options:
-    """Read what all commands on an environment share. An empty text is an unset shell variable, not the folder "."."""
-    from .errors import UsageError
-    from .install.session import Options
-
-    for option, value, example in (
-        ("--python", python, ".venv/bin/python"),
-        ("--site-packages", site_packages, ".venv/lib/python3.11/site-packages"),
-    ):
-        if value is not None and not value.strip():
-            raise UsageError(
-                "empty-option",
-                f"{option} was given an empty text, expected a path such as {example}.",
-                remedy=f"pass a path, or leave {option} out for the active environment",
-            )
-    folder = None if site_packages is None else Path(site_packages)
-    return Options(python=python, site_packages=folder, dry_run=dry_run)

@@ -22,6 +22,7 @@ from .errors import CANNOT_WRITE, Finding, OverlayError, SeveralErrors
 
 Step = Callable[[str], None]
 EVERY_SECONDS = 10.0
+SILENT_SECONDS = 2.0  # what takes less needs no progress
 PIPED_COLUMNS = 120
 NARROWEST = 12  # columns of a table's cell: below, the rows are written as blocks
 _COLOURS = {
@@ -33,20 +34,33 @@ QUIET, NORMAL, VERBOSE = -1, 0, 1
 # Commands whose work is what they change, or an exit code: losing what they print is no failure of theirs.
 _NOT_THEIR_OUTPUT = ("install", "revert", "recover", "status", "doctor")
 _level = NORMAL
+_as_json = False
 _began = time.monotonic()
 
 
 def start() -> None:
-    """Begin an answer: neither quiet nor verbose, and the clock runs from here."""
+    """Begin an answer: neither quiet nor verbose, for people, and the clock runs from here."""
     global _began
     _began = time.monotonic()
     set_level(NORMAL)
+    set_json(False)
 
 
 def set_level(level: int) -> None:
     """Choose how much is said. QUIET leaves the exit code, errors and what was asked for as data."""
     global _level
     _level = level
+
+
+def set_json(wanted: bool) -> None:
+    """Choose whether the answer is one JSON object."""
+    global _as_json
+    _as_json = wanted
+
+
+def wants_json() -> bool:
+    """True where the answer is to be one JSON object."""
+    return _as_json
 
 
 def elapsed() -> float:
@@ -84,6 +98,12 @@ def say(*lines: str) -> None:
     if _level >= 0:
         for line in lines:
             print(_shown(line, sys.stderr, ""), file=sys.stderr)
+
+
+def complain(*lines: str) -> None:
+    """Print on stderr why the exit code is not 0, also where the answer was to be quiet."""
+    set_level(max(_level, NORMAL))
+    say(*lines)
 
 
 def notes(texts: Iterable[str]) -> None:
@@ -194,6 +214,11 @@ def finite(value: object) -> object:
     return [finite(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
+def facts(one: object, names: str) -> dict[str, object]:
+    """Return what an object knows, by name, for the body of an answer."""
+    return {name: getattr(one, name) for name in names.split()}
+
+
 def raw(data: bytes) -> None:
     """Write bytes: in the encoding of a terminal a patch could not be applied, and some cannot show it at all."""
     sys.stdout.flush()
@@ -217,10 +242,9 @@ def failure(command: str, problem: BaseException, *, as_json: bool) -> int:
             {"id": one.id, "message": one.message, "place": str(one.place or ""), "text": str(one)} for one in each
         ]
         print_json(command, {"error": error.to_json(), "errors": listed}, code=error.code)
-    set_level(max(_level, NORMAL))  # an error is said also where the answer was to be quiet
     if len(each) > 1:
-        say(*map(str, each))
-    say(f"{name}: {error.message if len(each) > 1 else error}")
+        complain(*map(str, each))
+    complain(f"{name}: {error.message if len(each) > 1 else error}")
     if len(each) == 1:
         say_findings(error.findings)
     say(f"  next: {error.remedy}")
@@ -245,11 +269,9 @@ def say_findings(findings: Iterable[Finding], limit: int = 40) -> None:
         say(f"... and {len(listed) - limit} more (--json lists all)")
 
 
-def emit(
-    command: str, body: Mapping[str, object], text: str | Callable[[], str], *, as_json: bool, code: int = 0
-) -> int:
+def emit(command: str, body: Mapping[str, object], text: str | Callable[[], str], code: int = 0) -> int:
     """Print a result as one JSON object or as text, which is only made when it is wanted; return the exit code."""
-    if as_json:
+    if _as_json:
         print_json(command, body, code=code)
     elif shown := text if isinstance(text, str) else text():
         show(shown.removesuffix("\n"))
@@ -259,28 +281,67 @@ def emit(
 @contextmanager
 def counting(what: str) -> Iterator[Callable[[int], None]]:
     """Yield what is called with the number of things done so far, where nobody knows how many: shown on a terminal."""
-    live, last = sys.stderr.isatty() and _level >= NORMAL, time.monotonic()
+    last = time.monotonic()
 
     def step(count: int) -> None:
         nonlocal last
-        if live and time.monotonic() - last >= 0.2:
+        if time.monotonic() - last >= 0.2:
             last = time.monotonic()
-            print(f"\r{count} {what}", end="", file=sys.stderr, flush=True)
+            _over(f"{count} {what}")
 
-    yield step
-    if live:
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    try:
+        yield step
+    finally:
+        _over("")
+
+
+def _over(text: str) -> None:
+    """Write a line in the place of the one before, where a terminal shows it."""
+    if sys.stderr.isatty() and _level >= NORMAL:
+        width = columns(sys.stderr) or PIPED_COLUMNS
+        print(f"\r{_encodable(text, sys.stderr)[: width - 1]}\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+class Steps:
+    """How far a command is: to be called after each step with what was done."""
+
+    def __init__(self, total: int = 0, done: int = 0, tell: Callable[[str, int, int], None] | None = None) -> None:
+        self.total = total
+        self.done = done
+        self.tell = tell
+
+    def __call__(self, text: str) -> None:
+        """Count a step, and show it."""
+        self.done += 1
+        if self.tell is not None:
+            self.tell(text, self.done, self.total)
+
+    def left(self, count: int) -> None:
+        """Correct how many steps are still to come."""
+        self.total = self.done + count
 
 
 @contextmanager
-def progress(total: int, first: str, *, done: int = 0, keep: bool = False) -> Iterator[Step]:
+def short_steps(total: int) -> Iterator[Steps]:
+    """Yield what is called after each of ``total`` steps, of which something is shown once they take two seconds.
+
+    No library is imported for it: a transaction waits for these steps, and must not fail of what it shows.
+    """
+    try:
+        yield _lines(total, 0, live=sys.stderr.isatty())
+    finally:
+        _over("")
+
+
+@contextmanager
+def progress(total: int, first: str, *, done: int = 0, keep: bool = False) -> Iterator[Steps]:
     """Yield what is called after each of ``total`` steps with what was done, and say on stderr how far it is.
 
     ``first`` is shown until the first step, ``done`` steps were made before, with ``keep`` each step leaves its
     line. On a terminal there is a bar with an estimate; elsewhere a line with one, ten seconds after the last.
     """
     if _level < 0 or not sys.stderr.isatty():
-        yield say if keep else _lines(total, done)
+        yield Steps(total, done, lambda text, *_: say(text)) if keep else _lines(total, done)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -290,28 +351,33 @@ def progress(total: int, first: str, *, done: int = 0, keep: bool = False) -> It
     with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
         task = bar.add_task(first, total=total, completed=done)
 
-        def step(text: str) -> None:
+        def show_step(text: str, count: int, total: int) -> None:
             if keep:
                 bar.console.print(text, markup=False, highlight=False)
-            bar.update(task, advance=1, description=first if keep else text)
+            bar.update(task, completed=count, total=total, description=first if keep else text)
 
-        yield step
+        yield Steps(total, done, show_step)
 
 
-def _lines(total: int, done: int) -> Step:
-    """Return a step that says, at most every ten seconds, how many were made and how long the rest will take."""
-    start = last = time.monotonic()
-    count = done
+def _lines(total: int, done: int, live: bool = False) -> Steps:
+    """Return steps that say from time to time how many were made and how long the rest will take.
 
-    def step(text: str) -> None:
-        nonlocal last, count
-        count += 1
+    At most every ten seconds; with ``live`` from the second second on, in one line.
+    """
+    last = time.monotonic()
+    first: tuple[int, float] | None = None  # what comes before the first step is no measure of the others
+    wait = SILENT_SECONDS if live else EVERY_SECONDS
+
+    def tell(text: str, count: int, total: int) -> None:
+        nonlocal last, wait, first
         now = time.monotonic()
-        if now - last >= EVERY_SECONDS and count < total:
-            last = now
-            say(f"{count} of {total}, about {duration((now - start) / (count - done) * (total - count))} left: {text}")
+        made, since = first = first or (count, now)
+        if now - last >= wait and count < total:
+            last, wait = now, 0.2 if live else EVERY_SECONDS
+            left = f", about {duration((now - since) / (count - made) * (total - count))} left" if count > made else ""
+            (_over if live else say)(f"{count} of {total}{left}: {text}")
 
-    return step
+    return Steps(total, done, tell)
 
 
 def duration(seconds: float) -> str:
@@ -389,12 +455,13 @@ def unwritten(command: str, code: int, problem: OSError) -> int:
     """Say that the answer is cut off, unless its reader left, as `head` does; return the exit code."""
     if isinstance(problem, BrokenPipeError):
         return code
-    set_level(max(_level, NORMAL))
     reason = problem.strerror or str(problem)
     name = f"overlay {command.replace('.', ' ')}"
     if command in _NOT_THEIR_OUTPUT:
-        say(f"{name}: the report could not be written ({reason}); the work itself ended with exit code {code}")
+        complain(f"{name}: the report could not be written ({reason}); the work itself ended with exit code {code}")
         say("  next: run `overlay status` to see what is applied")
         return code
-    say(f"{name}: output truncated: {reason}", "  next: free space or name another file, then run the command again")
+    complain(
+        f"{name}: output truncated: {reason}", "  next: free space or name another file, then run the command again"
+    )
     return code or CANNOT_WRITE

@@ -23,7 +23,7 @@ Command = Any  # click's, whose name depends on the release of typer
 def commands() -> Iterator[tuple[str, Command]]:
     """Yield every command line prefix with the command that it starts."""
     root = typer.main.get_group(app)
-    for _, _, names in CONTENTS:
+    for (_, _), names in CONTENTS.items():
         for name in names:
             if name not in PROGRAMS:
                 yield name, root.get_command(None, name)

@@ -58,7 +58,7 @@ def test_filelock_and_packaging_are_not_loaded_where_nothing_is_changed(site: Pa
         "import sys, rocm_overlay.cli as cli\n"
         "try: cli.main()\n"
         "except SystemExit as end: assert not end.code, end.code\n"
-        "print('LOADED', {'filelock', 'packaging', 'typer'} & set(sys.modules))"
+        "print('LOADED', {'filelock', 'packaging', 'pydantic', 'typer'} & set(sys.modules))"
     )
     done = run_process(*(str(site) if word == "SITE" else word for word in command), code=code)
     expected = "set()" if command == ["--version"] else "{'typer'}"

@@ -103,7 +103,7 @@ def test_states_that_ask_for_something(here: Place) -> None:
     modeling(here.site, "one").write_bytes(STOCK["one"])
     assert "partial" in here.ids()
     modeling(here.site, "one").write_bytes(b"mine\n")
-    assert "models/one/modeling_one.py is foreign" in here.evidence("drifted")
+    assert "models/one/modeling_one.py is neither the stock text nor ours" in here.evidence("drifted")
     for name, text in STOCK.items():
         modeling(here.site, name).write_bytes(text)
     assert "wiped" in here.ids()

@@ -14,21 +14,21 @@ from rocm_overlay.app import CONTENTS
 from tests.install.support import Done, run_process
 
 Overlay = Callable[..., Done]
-COMMANDS = [name for _, _, names in CONTENTS for name in names]
+COMMANDS = [name for (_, _), names in CONTENTS.items() for name in names]
 
 
 def test_the_table_of_contents_is_what_the_commands_say() -> None:
-    offered = {name: room for _, room, names in CONTENTS for name in names}
+    offered = {name: room for (_, room), names in CONTENTS.items() for name in names}
     for room in set(offered.values()):
         commands = typer.main.get_group(importlib.import_module(f"rocm_overlay.{room}.cli").app).commands
         assert set(commands) == {name for name, where in offered.items() if where == room}
-        texts = {name: text for _, where, names in CONTENTS if where == room for name, text in names.items()}
+        texts = {name: text for (_, where), names in CONTENTS.items() if where == room for name, text in names.items()}
         assert {name: (command.help or "").split("\n")[0] for name, command in commands.items()} == texts
 
 
 def test_help_has_sections_and_every_command(overlay: Overlay) -> None:
     out = overlay("--help").out
-    for title, _, names in CONTENTS:
+    for (title, _), names in CONTENTS.items():
         assert f"\n{title}:\n" in out
         for name, text in names.items():
             assert re.search(rf"^  {name} +{re.escape(text)}$", out, re.MULTILINE), "one line each"

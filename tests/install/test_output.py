@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rocm_overlay import console
 
 from tests.install.support import environment, make_site, modeling, run_process
 
@@ -143,3 +145,54 @@ def test_a_table_has_no_colour_where_none_is_wanted(site: Path) -> None:
         assert b"modeling_llama.py" in out
         if coloured is False:
             assert b"\x1b[" not in out
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("stream", "shown"), [(_Terminal, "\r"), (io.StringIO, "\n")], ids=["terminal", "piped"])
+def test_short_steps_show_how_far_they_are_once_they_take_long(
+    stream: type[io.StringIO], shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step per second: on a terminal one line from the third step on, elsewhere a line after ten."""
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(console.sys, "stderr", stream())
+    console.set_level(console.NORMAL)
+    said = []
+    with console.short_steps(13) as step:
+        for number in range(13):
+            now[0] += 1.0
+            step(f"file {number}")
+            said.append(console.sys.stderr.getvalue())
+    first = next(number for number, text in enumerate(said) if text)
+    assert first == (1 if shown == "\r" else 9)
+    assert f"{first + 1} of 13, about {12 - first}" in said[-1]
+    assert f" left: file {first}" in said[-1]
+    assert (said[-1].count("\r") == 11) == (shown == "\r")
+    assert said[-1].count("\n") == (0 if shown == "\r" else 1)
+    assert console.sys.stderr.getvalue().endswith("\r\x1b[K") == (shown == "\r"), "and the line is taken away"
+
+
+def test_a_quiet_command_says_why_its_exit_code_is_not_0(site: Path, tmp_path: Path) -> None:
+    """A health check of an image, and a later job that compares: silence is for what is in order."""
+    here = ["--site-packages", str(site)]
+    attested = tmp_path / "overlay.json"
+    assert run_process("install", "--transformers", "4.57", *here).code == 0
+    attested.write_text(run_process("attest", *here).out)
+    for words in (["status", "--check"], ["attest", "--verify", str(attested)]):
+        done = run_process(*words, "-q", *here)
+        assert (done.code, done.out, done.err) == (0, "", "")
+    assert run_process("revert", *here).code == 0
+    assert run_process("status", "--check", "-q", *here).err.splitlines()[0] == "overlay status: not applied (STOCK)"
+    assert "differ from" in run_process("attest", "--verify", str(attested), "-q", *here).err
+
+
+def test_an_edited_file_is_called_edited_and_the_next_step_is_named(site: Path) -> None:
+    file = modeling(site, "llama")
+    file.write_bytes(file.read_bytes() + b"# mine\n")
+    done = run_process("status", "--site-packages", str(site))
+    assert "llama  models/llama/modeling_llama.py  edited" in done.out
+    assert "next: run `overlay doctor`" in done.out

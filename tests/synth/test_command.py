@@ -35,7 +35,7 @@ def test_command_lines_of_the_project_this_comes_from(line: str, monkeypatch: py
     """Each of them word by word, the program's name apart; what is run in the end gets what the line says."""
     taken: list[Settings] = []
 
-    def take(settings: Settings, *, as_json: bool, fresh: bool = False) -> int:
+    def take(settings: Settings, *, fresh: bool = False) -> int:
         taken.append(settings)
         return 0
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from rocm_overlay import console
-from rocm_overlay.console import failure
+from rocm_overlay.console import Steps, failure
 from rocm_overlay.errors import OverlayError
 from rocm_overlay.verify import command, plan, report, target
 from rocm_overlay.verify.workers import Results, Setup, run_all
@@ -69,9 +69,19 @@ def complete(model: Path) -> tuple[Setup, Results]:
         steps: list[str] = []
         files = setup.interpreter.package / "models" / "llama"
         before = {path: path.stat().st_mtime_ns for path in files.rglob("*")}
-        results = run_all(setup, runs, steps.append)
+        totals: list[int] = []
+
+        def tell(text: str, done: int, total: int) -> None:
+            steps.append(text)
+            totals.append(total)
+
+        other = replace(setup, cases=(*setup.cases, "padded-encoder"))  # no case of a causal model
+        shown = Steps(tell=tell)
+        results = run_all(other, runs, shown)
         assert {path: path.stat().st_mtime_ns for path in files.rglob("*")} == before, "the target was written to"
     assert len(steps) == len(CASES) + sum(len(run.cases) for run in results.runs)
+    assert shown.done == shown.total == len(steps)
+    assert totals[0] == len(CASES) * (1 + len(runs)), "more is expected of a tier than what turns out to run"
     return setup, results
 
 

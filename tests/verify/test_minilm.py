@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rocm_overlay.console import Steps
 from rocm_overlay.verify import command, target
 from rocm_overlay.verify.target import Source
 from rocm_overlay.verify.workers import run_all
@@ -74,7 +75,7 @@ def test_overlay_verify_on_real_weights(folder: Path, monkeypatch: pytest.Monkey
     cases = "forward,padded-encoder,hidden-states-of"
     asked = command.Options(str(folder), sys.executable, "torch", ["all"], cases, max_new_tokens=4)
     setup, runs = command.prepare(asked, "float32")
-    results = run_all(setup, runs, lambda text: None)
+    results = run_all(setup, runs, Steps())
     assert [(run.run.id, run.status) for run in results.runs] == [("off", "ok"), ("all/torch", "ok")]
     assert {case["case"] for case in results.runs[1].cases} == {"forward", "padded-encoder", "hidden-states-of"}
     assert results.loaded["kind"] == "encoder"

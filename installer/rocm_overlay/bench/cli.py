@@ -32,7 +32,7 @@ def bench(context: typer.Context, options: Options) -> int:
     return command.run(options)
 
 
-@bench_app.command(epilog=examples("overlay bench compare before/report.json after/report.json --fail-over 5%"))
+@bench_app.command(epilog=examples("overlay bench compare before.json after.json --max-slowdown 5%"))
 def compare(
     old: Annotated[Path, typer.Argument(metavar="A", help="A report.json.")],
     new: Annotated[Path, typer.Argument(metavar="B", help="The one to judge.")],
@@ -41,7 +41,6 @@ def compare(
     other_machine: Annotated[
         bool, typer.Option("--other-machine", help="Show reports of two machines; nothing fails then.")
     ] = False,
-    json: Json = False,
 ) -> int:
     """Compare two reports of one machine.
 
@@ -49,7 +48,7 @@ def compare(
     """
     from . import command
 
-    return command.compare(old, new, fail_over, metric, other_machine, json)
+    return command.compare(old, new, fail_over, metric, other_machine)
 
 
 @app.command(epilog=examples("overlay profile --model ./Qwen3-0.6B --isl 512 -o traces"))

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..console import Step, notes, print_json, progress, say, show, table
+from ..console import Step, emit, notes, print_json, progress, say, show, table, wants_json
 from ..errors import UsageError, WriteError
 from ..executor import check, make_executor
 from ..files import model_path
@@ -121,15 +121,14 @@ def require_libraries(*, html: bool = False) -> None:
         )
 
 
-def compare(old: Path, new: Path, fail_over: str, metric: str | None, other_machine: bool, as_json: bool) -> int:
+def compare(old: Path, new: Path, fail_over: str, metric: str | None, other_machine: bool) -> int:
     """Compare two reports; 1 when something became slower than allowed."""
     limit, metrics = comparison.parse_limit(fail_over), comparison.parse_metrics(metric)
     before, after = comparison.read(old), comparison.read(new)
     found = comparison.compare(before, after, limit, other_machine=other_machine, metrics=metrics)
-    if as_json:
-        print_json("bench.compare", found.as_json(), code=1 if found.failed else 0)
-    else:
-        _print_comparison(found)
+    if wants_json():
+        return emit("bench.compare", found.as_json(), "", 1 if found.failed else 0)
+    _print_comparison(found)
     return 1 if found.failed else 0
 
 

@@ -12,17 +12,17 @@ from ..commandline import (
     App,
     DryRun,
     Gpu,
-    Json,
     Models,
     Python,
-    SitePackages,
+    Where,
+    be_json,
     complete_models,
     complete_release,
     examples,
     names,
-    target_options,
 )
-from ..console import counting
+from ..console import counting, wants_json
+from ..errors import UsageError
 from . import report
 
 app = App()
@@ -39,6 +39,7 @@ app = App()
 )
 # long: one option per line, nothing else
 def install(
+    *,
     transformers: Annotated[
         str | None,
         typer.Option(
@@ -74,64 +75,44 @@ def install(
         bool,
         typer.Option("--adopt", help="Make overlays from edited files; the edit stays, revert returns exactly it."),
     ] = False,
-    python: Python = None,
-    site_packages: SitePackages = None,
+    where: Where,
     dry_run: DryRun = False,
-    json: Json = False,
 ) -> int:
     """Replace modeling files of an installed transformers, atomically."""
     from . import operations
+    from .hook import installed
 
-    options = target_options(python, site_packages, dry_run)
+    asked = where.options(dry_run), transformers, names(models)
     if mode == "hook":
-        from .hook import installed
-
-        done = installed.install(
-            options,
-            transformers,
-            names(models),
-            generate=generate,
-            generated=generated,
-            replacements=replacements,
-            adopt=adopt,
-        )
-        return report.hook("install", done, as_json=json)
-    outcome = operations.install(
-        options,
-        transformers,
-        names(models),
-        generate=generate,
-        generated=generated,
-        replacements=replacements,
-        adopt=adopt,
-    )
-    return report.outcome("install", outcome, as_json=json)
+        done = installed.install(*asked, generate=generate, generated=generated, replacements=replacements, adopt=adopt)
+        return report.hook("install", done)
+    outcome = operations.install(*asked, generate=generate, generated=generated, replacements=replacements, adopt=adopt)
+    return report.outcome("install", outcome)
 
 
 @app.command(epilog=examples("overlay revert", "overlay revert --dry-run", "overlay revert --force"))
 def revert(
+    *,
     force: Annotated[bool, typer.Option("--force", help="Also replace edited files, after keeping a copy.")] = False,
-    python: Python = None,
-    site_packages: SitePackages = None,
+    where: Where,
     dry_run: DryRun = False,
-    json: Json = False,
 ) -> int:
     """Put every stock file back: bytes, mode, owner and time."""
     from . import operations
 
-    outcome = operations.revert(target_options(python, site_packages, dry_run), force=force)
-    return report.outcome("revert", outcome, as_json=json)
+    outcome = operations.revert(where.options(dry_run), force=force)
+    return report.outcome("revert", outcome)
 
 
 @app.command(epilog=examples("overlay recover", "overlay recover --site-packages .venv/lib/python3.11/site-packages"))
-def recover(python: Python = None, site_packages: SitePackages = None, json: Json = False) -> int:
+def recover(where: Where) -> int:
     """Finish an interrupted install or revert.
 
     `install` and `revert` do this first, too; commands that only look do not.
     """
     from . import operations
 
-    return report.outcome("recover", operations.recover_only(target_options(python, site_packages)), as_json=json)
+    return report.outcome("recover", operations.recover_only(where.options()))
 
 
 @app.command(
@@ -140,37 +121,35 @@ def recover(python: Python = None, site_packages: SitePackages = None, json: Jso
     )
 )
 def status(
+    *,
     check: Annotated[
         bool, typer.Option("--check", help="Exit 1 unless the state is APPLIED; with --deep, on any other difference.")
     ] = False,
     deep: Annotated[
         bool, typer.Option("--deep", help="Hash every file of the package against its RECORD, not only ours.")
     ] = False,
-    python: Python = None,
-    site_packages: SitePackages = None,
-    json: Json = False,
+    where: Where,
 ) -> int:
     """Show what is applied, and whether the files agree."""
     from . import inspection
     from .transaction.states import State
 
-    found = inspection.status(target_options(python, site_packages), deep=deep)
+    found = inspection.status(where.options(), deep=deep)
     fine = found.state is State.APPLIED and (found.deep is None or found.deep.clean)
-    return report.status(found, 1 if check and not fine else 0, as_json=json)
+    return report.status(found, 1 if check and not fine else 0)
 
 
 @app.command(epilog=examples("overlay diff", "overlay diff --exit-code", "overlay diff > changes.patch"))
 def diff(
+    *,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit 1 when there is a difference.")] = False,
-    python: Python = None,
-    site_packages: SitePackages = None,
-    json: Json = False,
+    where: Where,
 ) -> int:
     """Print the difference from stock to the present files."""
     from . import inspection
 
-    target, differences = inspection.diff(target_options(python, site_packages))
-    return report.diff(target, differences, 1 if exit_code and differences else 0, as_json=json)
+    target, differences = inspection.diff(where.options())
+    return report.diff(target, differences, 1 if exit_code and differences else 0)
 
 
 @app.command(
@@ -181,6 +160,7 @@ def diff(
     )
 )
 def doctor(
+    *,
     fix: Annotated[bool, typer.Option("--fix", help="Mend what can be mended safely.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="With --fix: say what would be mended.")] = False,
     import_: Annotated[
@@ -190,9 +170,7 @@ def doctor(
         Literal["torchrun", "accelerate", "deepspeed"] | None,
         typer.Option("--launcher", help="Check which interpreter this launcher would start."),
     ] = None,
-    python: Python = None,
-    site_packages: SitePackages = None,
-    json: Json = False,
+    where: Where,
 ) -> int:
     """Find what keeps an environment slow, broken or misleading.
 
@@ -200,28 +178,28 @@ def doctor(
     """
     from .doctor import examine
 
-    options = target_options(python, site_packages, dry_run)
+    options = where.options(dry_run)
     result = examine(options, fix=fix, imports=import_, launcher=launcher)
-    return report.examination(result, as_json=json)
+    return report.examination(result)
 
 
 @app.command(epilog=examples("overlay info", "overlay info --json --python .venv/bin/python"))
-def info(python: Python = None, site_packages: SitePackages = None, json: Json = False) -> int:
+def info(where: Where) -> int:
     """Print what a bug report needs: versions, GPU, toggles, state.
 
     Nothing is imported and no GPU is asked.
     """
     from .info import collect
 
-    return report.info(collect(target_options(python, site_packages)), as_json=json)
+    return report.info(collect(where.options()))
 
 
 @app.command(name="list", epilog=examples("overlay list", "overlay list --json"))
-def list_(json: Json = False) -> int:
+def list_() -> int:
     """List the releases and models that have overlays."""
     from . import catalog
 
-    return report.listing([catalog.load(line) for line in catalog.lines()], as_json=json)
+    return report.listing([catalog.load(line) for line in catalog.lines()])
 
 
 @app.command(
@@ -239,7 +217,6 @@ def run(
     ] = None,
     python: Python = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be served; start nothing.")] = False,
-    json: Json = False,
 ) -> int:
     """Run a command with the overlays served by an import hook.
 
@@ -247,9 +224,11 @@ def run(
     """
     from .hook import running
 
-    started = running.prepare(command, names(models), python=python, profile=profile, as_json=json, dry_run=dry_run)
+    started = running.prepare(
+        command, names(models), python=python, profile=profile, as_json=wants_json(), dry_run=dry_run
+    )
     if dry_run:
-        return report.planned(started, as_json=json)
+        return report.planned(started)
     sys.stdout.flush()
     return running.replace_process(started)
 
@@ -267,7 +246,6 @@ def env(
     shell: Annotated[
         Literal["sh", "fish"], typer.Option("--shell", help="Whose syntax: sh (bash, zsh) or fish.")
     ] = "sh",
-    json: Json = False,
 ) -> int:
     """Print shell exports for a profile of run-time toggles.
 
@@ -275,7 +253,7 @@ def env(
     """
     from . import profiles
 
-    return report.environment(profiles.make(profile, gpu), shell, as_json=json)
+    return report.environment(profiles.make(profile, gpu), shell)
 
 
 @app.command(
@@ -285,6 +263,7 @@ def env(
     )
 )
 def export(
+    *,
     transformers: Annotated[
         str | None,
         typer.Option("--transformers", metavar="RELEASE", help="This release; default: the one that is installed."),
@@ -294,16 +273,14 @@ def export(
     root: Annotated[
         str, typer.Option("--root", metavar="DIR", help="Where the package lies in the checkout.")
     ] = "src/transformers",
-    python: Python = None,
-    site_packages: SitePackages = None,
-    json: Json = False,
+    where: Where,
 ) -> int:
     """Print the overlays as a patch for a source checkout."""
     from . import export as room
 
-    options = target_options(python, site_packages)
+    options = where.options()
     made = room.git_patch(options, transformers, names(models), root=root)
-    return report.patch(made, as_json=json)
+    return report.patch(made)
 
 
 @app.command(
@@ -314,6 +291,7 @@ def export(
     )
 )
 def attest(
+    *,
     format_: Annotated[
         Literal["json", "cyclonedx"], typer.Option("--format", help="Our own form, or CycloneDX 1.6.")
     ] = "json",
@@ -321,24 +299,25 @@ def attest(
         Path | None,
         typer.Option("--verify", metavar="FILE", help="Compare with an earlier one; exit 1 where files differ."),
     ] = None,
-    python: Python = None,
-    site_packages: SitePackages = None,
-    json: Annotated[bool, typer.Option("--json", help="The same as --format json, which is the default.")] = False,
+    where: Where,
+    json: Annotated[
+        bool,
+        typer.Option("--json", help="The same as --format json, which is the default.", callback=be_json),
+    ] = False,
 ) -> int:
     """Print what is installed with hashes before and after.
 
     For scanners that find files which differ from the package's RECORD.
     """
-    from ..errors import UsageError
     from . import attest as room
 
     if json and format_ == "cyclonedx":
         raise UsageError(
             "two-formats", "--json and --format cyclonedx exclude each other.", remedy="leave one of the two out"
         )
-    made = room.collect(target_options(python, site_packages))
+    made = room.collect(where.options())
     if verify is not None:
-        return report.compared(room.differences(made, room.read(verify)), verify, as_json=json)
+        return report.compared(room.differences(made, room.read(verify)), verify)
     return report.attestation(made, format_)
 
 
@@ -358,17 +337,15 @@ def scan(
     format_: Annotated[
         Literal["text", "json", "sarif"], typer.Option("--format", help="For people, programs or code scanning.")
     ] = "text",
-    json: Json = False,
 ) -> int:
     """Find NVIDIA-only libraries in sources, and what replaces them.
 
     Exit 1 when something needs manual work, 0 when hipify or nothing is enough.
     """
-    from ..errors import UsageError
     from .scan.engine import scan as look_through
 
-    if json and format_ == "sarif":
+    if wants_json() and format_ == "sarif":
         raise UsageError("two-formats", "--json and --format sarif exclude each other.", remedy="leave one of them out")
     with counting("files") as step:
         found = look_through(path, exclude or [], progress=step)
-    return report.scan(found, "json" if json else format_)
+    return report.scan(found, "json" if wants_json() else format_)

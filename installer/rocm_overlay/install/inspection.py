@@ -19,6 +19,12 @@ from .target import HOOK, Target, resolve
 from .transaction import receipt, states
 from .transaction.states import FileState, State
 
+_WORDS = {
+    FileState.FOREIGN: "edited",
+    FileState.OVERLAY_OTHER: "other overlay",
+    FileState.OTHER_STOCK: "stock of another release",
+}
+
 
 @dataclass(frozen=True)
 class FileStatus:
@@ -42,7 +48,7 @@ class FileStatus:
     def word(self) -> str:
         """What a reader is shown: for an overlay that is not the bundle's, where it comes from."""
         foreign = self.state is FileState.OVERLAY and self.origin not in (None, receipt.BUNDLE)
-        return str(self.origin) if foreign else self.state.value
+        return str(self.origin) if foreign else _WORDS.get(self.state, self.state.value)
 
 
 @dataclass(frozen=True)

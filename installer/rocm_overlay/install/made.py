@@ -6,6 +6,7 @@ recognise around it. Needs libcst (extra ``gen``), which is imported when the fi
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -61,8 +62,8 @@ def need_libcst() -> None:
     if find_spec("libcst") is None:
         raise UsageError(
             "needs-gen",
-            "Overlays are made here and now with libcst, which is not installed. Nothing was written.",
-            remedy="run `pip install libcst` beside this program",
+            f"Making overlays here needs libcst, which is not installed in {sys.prefix}. Nothing was written.",
+            remedy="run `pip install libcst` there",
         )
 
 

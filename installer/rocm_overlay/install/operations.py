@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from ..console import short_steps
 from ..errors import ForeignError, UnrecoveredError, UnsupportedError, UsageError, WriteError
 from . import catalog, planning, record, spec
 from .planning import Changes
@@ -26,7 +27,7 @@ from .session import (
 from .state import Environment
 from .target import HOOK, Target, resolve
 from .transaction import blobs, journal, receipt, states
-from .transaction.apply import Done, execute, preflight
+from .transaction.apply import STEPS_PER_FILE, Done, execute, preflight
 from .transaction.decode import Reader
 from .transaction.lock import locked
 from .transaction.place import LOCK, RECEIPT, STATE, Place, new_id
@@ -232,9 +233,11 @@ def _run(place: Place, target: Target, changes: Changes, options: Options) -> tu
     removed = set(changes.removed)
     earlier = _had_pyc(changes.plan.receipt_before, removed)
     compiled = survey(place, paths, earlier)
-    with Signals() as signals:
-        done = execute(place, changes.plan, signals, catalog.source(options.bundle))
-    return done, [*done.notes, *recompile(place, target, compiled)]
+    total = STEPS_PER_FILE * len(paths) + len(compiled)
+    with short_steps(total) as step:
+        with Signals() as signals:
+            done = execute(place, changes.plan, signals, catalog.source(options.bundle), step)
+        return done, [*done.notes, *recompile(place, target, compiled, step)]
 
 
 def _had_pyc(on_disk: dict[str, object] | None, paths: set[str]) -> list[tuple[str, str]]:

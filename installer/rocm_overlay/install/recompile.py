@@ -11,7 +11,7 @@ import re
 import struct
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from .target import Target
@@ -62,8 +62,11 @@ def survey(place: Place, paths: Iterable[str], names: Iterable[tuple[str, str]] 
     return [Compiled(path, name, flags) for (path, name), flags in sorted(found.items())]
 
 
-def recompile(place: Place, target: Target, wanted: list[Compiled]) -> list[str]:
-    """Write these compiled files anew from the present sources; return remarks on those that were not."""
+def recompile(place: Place, target: Target, wanted: list[Compiled], step: Callable[[str], None]) -> list[str]:
+    """Write these compiled files anew from the present sources; return remarks on those that were not.
+
+    ``step`` hears of each file that was written.
+    """
     executable = target.executable or sys.executable
     tag = target.cache_tag or sys.implementation.cache_tag
     ours: list[tuple[Compiled, int]] = []
@@ -91,6 +94,7 @@ def recompile(place: Place, target: Target, wanted: list[Compiled]) -> list[str]
             (size,) = struct.unpack_from("<I", answer, position)
             if size:
                 _write(place, item, answer[position + 4 : position + 4 + size])
+                step(f"compiled {item.path}")
             position += 4 + size
     except (OSError, subprocess.SubprocessError, struct.error) as error:
         return [*notes, f"modules were not compiled again, Python does it at the next import: {error}"]

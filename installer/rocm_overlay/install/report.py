@@ -10,7 +10,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..console import detail, duration, elapsed, notes, print_document, print_json, raw, say, show, table, verbose
+from ..console import (
+    complain,
+    detail,
+    duration,
+    elapsed,
+    facts,
+    notes,
+    print_document,
+    print_json,
+    raw,
+    say,
+    show,
+    table,
+    verbose,
+    wants_json,
+)
 from ..shared import rules
 from .spec import GENERATE
 from .transaction.states import FileState, State
@@ -27,7 +42,7 @@ if TYPE_CHECKING:
     from .inspection import Status
     from .operations import Outcome
     from .profiles import Profile
-    from .scan import Finding, Scan
+    from .scan import Scan
     from .scan.table import Change
     from .target import Target
     from .transaction.recovery import Recovered
@@ -51,26 +66,21 @@ def _unless_a_toggle_is_set(environ: Mapping[str, str] = os.environ) -> None:
         show(UNSET)
 
 
-def outcome(command: str, result: Outcome, *, as_json: bool) -> int:
+def outcome(command: str, result: Outcome) -> int:
     """Report an install, revert or recover; return exit code 0."""
     changes, done = result.changes, result.done
     remarks = (*(result.recovered.notes if result.recovered else ()), *result.notes)
-    if as_json:
+    if wants_json():
         print_json(
             command,
             {
                 **_common(result, "files", result.hook),
-                "notes": list(remarks),
-                "files": {
-                    "installed": list(changes.installed),
-                    "updated": list(changes.updated),
-                    "removed": list(changes.removed),
-                    "unchanged": list(changes.unchanged),
-                },
+                "notes": remarks,
+                "files": facts(changes, "installed updated removed unchanged"),
                 "transaction": done.id if done else None,
-                "rescued": list(done.rescued if done else ()),
-                "recovered": _recovered(result.recovered),
-                "adopted": list(changes.adopted),
+                "rescued": done.rescued if done else (),
+                "recovered": result.recovered and facts(result.recovered, "id kind outcome paths rescued"),
+                "adopted": changes.adopted,
             },
         )
         return 0
@@ -97,7 +107,7 @@ def _common(result: Outcome | HookOutcome, mode: str, hook: str | None) -> dict[
         "overlay": _overlay(result.manifest),
         "mode": mode,
         "hook": hook,
-        "notes": list(result.notes),
+        "notes": result.notes,
     }
 
 
@@ -125,21 +135,14 @@ def _way_back(result: Outcome) -> str | None:
     return "revert with `overlay revert`" if result.action == "installed" else None
 
 
-def hook(command: str, result: HookOutcome, *, as_json: bool) -> int:
+def hook(command: str, result: HookOutcome) -> int:
     """Report an install of the import hook; return exit code 0."""
     served = [file.path for file in result.files if file.served]
     nothing = result.action == "nothing"
-    if as_json:
-        listed: dict[str, list[str]] = {"installed": [], "updated": [], "removed": [], "unchanged": []}
-        listed["unchanged" if nothing else "installed"] = served
-        body: dict[str, object] = {
-            "files": listed,
-            "transaction": None,
-            "rescued": [],
-            "recovered": None,
-            "adopted": [],
-        }
-        print_json(command, {**_common(result, "hook", result.path), **body})
+    if wants_json():
+        listed = {"installed": [] if nothing else served, "unchanged": served if nothing else []}
+        body = {"files": {**listed, "updated": [], "removed": []}, "transaction": None, "recovered": None}
+        print_json(command, {**_common(result, "hook", result.path), **body, "rescued": [], "adopted": []})
         return 0
     would = {"planned": "would be ", "nothing": "are already "}.get(result.action, "")
     _summary(f"{files(len(served))} {would}served at import", _release(result.target), "remove with `overlay revert`")
@@ -150,10 +153,10 @@ def hook(command: str, result: HookOutcome, *, as_json: bool) -> int:
     return 0
 
 
-def status(found: Status, code: int, *, as_json: bool) -> int:
+def status(found: Status, code: int) -> int:
     """Report desired against actual; return ``code``, which `--check` decides."""
     receipt = found.receipt
-    if as_json:
+    if wants_json():
         desired = None
         if receipt is not None:
             desired = {
@@ -170,8 +173,8 @@ def status(found: Status, code: int, *, as_json: bool) -> int:
             "files": [{**vars(file), "state": file.state.value} for file in found.files],
             "recovered": None,  # from when looking recovered, too; programs read it
             "mode": found.mode,
-            "deep": None if found.deep is None else {**_lists(found.deep), "clean": found.deep.clean},
-            "notes": list(found.notes),
+            "deep": found.deep and {**vars(found.deep), "clean": found.deep.clean},
+            "notes": found.notes,
         }
         print_json("status", body, code=code)
         return code
@@ -181,6 +184,8 @@ def status(found: Status, code: int, *, as_json: bool) -> int:
     show(where(found.target), indent="  ")
     if found.state is State.UNSUPPORTED:
         show(f"next: {GENERATE}", indent="  ")
+    elif not code and found.state not in (State.APPLIED, State.STOCK):
+        show("next: run `overlay doctor`", indent="  ")
     if receipt is not None:
         text = f"overlay {receipt.overlay_version}, manifest {receipt.manifest_sha256[:12]}, applied {receipt.time}"
         show(text, indent="  ")
@@ -195,9 +200,11 @@ def status(found: Status, code: int, *, as_json: bool) -> int:
     if code and found.state is not State.APPLIED:
         spec = found.target.version or "RELEASE"
         step = f"overlay install --transformers {spec}" if found.state is State.STOCK else "overlay doctor"
-        say(f"overlay status: not applied ({found.state.value})", f"  next: run `{step}`")
+        complain(f"overlay status: not applied ({found.state.value})", f"  next: run `{step}`")
     elif code:
-        say("overlay status: the package has other differences from its RECORD", "  next: see the files listed above")
+        complain(
+            "overlay status: the package has other differences from its RECORD", "  next: see the files listed above"
+        )
     return code
 
 
@@ -213,13 +220,9 @@ def _deep(deep: Deep) -> None:
         show(*(f"{word:10} {path}" for path in getattr(deep, word)), indent="  ")
 
 
-def _lists(value: object) -> dict[str, object]:
-    return {name: list(one) if isinstance(one, tuple) else one for name, one in vars(value).items()}
-
-
-def diff(target: Target, differences: Sequence[tuple[str, bytes]], code: int, *, as_json: bool) -> int:
+def diff(target: Target, differences: Sequence[tuple[str, bytes]], code: int) -> int:
     """Report unified diffs; return ``code``, which `--exit-code` decides."""
-    if as_json:
+    if wants_json():
         listed = [{"path": path, "diff": text.decode("utf-8", "replace")} for path, text in differences]
         print_json("diff", {"target": target.to_json(), "files": listed}, code=code)
     else:
@@ -227,9 +230,9 @@ def diff(target: Target, differences: Sequence[tuple[str, bytes]], code: int, *,
     return code
 
 
-def info(found: Info, *, as_json: bool) -> int:
+def info(found: Info) -> int:
     """Print one block to paste into a report of a problem; return exit code 0."""
-    if as_json:
+    if wants_json():
         print_json("info", found.body)
         return 0
     for name, value in found.body.items():
@@ -245,13 +248,13 @@ def info(found: Info, *, as_json: bool) -> int:
     return 0
 
 
-def listing(manifests: Sequence[Manifest], *, as_json: bool) -> int:
+def listing(manifests: Sequence[Manifest]) -> int:
     """Report what the bundle has; details are the recipes behind each model."""
-    if as_json:
+    if wants_json():
         lines = [
             {
                 **(_overlay(manifest) or {}),
-                "releases": list(manifest.releases),
+                "releases": manifest.releases,
                 "models": {model: sum(file.model == model for file in manifest.files) for model in manifest.models()},
             }
             for manifest in manifests
@@ -286,26 +289,14 @@ def _overlay(manifest: Manifest | None) -> dict[str, object] | None:
     return {"line": manifest.line, "version": manifest.version, "manifest_sha256": manifest.sha256}
 
 
-def _recovered(recovered: Recovered | None) -> dict[str, object] | None:
-    if recovered is None:
-        return None
-    return {
-        "id": recovered.id,
-        "kind": recovered.kind,
-        "outcome": recovered.outcome,
-        "paths": list(recovered.paths),
-        "rescued": list(recovered.rescued),
-    }
-
-
 def _recovery_line(recovered: Recovered) -> str:
     return f"an interrupted {recovered.kind} was {recovered.outcome} ({len(recovered.paths)} files)"
 
 
-def examination(result: Examination, *, as_json: bool) -> int:
+def examination(result: Examination) -> int:
     """Print findings, worst first; return the exit code."""
     fixed = dict(result.fixed)
-    if as_json:
+    if wants_json():
         body = {
             "target": None if result.target is None else result.target.to_json(),
             "state": result.state,
@@ -331,29 +322,27 @@ def examination(result: Examination, *, as_json: bool) -> int:
     return result.code
 
 
-def patch(made: Patch, *, as_json: bool) -> int:
+def patch(made: Patch) -> int:
     """Print a patch as bytes, or as one JSON object with a text per file."""
-    if as_json:
+    if wants_json():
         listed = [{"path": path, "model": model, "patch": text.decode("utf-8")} for path, model, text in made.files]
-        body = {
-            "release": made.release,
-            "format": "git-patch",
-            "overlay_version": made.version,
-            "files": listed,
-        }
+        body = {"release": made.release, "format": "git-patch", "overlay_version": made.version, "files": listed}
         print_json("export", body)
     else:
         raw(b"".join(text for _, _, text in made.files))
     return 0
 
 
-def compared(found: list[dict[str, str | None]], against: Path, *, as_json: bool) -> int:
+def compared(found: list[dict[str, str | None]], against: Path) -> int:
     """Report what is no longer as it was attested; return 1 where something is not."""
     code = 1 if found else 0
-    if as_json:
+    if wants_json():
         print_json("attest", {"against": str(against), "differences": found}, code=code)
         return code
-    show(f"{files(len(found))} differ from {against}" if found else f"every file is as {against} says")
+    if found:
+        complain(f"overlay attest: {files(len(found))} differ from {against}")
+    else:
+        show(f"every file is as {against} says")
     rows = [(one["path"] or "", (one["expected"] or "none")[:12], (one["found"] or "none")[:12]) for one in found]
     table(("file", "attested", "now"), rows)
     return code
@@ -368,19 +357,16 @@ def attestation(made: Attestation, form: str) -> int:
     return 0
 
 
-def planned(started: Started, *, as_json: bool) -> int:
+def planned(started: Started) -> int:
     """Say what a command would import; it was not started."""
     assert started.target is not None
-    if as_json:
-        listed = [
-            {"path": file.path, "model": file.model, "served": file.served, "why": file.why} for file in started.files
-        ]
+    if wants_json():
         body = {
-            "command": list(started.command),
+            "command": started.command,
             "variables": {name: started.environ[name] for name in started.set_variables},
             "target": started.target.to_json(),
-            "files": listed,
-            "notes": list(started.notes),
+            "files": [facts(file, "path model served why") for file in started.files],
+            "notes": started.notes,
         }
         print_json("run", body)
         return 0
@@ -398,9 +384,9 @@ def planned(started: Started, *, as_json: bool) -> int:
     return 0
 
 
-def environment(profile: Profile, shell: str, *, as_json: bool) -> int:
+def environment(profile: Profile, shell: str) -> int:
     """Print shell lines that set a profile, each with the reason for it where somebody reads them."""
-    if as_json:
+    if wants_json():
         variables = {one.name: one.value for one in profile.settings}
         reasons = {one.name: one.reason for one in profile.settings}
         body = {"profile": profile.name, "gpu": profile.gpu, "variables": variables, "reasons": reasons}
@@ -447,34 +433,18 @@ def _scan_body(found: Scan) -> dict[str, object]:
         "manual": found.code == 1,
         "libraries": [
             {
-                "id": entry.id,
-                "nvidia": entry.nvidia,
-                "amd": entry.amd,
-                "hipify": entry.hipify,
-                "manual": entry.manual,
+                **facts(entry, "id nvidia amd hipify manual differs sources"),
                 "header": _change(entry.header),
                 "link": _change(entry.link),
-                "differs": entry.differs,
-                "sources": list(entry.sources),
                 "places": places,
                 "files": files,
             }
             for entry, places, files in found.by_entry()
         ],
-        "findings": [_finding(one) for one in found.findings],
+        "findings": [
+            {"id": one.entry.id, **facts(one, "path line column text replacement snippet")} for one in found.findings
+        ],
         "skipped": [{"path": path, "reason": reason} for path, reason in found.skipped],
-    }
-
-
-def _finding(one: Finding) -> dict[str, object]:
-    return {
-        "id": one.entry.id,
-        "path": one.path,
-        "line": one.line,
-        "column": one.column,
-        "text": one.text,
-        "replacement": one.replacement,
-        "snippet": one.snippet,
     }
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..commandline import App, Json, Models, examples, names
+from ..commandline import App, Models, examples, names
 from .options import Options
 
 app = App()
@@ -44,7 +44,6 @@ def drift(
     new: Annotated[str, typer.Argument(metavar="B", help="The one to move to.")],
     models: Models = None,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write a page.")] = None,
-    json: Json = False,
 ) -> int:
     """Show what another release does to the edited places.
 
@@ -52,4 +51,4 @@ def drift(
     """
     from .drift import command
 
-    return command.run(old, new, models=names(models) or (), html=html, json_output=json)
+    return command.run(old, new, models=names(models) or (), html=html)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rocm_overlay.overlays.recipes import recipe_set
 
-from ..console import print_json, raw, say
+from ..console import facts, print_json, raw, say
 from ..errors import DIFFERENT, DriftError, EditConflict, TargetError, UsageError, several
 from .batch import Input, run_batch
 from .config import command as config_command
@@ -200,10 +200,8 @@ def _as_json(made: Run, recipes: RecipeSet) -> dict[str, object]:
         "lost": losses_json(made.lost),
         "files": [
             {
-                "path": result.path,
-                "stock_sha256": result.stock_sha256,
+                **facts(result, "path stock_sha256 changed"),
                 "overlay_sha256": sha256(result.overlay).hexdigest(),
-                "changed": result.changed,
                 "recipes": [outcome_json(outcome) for outcome in result.outcomes],
             }
             for result in made.results

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
+from ..console import facts
 from ..install import patches
 from .engine import Result
 from .recipe import Outcome, RecipeSet, Status
@@ -20,11 +21,10 @@ def unified_diff(stock: bytes, overlay: bytes, path: str) -> bytes:
 def outcome_json(outcome: Outcome) -> Json:
     """One recipe on one file."""
     return {
-        "recipe": outcome.recipe,
+        **facts(outcome, "recipe reason"),
         "status": outcome.status.value,
         "sites": [{"qualname": qualname, "line": line} for qualname, line in outcome.sites],
-        "declined": [{"qualname": one.qualname, "line": one.line, "reason": one.reason} for one in outcome.declined],
-        "reason": outcome.reason,
+        "declined": [facts(one, "qualname line reason") for one in outcome.declined],
     }
 
 

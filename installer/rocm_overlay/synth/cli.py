@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..commandline import App, Group, Json, examples
+from ..commandline import App, Group, examples
+from ..errors import UsageError
 from .options import Compiled, Confined, Many, Operators, Sampled, Total, Workers, Written
 
 
@@ -37,14 +38,14 @@ _ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 
 
 @synth.command("single_debug", epilog=examples("overlay synth single_debug seed=3 compile_backend=eager"))
-def single_debug(sampled: Sampled, written: Written, compiled: Compiled, json_: Json = False) -> int:
+def single_debug(sampled: Sampled, written: Written, compiled: Compiled) -> int:
     """Make one program and show everything.
 
     The plan, the answer, each check. Exit 1 when it is not valid.
     """
     from . import commands, settings
 
-    return commands.single_debug(settings.make(sampled, written, compiled), as_json=json_)
+    return commands.single_debug(settings.make(sampled, written, compiled))
 
 
 @synth.command(epilog=examples("overlay synth parallel num_total_samples=1000 num_worker=8 output_dir=programs"))
@@ -54,7 +55,6 @@ def parallel(
     written: Written,
     compiled: Compiled,
     fresh: Annotated[bool, typer.Option("--fresh", help="Remove what this run made before, and make it anew.")] = False,
-    json_: Json = False,
 ) -> int:
     """Make many programs, each of them validated.
 
@@ -63,7 +63,7 @@ def parallel(
     from . import commands, settings
 
     made = settings.make(many, sampled, written, compiled)
-    return commands.parallel(made, fresh=fresh, as_json=json_)
+    return commands.parallel(made, fresh=fresh)
 
 
 @synth.command(epilog=examples("overlay synth validate generated_programs/ --num-worker 4"))
@@ -71,7 +71,6 @@ def validate(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A program, or a folder of programs.")],
     compiled: Compiled,
     num_worker: Workers = None,
-    json_: Json = False,
 ) -> int:
     """Validate programs that are there already.
 
@@ -79,7 +78,7 @@ def validate(
     """
     from . import commands, settings
 
-    return commands.validate(path, settings.make(compiled, num_worker=num_worker), as_json=json_)
+    return commands.validate(path, settings.make(compiled, num_worker=num_worker))
 
 
 @synth.command(epilog=examples("overlay synth merge runs/a runs/b --output-dir programs"))
@@ -91,7 +90,6 @@ def merge(
     output_dir: Annotated[Path, typer.Option(help="Where the programs go.")] = Path("merged_programs"),
     num_worker: Workers = None,
     operators_file: Operators = None,
-    json_: Json = False,
 ) -> int:
     """Put the programs of some folders into one.
 
@@ -102,7 +100,7 @@ def merge(
     made = settings.make(
         confined, output_dir=output_dir, num_worker=num_worker, operators_file=operators_file, compile_backend="none"
     )
-    return commands.merge(folders, made, as_json=json_)
+    return commands.merge(folders, made)
 
 
 @synth.command(epilog=examples("overlay synth fuzz --target ops --num-total-samples 200"))
@@ -116,7 +114,6 @@ def fuzz(
     confined: Confined,
     output_dir: Annotated[Path, typer.Option(help="Where findings go.")] = Path("fuzz_findings"),
     compile_backend: Annotated[str, typer.Option(help="inductor, aot_eager, eager or none.")] = "aot_eager",
-    json_: Json = False,
 ) -> int:
     """Run programs stock against replaced.
 
@@ -132,12 +129,11 @@ def fuzz(
         output_dir=output_dir,
         compile_backend=compile_backend,
     )
-    return commands.fuzz(target, corpus, made, as_json=json_)
+    return commands.fuzz(target, corpus, made)
 
 
 def _check_command(word: str) -> None:
     """Name the nearest command of this group; the whole program would think of its own."""
-    from ..errors import UsageError
 
     known = sorted(typer.main.get_command(synth).commands)  # type: ignore[attr-defined]
     if word.startswith("-") or word in known:
@@ -153,7 +149,6 @@ def normalised(arguments: list[str]) -> list[str]:
     Raises:
         UsageError: ``name=value`` with a name that no command has.
     """
-    from ..errors import UsageError
     from .settings import Settings
 
     known = {item.name for item in fields(Settings)} | {"target", "corpus"}

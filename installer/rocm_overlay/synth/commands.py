@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rocm_overlay.console import emit, notes, print_json, raw, say
+from rocm_overlay.console import emit, notes, print_json, raw, say, wants_json
 from rocm_overlay.errors import UsageError
 from rocm_overlay.executor import Executor
 
@@ -68,7 +68,7 @@ def _judge(settings: Settings, executor: Executor, provider: Provider, lists: Ca
     return pipeline.Judge(provider, executor, settings, lists, near)
 
 
-def single_debug(settings: Settings, *, as_json: bool) -> int:
+def single_debug(settings: Settings) -> int:
     """Make one program, show the plan, the answer and each check; 1 when it is not valid."""
     settings_.check_machine(settings)
     lists = _catalogue(settings)
@@ -90,7 +90,7 @@ def single_debug(settings: Settings, *, as_json: bool) -> int:
         nearest, similarity = judge.filter.nearest(labels["graph"])
         found.update(operators=judge.named(labels), calls=labels["calls"], missing=list(outcome.missing))
         found.update(nearest_problem=nearest, similarity=round(similarity, 3))
-    if as_json:
+    if wants_json():
         body: dict[str, Any] = {"category": outcome.category, "message": outcome.message}
         body |= {"answer": outcome.answer, "attempt": outcome.record(), **found}
         print_json("synth.single_debug", body, code=1 if outcome.category else 0)
@@ -107,7 +107,7 @@ def single_debug(settings: Settings, *, as_json: bool) -> int:
     return 1 if outcome.category else 0
 
 
-def parallel(settings: Settings, *, fresh: bool = False, as_json: bool) -> int:
+def parallel(settings: Settings, *, fresh: bool = False) -> int:
     """Fill an output folder; 1 when it holds no valid program of this run at the end."""
     settings_.check_machine(settings)
     lists = _catalogue(settings)
@@ -135,10 +135,10 @@ def parallel(settings: Settings, *, fresh: bool = False, as_json: bool) -> int:
             say(line)
     body = {"output_dir": str(settings.output_dir), "stats": stats.as_json(), "reused": reused and reused.as_json()}
     text = f"{settings.output_dir}: {stats.valid} programs"
-    return emit("synth.parallel", body, text, as_json=as_json, code=0 if stats.valid else 1)
+    return emit("synth.parallel", body, text, 0 if stats.valid else 1)
 
 
-def merge(folders: list[Path], settings: Settings, *, as_json: bool) -> int:
+def merge(folders: list[Path], settings: Settings) -> int:
     """Put the programs of some folders into one, each computation once; 1 when a program had to be left out."""
     from . import merge as merge_
 
@@ -156,7 +156,7 @@ def merge(folders: list[Path], settings: Settings, *, as_json: bool) -> int:
         f"{settings.output_dir}: {done.total} programs, {done.written} of them new; "
         f"{len(done.duplicates)} duplicates, {len(done.left_out)} left out"
     )
-    return emit("synth.merge", body, text, as_json=as_json, code=1 if done.left_out else 0)
+    return emit("synth.merge", body, text, 1 if done.left_out else 0)
 
 
 @contextmanager
@@ -192,7 +192,7 @@ def _screen(stats: Stats, outcome: Any) -> Any:
     return table
 
 
-def validate(path: Path, settings: Settings, *, as_json: bool) -> int:
+def validate(path: Path, settings: Settings) -> int:
     """Validate a file or every program of a folder; 1 when one is not valid."""
     settings_.check_machine(settings)
     files = programs(path)
@@ -205,7 +205,7 @@ def validate(path: Path, settings: Settings, *, as_json: bool) -> int:
     lines = [f"{row['path']}: {_verdict(row)}" for row in rows]
     good = sum(row["ok"] for row in rows)
     text = "\n".join([*lines, f"{good} of {len(rows)} programs are valid"])
-    return emit("synth.validate", {"programs": rows}, text, as_json=as_json, code=0 if good == len(rows) else 1)
+    return emit("synth.validate", {"programs": rows}, text, 0 if good == len(rows) else 1)
 
 
 def _verdict(row: dict[str, Any]) -> str:
@@ -248,7 +248,7 @@ def _validate_one(file: Path, executor: Any, settings: Settings) -> Callable[[],
     return judge
 
 
-def fuzz(target: str, corpus: Path | None, settings: Settings, *, as_json: bool) -> int:
+def fuzz(target: str, corpus: Path | None, settings: Settings) -> int:
     """Fuzz one target; 1 when something was found."""
     from .fuzz.session import Session, save
 
@@ -265,4 +265,4 @@ def fuzz(target: str, corpus: Path | None, settings: Settings, *, as_json: bool)
     lines = [f"{one.name}: {one.message} ({one.lines} lines of module code)" for one in findings]
     told = f"{counts['programs']} programs, {counts['touched']} with something replaced, {len(findings)} findings"
     text = "\n".join([*lines, f"{target}: {told}"])
-    return emit("synth.fuzz", body, text, as_json=as_json, code=1 if findings else 0)
+    return emit("synth.fuzz", body, text, 1 if findings else 0)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..commandline import App, Gpu, Json, examples
+from ..commandline import App, Gpu, examples
 from .options import Aiter, AiterVersion, Drop, Ends, ErrRatio, Limits, Speed, Tools
 
 app = App()
@@ -66,7 +66,6 @@ def shapes_command(
     ] = False,
     hits: Annotated[bool, typer.Option("--hits", help="With a log: shapes that were found, too.")] = False,
     output: MaybeOut = None,
-    json_: Json = False,
 ) -> int:
     """List the GEMM shapes of a model, a log or a command.
 
@@ -76,7 +75,7 @@ def shapes_command(
 
     options = commands.ShapeOptions(config, tp, fused, m_ladder, dtype, assume)
     found = commands.find_shapes(options, from_log, list(context.args) if record else None, hits)
-    return commands.show_shapes(found, output, json_)
+    return commands.show_shapes(found, output)
 
 
 @tune.command(epilog=examples("overlay tune report --model llama-3.1-8b --gpu MI300X --table table.csv"))
@@ -95,7 +94,6 @@ def report(
     aiter: Aiter = None,
     html: Annotated[Path | None, typer.Option("--html", help="Write the heat map as one HTML file.")] = None,
     png: Annotated[Path | None, typer.Option("--png", help="Write the heat map as a picture (matplotlib).")] = None,
-    json_: Json = False,
 ) -> int:
     """Say how many of a model's products are tuned for a GPU.
 
@@ -104,7 +102,7 @@ def report(
     from . import commands
 
     options = commands.ShapeOptions(config, tp, fused, m_ladder, dtype, assume)
-    return commands.report(options, gpu, m_mix, table or [], aiter, html, png, json_)
+    return commands.report(options, gpu, m_mix, table or [], aiter, html, png)
 
 
 @tune.command(epilog=examples("overlay tune estimate --model llama-3.1-8b --gpu MI300X"))
@@ -117,7 +115,6 @@ def estimate(
     assume: AssumeOption = None,
     table: TableOption = None,
     aiter: Aiter = None,
-    json_: Json = False,
 ) -> int:
     """Estimate decode: tokens/s, us per layer, what bounds it.
 
@@ -126,7 +123,7 @@ def estimate(
     from . import commands
 
     options = commands.ShapeOptions(config, tp, fused, "1", dtype, assume)
-    return commands.estimate(options, speed, table or [], aiter, json_)
+    return commands.estimate(options, speed, table or [], aiter)
 
 
 @tune.command(epilog=examples("overlay tune run --model llama-3.1-8b --m-ladder decode -o mine.csv"))
@@ -148,7 +145,6 @@ def run(
     tools: Tools,
     limits: Limits,
     ends: Ends,
-    json_: Json = False,
 ) -> int:
     """Tune shape by shape on this device.
 
@@ -159,8 +155,8 @@ def run(
 
     asked = command.Asked(ShapeOptions(config, tp, fused, m_ladder, dtype, assume), shapes)
     if verify_only is not None:
-        return command.verify(verify_only, gpu, tools, work or output.with_name(output.name + ".session"), json_)
-    return command.run(asked, gpu, output, work, tools, limits, ends, json_)
+        return command.verify(verify_only, gpu, tools, work or output.with_name(output.name + ".session"))
+    return command.run(asked, gpu, output, work, tools, limits, ends)
 
 
 @tune.command(epilog=examples("overlay tune check mine.csv --aiter-version 0.1.20"))
@@ -170,7 +166,6 @@ def check(
     aiter_version: AiterVersion = None,
     err_ratio: ErrRatio = 0.05,
     strict: Annotated[bool, typer.Option("--strict", help="Warnings fail, too.")] = False,
-    json_: Json = False,
 ) -> int:
     """Check tables; exit 1 when something is wrong.
 
@@ -178,7 +173,7 @@ def check(
     """
     from . import commands
 
-    return commands.check(files, aiter, aiter_version, err_ratio, strict, json_)
+    return commands.check(files, aiter, aiter_version, err_ratio, strict)
 
 
 @tune.command(epilog=examples("overlay tune merge --user mine.csv -o table.csv --gpu gfx942:304"))
@@ -192,7 +187,6 @@ def merge(
     aiter: Aiter = None,
     aiter_version: AiterVersion = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse everything when a single row is refused.")] = False,
-    json_: Json = False,
 ) -> int:
     """Make one private table for one device.
 
@@ -200,7 +194,7 @@ def merge(
     """
     from . import commands
 
-    return commands.merge(files or [], user or [], output, gpu, aiter, aiter_version, strict, json_)
+    return commands.merge(files or [], user or [], output, gpu, aiter, aiter_version, strict)
 
 
 @tune.command(epilog=examples('eval "$(overlay tune env)"'))
@@ -211,7 +205,6 @@ def env(
     ] = None,
     aiter: Aiter = None,
     aiter_version: AiterVersion = None,
-    json_: Json = False,
 ) -> int:
     """Print the line that makes aiter read your table.
 
@@ -219,7 +212,7 @@ def env(
     """
     from . import commands
 
-    return commands.env(gpu, user or [], aiter, aiter_version, json_)
+    return commands.env(gpu, user or [], aiter, aiter_version)
 
 
 @tune.command(epilog=examples("overlay tune diff old.csv new.csv --exit-code"))
@@ -228,7 +221,6 @@ def diff(
     new: Annotated[Path, typer.Argument(help="The later one.")],
     gpu: Gpu = None,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit 1 when they differ.")] = False,
-    json_: Json = False,
 ) -> int:
     """Compare two tables shape by shape.
 
@@ -236,7 +228,7 @@ def diff(
     """
     from . import commands
 
-    return commands.diff(old, new, gpu, exit_code, json_)
+    return commands.diff(old, new, gpu, exit_code)
 
 
 @tune.command(epilog=examples("overlay tune prune mine.csv -o clean.csv"))
@@ -252,7 +244,6 @@ def prune(
     m_ladder: LadderOption = "all",
     dtype: DtypeOption = "bf16",
     assume: AssumeOption = None,
-    json_: Json = False,
 ) -> int:
     """Write a copy of a table without rows of no use.
 
@@ -261,7 +252,7 @@ def prune(
     from . import commands
 
     shapes = commands.ShapeOptions(config, tp, fused, m_ladder, dtype, assume) if config else None
-    return commands.prune(file, output, shapes, gpu, drop, json_)
+    return commands.prune(file, output, shapes, gpu, drop)
 
 
 @tune.command("import-tunableop", epilog=examples("overlay tune import-tunableop tunableop_results0.csv -o mine.csv"))
@@ -269,7 +260,6 @@ def import_tunableop(
     file: Annotated[Path, typer.Argument(help="A result file that TunableOp wrote.")],
     output: OutOption,
     gpu: Gpu = None,
-    json_: Json = False,
 ) -> int:
     """Turn TunableOp results into rows of aiter's schema.
 
@@ -277,7 +267,7 @@ def import_tunableop(
     """
     from . import commands
 
-    return commands.import_tunableop(file, output, gpu, json_)
+    return commands.import_tunableop(file, output, gpu)
 
 
 @tune.command(
@@ -289,7 +279,6 @@ def export_tunableop(
     validators: Annotated[
         Path | None, typer.Option("--validators", help="A TunableOp result file of the target machine.")
     ] = None,
-    json_: Json = False,
 ) -> int:
     """Write shapes as TunableOp's untuned file.
 
@@ -297,4 +286,4 @@ def export_tunableop(
     """
     from . import commands
 
-    return commands.export_tunableop(file, output, validators, json_)
+    return commands.export_tunableop(file, output, validators)

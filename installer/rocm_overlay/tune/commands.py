@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..console import emit, say, say_findings
+from ..console import emit, facts, say, say_findings
 from ..errors import DIFFERENT, UsageError
 from . import coverage as coverage_
 from . import estimate as estimate_
@@ -80,10 +80,7 @@ def model_shapes(options: ShapeOptions) -> Found:
     fused, dtype, ladder = parse_fused(options.fused), parse_dtype(options.dtype), parse_ladder(options.m_ladder)
     model = read_model(config, fused=fused, tp=options.tp, assume=options.assume)
     listed = list(uses(model, ladder, dtype))
-    described = tuple(
-        {"role": use.linear.role, "count": use.linear.count, "kind": use.linear.kind, **use.shape._asdict()}
-        for use in listed
-    )
+    described = tuple({**facts(use.linear, "role count kind"), **use.shape._asdict()} for use in listed)
     origin = {
         "config": str(config),
         "model_type": model.model_type,
@@ -106,7 +103,7 @@ def _seen(seen: Seen, origin: dict[str, object], hits: bool, code: int) -> Found
     return Found(shapes, described, origin, tuple(notes), code)
 
 
-def show_shapes(found: Found, output: Path | None, as_json: bool) -> int:
+def show_shapes(found: Found, output: Path | None) -> int:
     data = render_untuned(found.shapes)
     if output is not None:
         guard_output(output, [Path(str(found.origin[key])) for key in ("config", "log") if key in found.origin])
@@ -121,7 +118,7 @@ def show_shapes(found: Found, output: Path | None, as_json: bool) -> int:
         "output": str(output) if output else None,
         "notes": list(found.notes),
     }
-    return emit("tune.shapes", value, "" if output else data.decode(), as_json=as_json, code=found.code)
+    return emit("tune.shapes", value, "" if output else data.decode(), found.code)
 
 
 def merge(
@@ -132,7 +129,6 @@ def merge(
     aiter: Path | None,
     version: str | None,
     strict: bool,
-    as_json: bool,
 ) -> int:
     if output is None:
         raise UsageError("usage", "merge needs -o OUT", remedy="name the file to write; inputs are never written")
@@ -154,12 +150,10 @@ def merge(
         f"({merged.replaced} instead of shipped ones), {merged.unmeasured} not measured, {len(merged.refused)} refused",
         f"export {VARIABLE}={shlex.quote(str(output.absolute()))}",
     ]
-    return emit("tune.merge", {**merged.as_json(), "output": str(output)}, "\n".join(lines), as_json=as_json)
+    return emit("tune.merge", {**merged.as_json(), "output": str(output)}, "\n".join(lines))
 
 
-def check(
-    files: Sequence[Path], aiter: Path | None, version: str | None, err_ratio: float, strict: bool, as_json: bool
-) -> int:
+def check(files: Sequence[Path], aiter: Path | None, version: str | None, err_ratio: float, strict: bool) -> int:
     target = target_aiter(aiter, version)
     checked = [check_table(path, target.rules, target.aiter, err_ratio) for path in files]
     failed = any(table.failed or (strict and table.doubtful) for table in checked)
@@ -177,7 +171,7 @@ def check(
             for t in checked
         ],
     }
-    return emit("tune.check", value, "\n".join(lines), as_json=as_json, code=DIFFERENT if failed else 0)
+    return emit("tune.check", value, "\n".join(lines), DIFFERENT if failed else 0)
 
 
 def report(
@@ -188,7 +182,6 @@ def report(
     aiter: Path | None,
     html: Path | None,
     png: Path | None,
-    as_json: bool,
 ) -> int:
     config = model_config(options.config or "")
     device = target_device(gpu)
@@ -209,7 +202,7 @@ def report(
     if png is not None:
         _write_picture(png, picture(made), [config, *tables])
     body = {**made.as_json(), "sources": [used.path for used in merged.sources]}
-    return emit("tune.report", body, lambda: report_.table_text(made), as_json=as_json)
+    return emit("tune.report", body, lambda: report_.table_text(made))
 
 
 def _write_picture(target: Path, data: bytes, sources: Sequence[Path]) -> None:
@@ -235,7 +228,7 @@ def _peaks(speed: Speed) -> tuple[Gpu, list[str]]:
     return gpu, []
 
 
-def estimate(options: ShapeOptions, speed: Speed, tables: Sequence[Path], aiter: Path | None, as_json: bool) -> int:
+def estimate(options: ShapeOptions, speed: Speed, tables: Sequence[Path], aiter: Path | None) -> int:
     if not 0 < speed.efficiency <= 1 or speed.batch < 1 or not 0 <= speed.launch_us < 1e9:
         raise UsageError(
             "usage", "efficiency is above 0 up to 1, batch from 1, launch time from 0", remedy="see --help"
@@ -277,20 +270,20 @@ def estimate(options: ShapeOptions, speed: Speed, tables: Sequence[Path], aiter:
         launch_us=speed.launch_us,
     )
     value = estimate_.as_json(model, gpu, lines, [one], notes)
-    return emit("tune.estimate", value, lambda: estimate_.text(model, gpu, lines, [one], notes), as_json=as_json)
+    return emit("tune.estimate", value, lambda: estimate_.text(model, gpu, lines, [one], notes))
 
 
-def diff(old: Path, new: Path, gpu: str | None, exit_code: bool, as_json: bool) -> int:
+def diff(old: Path, new: Path, gpu: str | None, exit_code: bool) -> int:
     device = parse_device(gpu) if gpu else None
     before, after = (
         [row for row in read_usable(path).rows if device is None or row.key.device == device] for path in (old, new)
     )
     found = diff_rows(before, after)
     code = DIFFERENT if exit_code and not found.empty else 0
-    return emit("tune.diff", diff_json(found), lambda: diff_text(found), as_json=as_json, code=code)
+    return emit("tune.diff", diff_json(found), lambda: diff_text(found), code)
 
 
-def prune(file: Path, output: Path, shapes: ShapeOptions | None, gpu: str | None, drop: Drop, as_json: bool) -> int:
+def prune(file: Path, output: Path, shapes: ShapeOptions | None, gpu: str | None, drop: Drop) -> int:
     guard_output(output, [file])
     table = read_usable(file)
     wanted = model_shapes(shapes).shapes if shapes is not None else None
@@ -309,10 +302,10 @@ def prune(file: Path, output: Path, shapes: ShapeOptions | None, gpu: str | None
     text = f"{output}: {len(pruned.rows)} of {len(table.rows) + len(table.refused)} rows kept"
     text += "".join(f", {number} dropped: {why}" for why, number in sorted(dropped.items()))
     value = {"output": str(output), "kept": len(pruned.rows), "dropped": dropped}
-    return emit("tune.prune", value, text, as_json=as_json)
+    return emit("tune.prune", value, text)
 
 
-def env(gpu: str | None, user: Sequence[Path], aiter: Path | None, version: str | None, as_json: bool) -> int:
+def env(gpu: str | None, user: Sequence[Path], aiter: Path | None, version: str | None) -> int:
     device = target_device(gpu)
     target = target_aiter(aiter, version)
     sources = sources_for(target.aiter, device, os.environ, user)
@@ -339,10 +332,10 @@ def env(gpu: str | None, user: Sequence[Path], aiter: Path | None, version: str 
         "already_set": own,
         "sources": [{"path": str(source.path), "role": source.role} for source in sources],
     }
-    return emit("tune.env", value, f"export {VARIABLE}={shlex.quote(str(cached.path))}", as_json=as_json)
+    return emit("tune.env", value, f"export {VARIABLE}={shlex.quote(str(cached.path))}")
 
 
-def import_tunableop(file: Path, output: Path, gpu: str | None, as_json: bool) -> int:
+def import_tunableop(file: Path, output: Path, gpu: str | None) -> int:
     for written in (output, meta_path(output)):
         guard_output(written, [file])
     device = target_device(gpu)
@@ -362,10 +355,10 @@ def import_tunableop(file: Path, output: Path, gpu: str | None, as_json: bool) -
     say_findings((*results.findings, *results.skipped))
     say(f"note: {note}")
     text = f"{output}: {len(results.rows)} rows, {len(results.skipped)} lines skipped"
-    return emit("tune.import", {**meta, "output": str(output)}, text, as_json=as_json)
+    return emit("tune.import", {**meta, "output": str(output)}, text)
 
 
-def export_tunableop(file: Path, output: Path, validators: Path | None, as_json: bool) -> int:
+def export_tunableop(file: Path, output: Path, validators: Path | None) -> int:
     guard_output(output, [file, *([validators] if validators else [])])
     if validators is None:
         shapes, findings = read_untuned(file)
@@ -380,4 +373,4 @@ def export_tunableop(file: Path, output: Path, validators: Path | None, as_json:
     say_findings(findings)
     text = f"{output}: {written} lines, {left} shapes have no counterpart in TunableOp"
     value = {"output": str(output), "written": written, "left": left}
-    return emit("tune.export", value, text, as_json=as_json)
+    return emit("tune.export", value, text)

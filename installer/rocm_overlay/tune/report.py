@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..console import facts
 from .coverage import Coverage, Line, cover
 from .device import Device
 from .lookup import TableIndex, default_libtype
@@ -35,24 +36,19 @@ class Report:
             "model": self.model.name,
             "model_type": self.model.model_type,
             "gpu": str(self.device),
-            "dtype": self.dtype,
-            "tp": self.tp,
-            "m_ladder": list(self.ladder),
+            **facts(self, "dtype tp advice"),
+            "m_ladder": self.ladder,
             "device_rows": self.rows,
             "coverage": _summary(self.asked),
             "choices": [_summary(coverage) for coverage in self.choices],
             "shapes": [_line_json(line, self.device, self.dtype) for line in self.asked.lines],
-            "advice": list(self.advice),
-            "notes": list(self.model.notes),
+            "notes": self.model.notes,
         }
 
 
 def _summary(coverage: Coverage) -> dict[str, object]:
     return {
-        "fused": list(coverage.fused),
-        "total": coverage.total,
-        "exact": coverage.exact,
-        "found": coverage.found,
+        **facts(coverage, "fused total exact found"),
         "weighted_exact": round(coverage.share_exact, 6),
         "weighted_found": round(coverage.share_found, 6),
         "states": coverage.states(),
@@ -62,18 +58,11 @@ def _summary(coverage: Coverage) -> dict[str, object]:
 def _line_json(line: Line, device: Device, dtype: str) -> dict[str, object]:
     linear = line.linear
     return {
-        "role": linear.role,
-        "n": linear.n,
-        "k": linear.k,
-        "bias": linear.bias,
-        "count": linear.count,
-        "kind": linear.kind,
-        "exact": line.exact,
-        "found": line.found,
+        **facts(linear, "role n k bias count kind"),
+        **facts(line, "exact found"),
         "lookups": [
             {
-                "m": cell.m,
-                "state": cell.state,
+                **facts(cell, "m state"),
                 "found_m": cell.hit.m if cell.hit else None,
                 "libtype": cell.hit.row.libtype
                 if cell.hit

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..console import Steps
 from . import command, report
 from . import options as verify_options
 from .options import QualifyOptions as Options
@@ -60,7 +61,7 @@ def verify(
         str(model), python, tiers, list(toggles), cases, max_new_tokens=max_new_tokens, save=save, compare=compare
     )
     setup, runs = command.prepare(asked, dtype)
-    results = run_all(setup, runs, lambda text: None)
+    results = run_all(setup, runs, Steps())
     return Outcome(report.as_json(setup, results, time.perf_counter() - start))
 
 

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ..commandline import App, Json, TorchPython, examples
+from ..commandline import App, TorchPython, examples
+from ..errors import UsageError
 from .options import Options, QualifyOptions
 
 app = App()
@@ -23,8 +24,6 @@ app = App()
 )
 def verify(options: Options) -> int:
     """Prove here that overlaid code computes what stock does."""
-    from ..errors import UsageError
-
     if (options.model is None) == (options.hf_tests is None):
         raise UsageError("usage", "pass either --model or --hf-tests", remedy="run `overlay verify --help`")
     if options.hf_tests is not None:
@@ -53,7 +52,6 @@ def warmup(
         "profile.json"
     ),
     python: TorchPython = None,
-    json: Json = False,
 ) -> int:
     """Build and load every kernel of a profile, ahead of serving.
 
@@ -61,4 +59,4 @@ def warmup(
     """
     from .qualify import command
 
-    return command.warmup(profile, python=python, as_json=json)
+    return command.warmup(profile, python=python)

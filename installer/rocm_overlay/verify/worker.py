@@ -57,6 +57,7 @@ class _Session:
             window=getattr(text_config, "sliding_window", None),
             softcap=getattr(text_config, "attn_logit_softcapping", None),
             nan_weights=nan_weights(self.model),
+            cases=sum(1 for _ in self._cases()),
             **self.facts,
         )
         if not self.job["record"]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..child import Child, beside
-from ..console import Step
+from ..console import Steps
 from ..errors import UsageError
 from ..fingerprint import Fingerprint
 from ..journal import Reuse
@@ -119,16 +119,19 @@ class Setup:
     subject: Fingerprint | None = None  # what results depend on beside the plan; None where none are kept
 
 
-def run_all(setup: Setup, runs: list[Run], step: Step) -> Results:
-    """Record stock once, then compare every run, in one process per build and tier; ``step`` hears of progress."""
+def run_all(setup: Setup, runs: list[Run], step: Steps) -> Results:
+    """Record stock once, then compare every run, in one process per build and tier; ``step`` hears of progress.
+
+    It also hears how much there is to do: cases that fit the model, and none of a tier that turns out not to run here.
+    """
     results = Results()
     with tempfile.TemporaryDirectory(prefix="overlay-verify-") as name:
         scratch = Path(name)
         for build in ("stock", "overlay"):
             stage(scratch / build, setup.sources, build)
-        _record(setup, scratch, results, step)
+        _record(setup, scratch, results, step, len(runs))
         for group in groups(runs):
-            _compare(setup, scratch, group, results, step)
+            _compare(setup, scratch, group, results, step, len(runs) - len(results.runs))
     return results
 
 
@@ -158,7 +161,7 @@ def served(interpreter: Interpreter, scratch: Path, build: str | None, sources: 
     }
 
 
-def _record(setup: Setup, scratch: Path, results: Results, step: Step) -> None:
+def _record(setup: Setup, scratch: Path, results: Results, step: Steps, runs: int) -> None:
     worker = _worker(setup, scratch, "stock", [])
     for event in worker.events():
         if event["event"] == "load-failed":
@@ -170,6 +173,7 @@ def _record(setup: Setup, scratch: Path, results: Results, step: Step) -> None:
             )
         if event["event"] == "loaded":
             results.device, results.nan_weights = event["device"], event["nan_weights"]
+            step.left(event["cases"] * (1 + runs))
         if event["event"] == "recorded":
             step(f"stock: {event['implementation']} {event['case']}")
             if event["error"]:
@@ -180,9 +184,10 @@ def _record(setup: Setup, scratch: Path, results: Results, step: Step) -> None:
         raise RuntimeError(f"the stock model could not be run:\n{worker.log_tail()}")
 
 
-def _compare(setup: Setup, scratch: Path, runs: list[Run], results: Results, step: Step) -> None:
+def _compare(setup: Setup, scratch: Path, runs: list[Run], results: Results, step: Steps, left: int) -> None:
     found = {run.id: RunResult(run) for run in runs}
     results.runs.extend(found.values())
+    step.left(left * results.compared)
     worker = _worker(setup, scratch, "overlay", runs)
     for event in worker.events():
         if event["event"] == "toggle-refused":
@@ -201,6 +206,8 @@ def _compare(setup: Setup, scratch: Path, runs: list[Run], results: Results, ste
             found[event["run"]].culprit = {key: event[key] for key in event if key not in ("event", "run")}
         if event["event"] == "run-done":
             found[event["run"]].finish(event)
+            left -= 1
+            step.left(left * results.compared)
     for result in found.values():
         if result.status == "crashed" and not result.message:
             result.message = (

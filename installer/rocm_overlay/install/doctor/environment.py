@@ -40,7 +40,7 @@ def target(c: Context) -> Iterator[Finding]:
     wrong = [file for file in found.files if file.state not in (FileState.OVERLAY, *BACK)]
     if found.receipt is not None or found.mode == "hook":
         if found.state in _STATES and (found.mode, found.state) != ("hook", State.DRIFTED):
-            evidence = [f"state {found.state.value}", *(f"{file.path} is {file.word}" for file in wrong)]
+            evidence = [f"state {found.state.value}", *(f"{file.path} is {file.said}" for file in wrong)]
             if not wrong:
                 evidence += list(found.notes)
             yield finding(_STATES[found.state], *evidence, paths=tuple(package / file.path for file in wrong))

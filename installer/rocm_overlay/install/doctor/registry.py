@@ -66,7 +66,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         "drifted",
         PROBLEM,
-        "Managed files hold a text that is neither stock nor ours.",
+        "Managed files no longer hold the text that was installed.",
         "run `overlay diff`, then `overlay revert --force`, which keeps your text in .amd-overlay/rescued/",
     ),
     Kind("partial", PROBLEM, "Some files are overlaid and some are stock again.", "run `overlay install` again"),
@@ -240,7 +240,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         "no-gpu",
         NOTE,
-        "The kernel driver lists no AMD GPU: the torch and eager tiers are what can run.",
+        "No AMD GPU found: only the torch and eager tiers will run.",
         "nothing to do",
     ),
     Kind(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -17,6 +18,7 @@ from .recovery import BACK, Recovered, recover, set_aside, tidy, write_receipt
 from .signals import Signals
 
 HISTORY_LIMIT = 1 << 20
+STEPS_PER_FILE = 2  # it is staged, and it is replaced
 
 
 @dataclass(frozen=True)
@@ -78,15 +80,23 @@ def preflight(place: Place, folders: set[str]) -> None:
             raise cannot_write(place, place.tree.root / folder, error) from error
 
 
+def _unwatched(text: str) -> None:
+    """Nobody asked how far it is."""
+
+
 def execute(
-    place: Place, plan: Plan, signals: Signals, second_source: blobs.SecondSource = blobs.no_second_source
+    place: Place,
+    plan: Plan,
+    signals: Signals,
+    second_source: blobs.SecondSource = blobs.no_second_source,
+    step: Callable[[str], None] = _unwatched,
 ) -> Done:
-    """Carry out a plan. The caller holds the lock and has run recovery.
+    """Carry out a plan. The caller holds the lock and has run recovery; ``step`` hears of each file twice.
 
     Raises WriteError or CancelledError with nothing changed, RolledBackError or CancelledError with everything put
     back, UnrecoveredError when even that failed; the next command tries again.
     """
-    run = _Run(place, plan, signals)
+    run = _Run(place, plan, signals, step)
     try:
         run.prepare()
         run.commit()
@@ -99,10 +109,11 @@ def execute(
 
 
 class _Run:
-    def __init__(self, place: Place, plan: Plan, signals: Signals) -> None:
+    def __init__(self, place: Place, plan: Plan, signals: Signals, step: Callable[[str], None]) -> None:
         self.place = place
         self.plan = plan
         self.signals = signals
+        self.step = step
         self.journal = plan.journal(place.package)
         self.folders = sorted({place.folder(step.path) for step in plan.steps})
         self.notes: list[str] = []
@@ -126,6 +137,7 @@ class _Run:
             self.signals.check()
             target = self.place.target(step.path)
             self.notes += self.place.tree.stage(target, change.temporary, step.data, step.after)
+            self.step(f"staged {step.path}")
         for folder in self.folders:
             self.place.tree.sync(folder)
         for change in self.journal.changes:
@@ -152,6 +164,7 @@ class _Run:
             self._still_before(change)
             self.place.tree.publish(self.place.target(change.path), change.temporary)
             purge(self.place, change.path)
+            self.step(f"replaced {change.path}")
         for folder in self.folders:
             self.place.tree.sync(folder)
         for change in self.journal.changes:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...console import print_json, raw, say, show
+from ...console import facts, print_json, raw, say, show
 from ...errors import DriftError, OverlayError, TargetError, several
 from ...install import patches
 from ..header import GENERATOR
@@ -143,11 +143,8 @@ def _list(loaded: Sequence[Loaded], options: Options) -> None:
             {
                 "path": one.path.as_posix(),
                 "name": name,
-                "source_module": config.source_module,
-                "target_file": config.target_file,
-                "mode": config.mode,
-                "description": config.description,
-                "patches": [{"kind": patch.kind, "target": patch.target} for patch in config.patches],
+                **facts(config, "source_module target_file mode description"),
+                "patches": [facts(patch, "kind target") for patch in config.patches],
             }
             for one in loaded
             for name, config in one.configs.items()
@@ -203,11 +200,10 @@ def _as_json(jobs: Sequence[Job], written: Sequence[Path]) -> dict[str, object]:
                 "target_file": job.made.config.target_file,
                 "patches": [
                     {
-                        "kind": one.patch.kind,
-                        "target": one.patch.target,
+                        **facts(one.patch, "kind target"),
                         "line": one.patch.place.line,
                         "status": one.status.value,
-                        "output_lines": list(one.lines) if one.lines else None,
+                        "output_lines": one.lines,
                         "reason": one.reason,
                     }
                     for one in job.made.outcomes

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from rocm_overlay.overlays.recipes import recipe_set
 
-from ...console import notes, print_json, show, verbose
+from ...console import notes, print_json, show, verbose, wants_json
 from ...errors import TargetError
 from ..trees import BundleTree, Tree, named_tree
 from ..writing import write_files
@@ -22,7 +22,6 @@ def run(
     *,
     models: Sequence[str] = (),
     html: Path | None = None,
-    json_output: bool = False,
 ) -> int:
     """Compare two transformers packages (folder, wheel, or a release of ours) at the sites of the recipes.
 
@@ -36,7 +35,7 @@ def run(
         text = page(files, _name(first), _name(second))
         write_files(html.parent, {html.name: text.encode("utf-8")})
     code = worst(files).exit_status
-    if json_output:
+    if wants_json():
         print_json("drift", as_json(files, _about(first), _about(second)), code=code)
         return code
     show(counts(files), *lines(files, None if verbose() else PLACES, texts=verbose()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from ...console import facts
 from .compare import Drift, FileDrift, SiteDrift
 from .sites import EditedSite, short_hash
 
@@ -130,11 +131,8 @@ def as_json(files: Sequence[FileDrift], old: dict[str, str | None], new: dict[st
         ],
         "files": [
             {
-                "path": one.path,
+                **facts(one, "path reason old_sha256 new_sha256"),
                 "status": name(one.status),
-                "reason": one.reason,
-                "old_sha256": one.old_sha256,
-                "new_sha256": one.new_sha256,
                 "sites": [_site(site) for site in one.sites],
             }
             for one in files
@@ -146,11 +144,8 @@ def as_json(files: Sequence[FileDrift], old: dict[str, str | None], new: dict[st
 def _site(site: SiteDrift) -> dict[str, object]:
     old, edit, new, new_edit = site_texts(site)
     return {
-        "recipe": site.recipe,
-        "qualname": site.qualname,
+        **facts(site, "recipe qualname reason cause"),
         "status": name(site.status),
-        "reason": site.reason,
-        "cause": site.cause,
         "old": _hashes(site.old),
         "new": _hashes(site.new),
         "old_stock": old,

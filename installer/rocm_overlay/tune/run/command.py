@@ -104,7 +104,6 @@ def run(
     tools: Tools,
     limits: Limits,
     ends: Ends,
-    as_json: bool,
 ) -> int:
     if not 0 <= limits.margin < 100 or limits.retries < 0:
         raise UsageError(
@@ -139,7 +138,7 @@ def run(
     write_atomic(output, render(rows, COLUMNS), 0o644)
     code = DIFFERENT if outcomes and all(outcome.status in FAILED for outcome in outcomes) else 0
     body = {**meta, "output": str(output), "reused": reused and reused.as_json()}
-    return emit("tune.run", body, lambda: _text(output, outcomes, comparison), as_json=as_json, code=code)
+    return emit("tune.run", body, lambda: _text(output, outcomes, comparison), code)
 
 
 def _check_executor(limits: Limits) -> None:
@@ -184,7 +183,7 @@ def _text(output: Path, outcomes: Sequence[Outcome], comparison: Comparison | No
     return "\n".join([*text, comparison.text()] if comparison else text)
 
 
-def verify(table: Path, gpu: str | None, tools: Tools, work: Path, as_json: bool) -> int:
+def verify(table: Path, gpu: str | None, tools: Tools, work: Path) -> int:
     """Run the numeric check on every row of a table for this device; exit 1 when one is wrong."""
     device = target_device(gpu)
     rows = [row for row in read_usable(table).rows if row.key.device == device]
@@ -201,4 +200,4 @@ def verify(table: Path, gpu: str | None, tools: Tools, work: Path, as_json: bool
     value = {"gpu": str(device), "table": str(table), "rows": len(rows), "wrong": wrong}
     lines = [f"{table}:{name}: {problem}" for name, problem in wrong.items()]
     text = "\n".join([*lines, f"{len(rows) - len(wrong)} of {len(rows)} rows for {device} are right"])
-    return emit("tune.verify", value, text, as_json=as_json, code=DIFFERENT if wrong else 0)
+    return emit("tune.verify", value, text, DIFFERENT if wrong else 0)

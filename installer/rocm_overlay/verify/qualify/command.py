@@ -32,7 +32,7 @@ def run(options: Options) -> int:
     """
     content = qualify(options, say, progress)
     code = 0 if content.get("complete", True) else DIFFERENT
-    return emit("qualify", content, "", as_json=options.as_json, code=code)
+    return emit("qualify", content, "", code)
 
 
 def qualify(options: Options, say: Say, counted: Counted | None = None) -> dict[str, Any]:
@@ -233,14 +233,14 @@ def _show_outcome(content: dict[str, Any], written: list[str], tests: list[Path]
     say(f"tests        {where}; {seconds:.0f} s")
 
 
-def warmup(profile: Path, *, python: str | None = None, as_json: bool = False) -> int:
+def warmup(profile: Path, *, python: str | None = None) -> int:
     """Make every captured call of a profile once in a fresh process and tell what each op's first call took."""
     found = warm(profile, python, progress)
     lines = []
     for item in found["ops"]:
         first = "-" if item["first_call_s"] is None else f"{item['first_call_s'] * 1e3:.1f} ms"
         lines.append(f"{item['op']:<20} {item['tier']:<8} first call {first:>12}, {item['calls']} calls")
-    return emit("warmup", found, "\n".join(lines), as_json=as_json)
+    return emit("warmup", found, "\n".join(lines))
 
 
 def warm(profile: Path, python: str | None = None, counted: Counted | None = None) -> dict[str, Any]:

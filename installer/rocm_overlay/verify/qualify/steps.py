@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from ...console import Steps
 from ...errors import OverlayError, UsageError, WriteError
 from .. import plan
 from ..switches import Point
@@ -15,14 +16,16 @@ from . import child, choose
 from .session import Session
 
 Say = Callable[[str], None]
-Counted = Callable[..., AbstractContextManager[Say]]  # as `console.progress`
+Counted = Callable[..., AbstractContextManager[Steps]]  # as `console.progress`
 ROUNDS = 15  # samples of the whole model under each arm
 START_LIMIT = 300.0  # seconds for an interpreter to import and load
 
 
 def unwatched(say: Say) -> Counted:
     """Return a progress without a bar: what a step leaves behind is said, and nothing else."""
-    return lambda total, first, *, done=0, keep=False: nullcontext(say if keep else lambda text: None)
+    return lambda total, first, *, done=0, keep=False: nullcontext(
+        Steps(total, done, (lambda text, *_: say(text)) if keep else None)
+    )
 
 
 def inspect(session: Session) -> dict[str, Any]:
