@@ -37,9 +37,7 @@ def torch_qk_norm_rope(
     q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float, form: str, cos: Tensor, sin: Tensor
 ) -> tuple[Tensor, Tensor]:
     """torch's norm on both, then the stock order of the rotation."""
-    return torch_rope(
-        _head_norm(q, q_weight, eps, form), _head_norm(k, k_weight, eps, form), cos, sin, unsqueeze_dim=1
-    )
+    return torch_rope(_head_norm(q, q_weight, eps, form), _head_norm(k, k_weight, eps, form), cos, sin, unsqueeze_dim=1)
 
 
 def _head_norm(x: Tensor, weight: Tensor, eps: float, form: str) -> Tensor:

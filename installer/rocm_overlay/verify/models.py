@@ -44,7 +44,7 @@ def model_class(config: Any) -> Any:
         names.remove("MODEL_FOR_CAUSAL_LM_MAPPING")
     for name in names:
         mapping = getattr(transformers, name, {})
-        found = mapping[type(config)] if type(config) in mapping else ()
+        found = mapping.get(type(config), ())
         for one in found if isinstance(found, tuple) else (found,):
             if isinstance(config, one.config_class):  # pixtral's tower is listed as the model that it is a part of
                 return one
