@@ -109,12 +109,12 @@ def _memory(content: dict[str, Any]) -> Iterator[Row]:
 
 
 def _training(content: dict[str, Any]) -> Iterator[Row]:
-    """bench-training: one more layer of a training step in tier torch, and the peak of the loss."""
+    """bench-training: what one layer more adds to a step, and the peak of the loss; operations are launches."""
     for architecture, rows in content["layer"].items():
         stock = rows["stock"]
         for name in (one for one in rows if one != "stock"):
-            for what in ("forward", "backward", "products", "bytes kept"):
-                told = "operations forward" if what == "forward" else what.replace("backward", "operations backward")
+            for what in rows[name]:
+                told = f"operations {what}" if what in ("forward", "backward") else what
                 ours, theirs = rows[name][what], stock[what]
                 row = f"{architecture}, a layer of a training step, {name}: {told}"
                 yield Row(row, f"{theirs:,}", f"{ours:,}", ours / theirs)
