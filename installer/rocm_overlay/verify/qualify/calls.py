@@ -127,10 +127,11 @@ class Call:
         return self.make(self.prepared())
 
     def run(self, tensors: Tensors | None = None, module: Any = None) -> list[torch.Tensor]:
-        """Make the call and return its float results, and those in the caches that it was given, after it."""
+        """Make the call and return its float results, and those in the caches that it writes to, after it."""
         prepared = self.prepared(tensors)
         result = self.make(prepared, module)
-        return float_tensors(result) + float_tensors(list(caches_of(prepared[0])), caches=True)
+        written = list(caches_of(prepared[0])) if self.layout["after"]["list"] else []
+        return float_tensors(result) + float_tensors(written, caches=True)
 
     def double(self, tensors: Tensors | None = None) -> list[torch.Tensor]:
         """Make the call in double precision."""

@@ -169,7 +169,9 @@ def _recording(
         with _answers(module, needs, tensors) as answers:
             result = original(*args, **kwargs)
         try:
-            after = encode(list(caches_of([list(given), kwargs])), tensors, layer)
+            # What a call leaves in a cache is its own only where no child answers in place of what would write there.
+            caches = [] if layer is None else list(caches_of([list(given), kwargs]))
+            after = encode(caches, tensors, layer)
             layout = {"arguments": arguments, "result": encode(result, tensors, None), "after": after,
                       "answers": answers, "path": path, "owners": list(states), **place}  # fmt: skip
         except Unsaveable as error:
