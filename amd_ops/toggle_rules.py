@@ -59,7 +59,7 @@ OPS = {
     "rope_into_cache": ("triton", *_BOTH),
     "router_logits": ("triton", *_BOTH),
     "silu_and_mul": TIERS,
-    "sink_attention": ("triton", "eager"),
+    "sink_attention": ("triton", *_BOTH),
     "softmax_top_k": ("triton", *_BOTH),
     "top_k_softmax": ("triton", *_BOTH),
 }

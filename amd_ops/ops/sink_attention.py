@@ -2,7 +2,7 @@
 
 query [B, H, 1, D], key [B, Hkv, Sk, D], value [B, Hkv, Sk, Dv], sinks [H] -> [B, 1, H, Dv]. The mask says which slots
 of a static cache or a window are seen; nothing is looked at on the host. Tiers: triton (one launch; inference) ->
-eager (the plain formula of ``attention``, softmax in fp32).
+torch and eager (the plain formula of ``attention``, softmax in fp32: SDPA takes no sinks).
 """
 
 from __future__ import annotations
