@@ -37,6 +37,10 @@ BOUNDS: dict[tuple[str, bool], Bound] = {
     ("backward", False): Bound(16.0, 1.0, _FP32),
     ("experts", True): Bound(2.0, 1.0, "the sum over a token's experts is rounded once, and its parts as stock's are"),
     ("experts", False): Bound(16.0, 1.0, _FP32),
+    ("router", True): Bound(16.0, 1.0, f"fp32 whatever is read: {_FP32}"),
+    ("router", False): Bound(16.0, 1.0, _FP32),
+    ("sinks", True): Bound(1.0, 0.02, _EDGE),
+    ("sinks", False): Bound(16.0, 1.0, _FP32),
     ("rope", False): Bound(2.0, 1.0, "product and sum in one fma, where stock rounds the product"),
 }
 
@@ -50,8 +54,10 @@ def bound(case: Case, answer: Answer) -> Bound:
         "backward" if kind.endswith("_backward") and not kind.startswith("rope")
         else "norm" if kind.endswith("rms_norm")
         else "qk" if kind.startswith("qk_") or ("into_cache plain" not in case.name and kind == "rope_into_cache")
-        else "rope" if kind.startswith("rope")
-        else "experts" if kind.endswith(("moe", "top_k"))
+        else "rope" if kind.startswith(("rope", "latent"))
+        else "router" if kind in ("grouped_top_k", "router_logits")
+        else "sinks" if kind == "sink_attention"
+        else "experts" if kind.endswith(("moe", "top_k", "top_k_softmax"))
         else kind.removesuffix("_tanh")
     )  # fmt: skip
     return BOUNDS[family, case.dtype is not torch.float32]

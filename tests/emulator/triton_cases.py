@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from amd_ops.backends.triton import configs, experts, gate, norm, qk_rope, rope
+from amd_ops.backends.triton import configs, experts, gate, latent, norm, qk_rope, rope, router, sink_attention
 from amd_ops.backends.triton.configs import Config
 from amd_ops.backends.triton.target import Target, wave_of
 
@@ -412,6 +412,115 @@ def few_tokens() -> Iterator[Case]:
         yield _few_tokens("clamped_moe", "clamped", 72, 40, dtype)
 
 
+# ---- one token: routers, latent attention, attention with sinks
+
+
+def _by_logits(tokens: int, count: int, chosen: int, spread: bool, dtype: torch.dtype) -> Case:
+    def run(via: Any, cut: Config) -> list[Answer]:
+        logits = _data(tokens, count, dtype=dtype, seed=30, scale=2.0)
+        weights, ids = router.launch_top_k_softmax(logits, chosen, spread, target_of(via.arch).wave, via=via)
+        best, want = logits.double().sort(dim=-1, descending=True, stable=True)
+        shares, want = best[:, :chosen].softmax(-1).to(dtype), want[:, :chosen]
+        if spread:
+            shares = torch.zeros_like(logits).scatter_(1, want, shares)
+        return [Answer("ids", ids.double(), want.double(), exact=True), Answer("weights", weights, shares)]
+
+    return Case(f"top_k_softmax {tokens}x{count}/{chosen}{' spread' * spread}", dtype, _by_the_launcher, run)
+
+
+def _by_groups(tokens: int, count: int, groups: int, fill: float, dtype: torch.dtype) -> Case:
+    """Logits and weights are fp32; the correction is in ``dtype``."""
+    chosen, kept, scale = 4, 2, 2.5
+
+    def run(via: Any, cut: Config) -> list[Answer]:
+        logits = _data(tokens, count, dtype=torch.float32, seed=31)
+        bias = _data(count, dtype=dtype, seed=32, scale=0.25)
+        weights, ids = router.launch_grouped_top_k(
+            logits, bias, chosen, groups, kept, True, scale, fill, wave=target_of(via.arch).wave, via=via
+        )
+        scores = logits.double().sigmoid()
+        choice = (scores + bias.double()).view(tokens, groups, -1)
+        sums = choice.topk(2, dim=-1).values.sum(-1)
+        inside = torch.zeros_like(sums).scatter_(1, sums.topk(kept, dim=-1).indices, 1.0).bool()
+        want = choice.masked_fill(~inside[..., None], fill).flatten(1).topk(chosen, dim=-1).indices
+        shares = scores.gather(1, want)
+        shares = shares / (shares.sum(-1, keepdim=True) + 1e-20) * scale
+        return [
+            Answer("ids", ids.double(), want.double(), exact=True),
+            Answer("weights", weights, shares.float()),
+        ]
+
+    return Case(f"grouped_top_k {tokens}x{count}/{groups} {fill}", dtype, _by_the_launcher, run)
+
+
+def _logits(tokens: int, count: int, size: int, dtype: torch.dtype) -> Case:
+    def run(via: Any, cut: Config) -> list[Answer]:
+        hidden, weight = _data(tokens, size, dtype=dtype, seed=33), _data(count, size, dtype=dtype, seed=34)
+        got = router.launch_router_logits(hidden, weight, target_of(via.arch).wave, via=via)
+        terms = hidden.double().abs() @ weight.double().abs().T
+        return [Answer("logits", got, (hidden.double() @ weight.double().T).float(), terms)]
+
+    return Case(f"router_logits {tokens}x{count}x{size}", dtype, _by_the_launcher, run)
+
+
+def _latent(heads: int, rest: int, width: int, pairs: bool, dtype: torch.dtype) -> Case:
+    batch, length = 2, 3
+
+    def run(via: Any, cut: Config) -> list[Answer]:
+        angle = _data(batch, length, width // 2, dtype=torch.float32, seed=35, scale=3.0)
+        cos, sin = (table.repeat(1, 1, 2).to(dtype) for table in (angle.cos(), angle.sin()))
+        parts = [
+            _data(batch, length, number, size, dtype=dtype, seed=seed).transpose(1, 2)
+            for seed, (number, size) in enumerate(((heads, rest), (heads, width), (heads, rest), (1, width)), 36)
+        ]
+        made = latent.launch_latent(*parts, cos, sin, pairs, wave=target_of(via.arch).wave, via=via)
+        answers = []
+        for name, got, still, turn in zip("qk", made, parts[::2], parts[1::2], strict=True):
+            halves = torch.cat((turn[..., ::2], turn[..., 1::2]), -1) if pairs else turn
+            want, size = stock_rope(halves.expand(-1, heads, -1, -1), cos, sin)
+            exact = dtype is not torch.float32
+            answers.append(Answer(name, got, torch.cat((still, want), -1), torch.cat((still.abs(), size), -1), exact))
+        return answers
+
+    return Case(f"latent_rope {heads}x{rest}+{width}{' pairs' * pairs}", dtype, _by_the_launcher, run)
+
+
+def _sinks(heads: int, groups: int, keys: int, size: int, mask: str, dtype: torch.dtype) -> Case:
+    def run(via: Any, cut: Config) -> list[Answer]:
+        q = _data(2, heads, 1, size, dtype=dtype, seed=40)
+        k, v = (_data(2, heads // groups, keys, size, dtype=dtype, seed=seed) for seed in (41, 42))
+        sinks = _data(heads, dtype=dtype, seed=43)
+        seen = (torch.arange(keys) % 5 != 1).expand(2, 1, 1, keys).contiguous()
+        added = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
+        given = {"": None, "bool": seen, "add": added}[mask]
+        got = sink_attention.launch_sink_attention(q, k, v, sinks, None, given, wave=target_of(via.arch).wave, via=via)
+        k, v = (one.double().repeat_interleave(groups, dim=1) for one in (k, v))
+        scores = q.double() @ k.transpose(2, 3) * size**-0.5
+        if mask:
+            scores = scores.masked_fill(~seen, float("-inf"))
+        column = sinks.double().view(1, heads, 1, 1).expand(2, -1, -1, -1)
+        shares = torch.cat((scores, column), -1).softmax(-1)[..., :keys]
+        want, terms = (shares @ one for one in (v, v.abs()))
+        return [Answer("y", got, want.transpose(1, 2).to(dtype), terms.transpose(1, 2))]
+
+    return Case(f"sink_attention {heads}/{groups} {keys}x{size} {mask}".strip(), dtype, _by_the_launcher, run)
+
+
+def one_token() -> Iterator[Case]:
+    """Each form of a router, of latent heads and of a mask."""
+    for dtype in DTYPES:
+        yield _by_logits(5, 60, 4, False, dtype)
+        yield _by_logits(3, 32, 4, True, dtype)
+        yield _by_groups(3, 48, 6, float("-inf"), dtype)
+        yield _by_groups(2, 32, 4, 0.0, dtype)
+        yield _logits(3, 21, 200, dtype)
+        yield _latent(3, 24, 16, False, dtype)
+        yield _latent(4, 16, 20, True, dtype)
+        yield _sinks(4, 2, 37, 24, "", dtype)
+        yield _sinks(2, 2, 70, 64, "bool", dtype)
+        yield _sinks(4, 1, 19, 32, "add", dtype)
+
+
 SHORT_CHIPS = ("gfx942", "gfx1100")
 """One Instinct and one Radeon chip: those of the short list, and those whose every cut is executed."""
 
@@ -427,4 +536,4 @@ def cuts_of(case: Case, arch: str) -> list[Config]:
 
 def all_cases() -> list[Case]:
     """Every case."""
-    return [*norms(), *gates(), *ropes(), *few_tokens()]
+    return [*norms(), *gates(), *ropes(), *few_tokens(), *one_token()]

@@ -9,13 +9,14 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rocm_overlay.console import Steps
 from rocm_overlay.errors import UsageError, WriteError
 from rocm_overlay.verify.qualify import capture, child, choose, command, document, replay, steps
 from rocm_overlay.verify.qualify.codec import Unsaveable, decode, encode
@@ -38,11 +39,10 @@ class Bars:
         self.seen, self.said = seen, said
 
     @contextmanager
-    def __call__(self, total: int, first: str, *, done: int = 0, keep: bool = False) -> Iterator[Callable[[str], None]]:
-        made: list[str] = []
-        yield made.append
-        self.said += made if keep else []
-        self.seen.append((first, total, done + len(made)))
+    def __call__(self, total: int, first: str, *, done: int = 0, keep: bool = False) -> Iterator[Steps]:
+        steps = Steps(total, done, (lambda text, *_: self.said.append(text)) if keep else None)
+        yield steps
+        self.seen.append((first, steps.total, steps.done))
 
 
 class Outcome:
