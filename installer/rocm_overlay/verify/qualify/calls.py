@@ -98,7 +98,7 @@ class Call:
             self.module = weights.module(self.layout["path"], self.layout["owners"], answers)
             self.name = method
         want = decode(self.layout["result"], self.tensors), decode(self.layout["after"], self.tensors)
-        self.want = float_tensors(want[0]) + float_tensors(want[1], caches=True)
+        self.want = float_tensors(self._asked_for(want[0])) + float_tensors(want[1], caches=True)
 
     @property
     def timed_as(self) -> str:
@@ -131,7 +131,15 @@ class Call:
         prepared = self.prepared(tensors)
         result = self.make(prepared, module)
         written = list(caches_of(prepared[0])) if self.layout["after"]["list"] else []
-        return float_tensors(result) + float_tensors(written, caches=True)
+        return float_tensors(self._asked_for(result)) + float_tensors(written, caches=True)
+
+    def _asked_for(self, result: Any) -> Any:
+        """Leave out attention's weights: stock's eager function always gives them, an overlaid one when asked to."""
+        _, kwargs = decode(self.layout["arguments"], self.tensors)
+        owner = self.layout["qualname"].partition(".")[0]
+        if not owner.endswith("Attention") or not isinstance(result, tuple) or kwargs.get("output_attentions"):
+            return result
+        return result[0], *(one for one in result[1:] if not _is_weights(one))
 
     def double(self, tensors: Tensors | None = None) -> list[torch.Tensor]:
         """Make the call in double precision."""
@@ -142,6 +150,11 @@ class Call:
         """Return the tensors with the first float one scaled: the hidden states, or the queries."""
         first = next((name for name, value in self.tensors.items() if value.is_floating_point()), None)
         return _map(self.tensors, lambda name, value: value * factor if name == first else value)
+
+
+def _is_weights(value: Any) -> bool:
+    """True for [B, H, S, Sk], the shares that each query gives to the keys."""
+    return isinstance(value, torch.Tensor) and value.dim() == 4
 
 
 def _number(name: str) -> int:
