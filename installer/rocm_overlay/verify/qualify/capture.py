@@ -159,9 +159,10 @@ def _recording(
         if path is None or not recorder.wants(key, _kind(module, given, kwargs)):
             return original(*args, **kwargs)
         layer = None if needs is not None else _layer(module)
+        reads = getattr(module, "layer_idx", None) if layer is None else layer  # also where its children answer
         tensors: dict[str, torch.Tensor] = {}
         try:
-            arguments = encode([list(given), kwargs], tensors, layer)
+            arguments = encode([list(given), kwargs], tensors, reads)
             states = {} if module is None else _states(module, path, needs)
         except Unsaveable as error:
             recorder.lost(key, str(error))
