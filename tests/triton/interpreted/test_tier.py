@@ -26,9 +26,10 @@ def test_the_tier_stands_between_aiter_and_torch(op: str) -> None:
     names = [t.name for t in found.tiers]
     assert names in (["aiter", "triton", "torch", "eager"], ["triton", "torch", "eager"])
     assert not found.can("triton"), "no toggle asks for it"
-    with amd_ops.override(use_optimized_ops=1):
+    toggle = "use_aiter_attention" if op == "sink_attention" else "use_optimized_ops"
+    with amd_ops.override(**{toggle: 1}):
         assert found.can("triton")
-    with amd_ops.override(use_optimized_ops=1, tiers="torch,eager"):
+    with amd_ops.override(**{toggle: 1}, tiers="torch,eager"):
         assert not found.can("triton")
 
 
