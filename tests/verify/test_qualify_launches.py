@@ -66,8 +66,5 @@ def test_a_place_whose_calls_are_not_kept_is_told_and_stays_at_stock(tmp_path: P
     for place, reason in content["left_out"].items():
         assert "the size cap is reached" in reason
         assert f"lost         {place}: " in done.stdout + done.stderr
-    kept = set(content["capture"]["places"])
-    unproved = {place["switch"] for place in content["points"] if place["point"] not in kept}
-    print(content["left_out"], kept, unproved)
-    tests = subprocess.run([sys.executable, "-m", "pytest", "-q", str(output.with_name("profile_tests"))], check=False)
-    assert tests.returncode == 0
+        lost = [one for one in content["verdicts"]["candidates"] if place.split(".", 1)[1] in one["id"]]
+        assert place in content["capture"]["places"] or all(one["status"] != "valid" for one in lost)
