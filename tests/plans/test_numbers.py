@@ -81,7 +81,7 @@ def generated(model: Any, **how: Any) -> torch.Tensor:
     ids=str,
 )
 def test_generate_gives_the_same_tokens(how: dict[str, Any]) -> None:
-    model = twins.pair("llama", "float32").overlay
+    model = twins.new_pair("llama", "float32").overlay
     if "prompt_lookup_num_tokens" in how:
         ids = torch.arange(3, 9)[None].repeat(1, 2)
         with amd_ops.override(**ON, tiers="torch,eager"):
@@ -90,7 +90,9 @@ def test_generate_gives_the_same_tokens(how: dict[str, Any]) -> None:
             want = model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0, **how)
     else:
         with amd_ops.override(**ON, tiers="torch,eager"):
+            amd_ops.reset_counters()
             got = generated(model, **how)
+            assert (ran() > 0) is how.get("use_cache", True), site().fast.declined
         with amd_ops.override(**OFF):
             want = generated(model, **how)
     assert torch.equal(got, want)
@@ -105,7 +107,7 @@ class Half(DynamicCache):
 
 @torch.no_grad()
 def test_a_cache_of_somebodys_own_is_asked() -> None:
-    model = twins.new_pair("llama", "float32").overlay  # nothing of what other tests did to the shared one
+    model = twins.new_pair("llama", "float32").overlay
     with amd_ops.override(**ON, tiers="torch,eager"):
         amd_ops.reset_counters()
         got = decode(model, cache=Half())
@@ -120,7 +122,7 @@ def test_a_cache_of_somebodys_own_is_asked() -> None:
 @pytest.mark.skipif(BEFORE_LAYERS, reason="a cache of this release has no layers")
 @torch.no_grad()
 def test_a_patched_update_of_a_layer_is_called() -> None:
-    model = twins.pair("llama", "float32").overlay
+    model = twins.new_pair("llama", "float32").overlay
     for kind in ("dynamic", "static"):
         seen = []
         with amd_ops.override(**ON, tiers="torch,eager"):
