@@ -163,9 +163,7 @@ def clamped_experts(experts: nn.Module, hidden: Tensor, ids: Tensor, scores: Ten
         return None
     site.fast.calls += 1
     rows, weights = hidden.reshape(-1, owner.hidden_size), scores
-    if (
-        scores.shape == ids.shape
-    ):  # every expert is chosen: the scores are in the experts' order, not in that of the ids
+    if scores.shape == ids.shape:  # every expert is chosen: scores are in the experts' order, ids in their own
         weights = scores.gather(1, ids)
     out = _clamped(owner, rows, found, weights, ids)
     return out.view(hidden.shape[0], -1, hidden.shape[-1])

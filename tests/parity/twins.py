@@ -106,14 +106,22 @@ class Pair:
         """Return stock's outputs of a case."""
         key = case, implementation
         if key not in self.references:
-            self.stock.set_attn_implementation(implementation)
-            self.references[key] = CASES[case].run(self.stock, INPUTS)
+            self.references[key] = outputs(self.stock, case, implementation)
         return self.references[key]
 
     def found(self, case: str, implementation: str) -> Outputs:
         """Return the overlaid model's outputs of a case, under the toggles of the moment."""
-        self.overlay.set_attn_implementation(implementation)
-        return CASES[case].run(self.overlay, INPUTS)
+        return outputs(self.overlay, case, implementation)
+
+
+def outputs(model: Any, case: str, implementation: str) -> Outputs:
+    """Run a case on one attention implementation and leave the model on its own: it may be every test's."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(implementation)
+    try:
+        return CASES[case].run(model, INPUTS)
+    finally:
+        model.set_attn_implementation(before)
 
 
 def new_pair(architecture: str, dtype: str, **overrides: Any) -> Pair:

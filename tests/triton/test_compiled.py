@@ -140,16 +140,23 @@ def of_experts(target: Target) -> dict[str, Callable[[], object]]:
     return found
 
 
+def without_spills(
+    recorded: list[Recorder], launches: Callable[[Target], dict[str, Callable[[], object]]], name: str, arch: str
+) -> str:
+    """Compile the kernel of one launch for a chip and return its assembly, which must do without scratch memory."""
+    launches(Target("cuda", arch, wave_of(arch), CHIPS[arch]))[name]()
+    (recorder,) = [r for r in recorded if r.launches]
+    args, options = recorder.launches[0]
+    text: str = compiled(recorder.kernel, args, options, arch, ("num_warps",)).asm["amdgcn"]
+    assert number(text, "vgpr_spill_count") == number(text, "sgpr_spill_count") == 0
+    assert number(text, "private_segment_fixed_size") == 0, "the kernel uses scratch memory"
+    return text
+
+
 @pytest.mark.parametrize("name", sorted(of_experts(Target("cuda", "gfx942", 64, 304))))
 @pytest.mark.parametrize("arch", sorted(CHIPS))
 def test_the_kernels_of_experts_compile_without_spills(recorded: list[Recorder], name: str, arch: str) -> None:
-    target = Target("cuda", arch, wave_of(arch), CHIPS[arch])
-    of_experts(target)[name]()
-    (recorder,) = [r for r in recorded if r.launches]
-    args, options = recorder.launches[0]
-    text = compiled(recorder.kernel, args, options, arch, ("num_warps",)).asm["amdgcn"]
-    assert number(text, "vgpr_spill_count") == number(text, "sgpr_spill_count") == 0
-    assert number(text, "private_segment_fixed_size") == 0, "the kernel uses scratch memory"
+    text = without_spills(recorded, of_experts, name, arch)
     loads = re.findall(r"\b(?:global|buffer|flat)_load_(\w+)", text)
     assert name == "top_k" or WIDE & set(loads), f"no loads of 16 bytes among {sorted(set(loads))}"
 
@@ -182,11 +189,5 @@ def of_one_token(target: Target) -> dict[str, Callable[[], object]]:
 @pytest.mark.parametrize("name", sorted(of_one_token(Target("cuda", "gfx942", 64, 304))))
 @pytest.mark.parametrize("arch", sorted(CHIPS))
 def test_the_kernels_of_one_token_compile_without_spills(recorded: list[Recorder], name: str, arch: str) -> None:
-    target = Target("cuda", arch, wave_of(arch), CHIPS[arch])
-    of_one_token(target)[name]()
-    (recorder,) = [r for r in recorded if r.launches]
-    args, options = recorder.launches[0]
-    text = compiled(recorder.kernel, args, options, arch, ("num_warps",)).asm["amdgcn"]
-    assert number(text, "vgpr_spill_count") == number(text, "sgpr_spill_count") == 0
-    assert number(text, "private_segment_fixed_size") == 0, "the kernel uses scratch memory"
-    assert number(text, "wavefront_size") == target.wave
+    text = without_spills(recorded, of_one_token, name, arch)
+    assert number(text, "wavefront_size") == wave_of(arch)

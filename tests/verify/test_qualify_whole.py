@@ -1,4 +1,4 @@
-"""A profile of `overlay qualify` launches what all toggles launch, on a double of a GPU where every tier is right."""
+"""Qualifications that take minutes: a profile's launches on the double of a GPU, and captures that hit their cap."""
 
 from __future__ import annotations
 
