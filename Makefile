@@ -99,7 +99,7 @@ wheels: $(WHEELS)/$(STAMP) ## download the transformers wheels that the tests un
 demo: $(DEMO_VENV)/$(STAMP) ## install, run a real model with toggles off and on, compare, revert
 	$(DEMO_VENV)/bin/python examples/demo.py
 
-test: $(VENV)/$(STAMP) $(WHEELS)/$(STAMP) ## the test suite (some 20 minutes on 2 cores)
+test: $(VENV)/$(STAMP) $(WHEELS)/$(STAMP) ## the test suite (some 40 minutes on 2 cores)
 	$(VENV)/bin/python -m pytest -n auto --dist loadfile --durations=15 -m "not full" $(PYTEST_ARGS)
 
 test-full: export OVERLAY_TEST_SDISTS = $(abspath $(SDISTS))
