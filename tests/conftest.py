@@ -68,6 +68,14 @@ def python_with() -> Callable[[str], str]:
 
 
 @pytest.fixture(autouse=True)
+def begun() -> None:
+    """Answer as a process that has just started: --json and -v of the test before are nobody's wish any more."""
+    from rocm_overlay import console
+
+    console.start()
+
+
+@pytest.fixture(autouse=True)
 def published(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hold every JSON answer that a test gets in this process to the schema that its command publishes."""
     from rocm_overlay import console
