@@ -15,7 +15,7 @@ AITER := amd-aiter==0.1.7.post2.dev18
 FULL_RELEASES := 5.0.0 5.10.4 5.17.0
 # A release of each other line has a venv of its own for the long matrices, with the torch of the first.
 LINE_RELEASES := 4.53.3 5.23.0 5.24.0
-SDISTS_OF := 4.57.6 5.23.0
+SDISTS_OF := 4.57.6 5.23.0 5.24.0
 PYTEST_ARGS ?=
 
 VENV := .venv

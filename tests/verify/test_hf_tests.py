@@ -172,7 +172,7 @@ def real_sdist(release: str) -> Path:
 
 @pytest.mark.full
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("release", ["4.57.6", "5.23.0"])
+@pytest.mark.parametrize("release", ["4.57.6", "5.23.0", "5.24.0"])
 @pytest.mark.parametrize("model", MODELS)
 def test_the_mixin_passes_what_stock_passes(model: str, release: str, python_with: Callable[[str], str]) -> None:
     outcomes = command.compare(real_sdist(release), model, [], python_with(release), quiet)
@@ -185,7 +185,7 @@ def test_the_mixin_passes_what_stock_passes(model: str, release: str, python_wit
 
 @pytest.mark.full
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("release", ["4.57.6", "5.23.0"])
+@pytest.mark.parametrize("release", ["4.57.6", "5.23.0", "5.24.0"])
 def test_the_training_tests_pass_where_stock_passes(release: str, python_with: Callable[[str], str]) -> None:
     """With the loss without logits, too; newer releases also train a model until it repeats a text."""
     named = "training or grad or loss"
