@@ -73,7 +73,9 @@ def save_config(model: str, folder: Path) -> Path:
         config.num_key_value_heads = config.num_attention_heads
     if model == "aria":  # it has one entry per number of patches that it knows: an image of this size has 16
         config.projector_patch_to_query_dict = {16: 16}
-    if model == "qwen3_next":  # whose generate looks for a layer of each kind
+    if model == "qwen3_next":  # whose generate looks for a layer of each kind; its linear heads have sizes of their own
+        config.linear_num_key_heads, config.linear_num_value_heads = 2, 4
+        config.linear_key_head_dim = config.linear_value_head_dim = 16
         config.layer_types = ["linear_attention", "full_attention"] * (config.num_hidden_layers // 2)
     config.architectures = [name]
     config.save_pretrained(folder)
