@@ -52,7 +52,7 @@ OPS = {
     "join_rope": ("triton", *_BOTH),
     "linear": ("aiter", *_BOTH),
     "linear_add": _BOTH,
-    "linear_cross_entropy": _BOTH,
+    "linear_cross_entropy": ("triton", *_BOTH),
     "moe": TIERS,
     "qk_norm_rope": ("triton", *_BOTH),
     "rms_norm": TIERS,

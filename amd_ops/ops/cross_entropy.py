@@ -1,29 +1,25 @@
 """The loss of a causal language model from its hidden states: the head's product and the cross entropy, one block of
 the vocabulary at a time, so that the logits never exist as a whole.
 
-The forward keeps one number per row, log sum exp of its logits. The backward computes every block again: one product
-more than stock, and in exchange the weight's gradient is rounded once, as in stock, the scale of a GradScaler is
-there before anything is rounded to fp16, a graph may be run twice, and torch's own checks see every tensor that is used
-(cut cross entropy, Wijmans et al. 2024). torch's F.linear_cross_entropy makes gradients in its forward and knows
-neither scales nor soft caps of logits.
+The node is ``backends/vocabulary.py``'s; here is what tier torch makes of one block, and stock's statements (tier
+eager). torch's F.linear_cross_entropy makes gradients in its forward and knows neither scales nor soft caps of logits;
+so does Liger's fused linear cross entropy, which also waits for the device: neither is a provider of this op.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import modes, modules
+from ..backends.vocabulary import Blocked, Form, Steps, cast, within
 from ..checks import TORCH_ERRORS, complaint, describe
 from ..dispatch import Site, always
 from .tiers import make_op
 
-COLUMNS = 4096
-"""Rows of the head that are looked at together, at least; with a wider hidden state as many as that is wide."""
 HOME = "transformers.loss.loss_utils"
 """Where the loss lives that may be replaced; the function there is asked for, not its name."""
 
@@ -31,17 +27,9 @@ _compiling = torch.compiler.is_dynamo_compiling
 _site = Site("causal_lm_loss", "fused", lambda settings: settings.asked("USE_FUSED_CROSS_ENTROPY"))
 
 
-class Form(NamedTuple):
-    """What happens to the logits x @ weight.T + bias, in this order, before the loss: None where nothing does."""
-
-    divisor: float | None = None
-    factor: float | None = None
-    softcap: float | None = None
-
-
-def _logits(x: Tensor, weight: Tensor, bias: Tensor | None, form: Form) -> tuple[Tensor, Tensor | None]:
+def _formed(logits: Tensor, form: Form) -> tuple[Tensor, Tensor | None]:
     """Stock's statements, each rounded as there, and its cast to fp32; beside them what the soft cap's tanh gave."""
-    logits, tanh = F.linear(x, weight, bias), None
+    tanh = None
     if form.divisor is not None:
         logits = logits / form.divisor
     if form.factor is not None:
@@ -52,69 +40,29 @@ def _logits(x: Tensor, weight: Tensor, bias: Tensor | None, form: Form) -> tuple
     return logits.float(), tanh
 
 
-def _blocks(weight: Tensor, bias: Tensor | None, like: Tensor) -> Iterator[tuple[int, int, Tensor, Tensor | None]]:
-    """Yield (first column, one behind the last, rows of the weight, of the bias), in the dtype of ``like``."""
-    size = max(COLUMNS, weight.shape[1])
-    for first in range(0, weight.shape[0], size):
-        last = min(first + size, weight.shape[0])
-        part = None if bias is None else bias[first:last].to(like.dtype)
-        yield first, last, weight[first:last].to(like.dtype), part
-
-
-def _labelled(labels: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
+def _labelled(labels: Tensor, first: int, count: int) -> tuple[Tensor, Tensor]:
     """Return (whether each row's label is in this block, its column in it) as [T] and [T, 1]."""
-    inside = (labels >= first) & (labels < last)
-    return inside, (labels - first).clamp(0, last - first - 1)[:, None]
+    inside = (labels >= first) & (labels < first + count)
+    return inside, (labels - first).clamp(0, count - 1)[:, None]
 
 
-class _Blocked(torch.autograd.Function):
-    """The node of the torch tier."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, ignore_index: int, form: Form
-    ) -> Tensor:
-        total = x.new_full(labels.shape, -torch.inf, dtype=torch.float32)
-        target = torch.zeros_like(total)
-        for first, last, rows, part in _blocks(weight, bias, x):
-            logits, _ = _logits(x, rows, part, form)
-            inside, column = _labelled(labels, first, last)
-            target += torch.where(inside, logits.gather(1, column)[:, 0], 0.0)
-            total = torch.logaddexp(total, torch.logsumexp(logits, 1))
-        ctx.save_for_backward(x, weight, bias, labels, total)
-        ctx.ignore_index, ctx.form = ignore_index, form
-        return torch.where(labels == ignore_index, 0.0, total - target)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, labels, total = ctx.saved_tensors
-        wants = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled():  # a second derivative is wanted: stock's statements have one
-            losses = eager_linear_cross_entropy(x, weight, bias, labels, ctx.ignore_index, ctx.form)
-            inputs = [one for one, want in zip((x, weight, bias), wants, strict=True) if want]
-            found = iter(torch.autograd.grad(losses, inputs, dy, create_graph=True))
-            return (*(next(found) if want else None for want in wants), None, None, None)
-        dy = torch.where(labels == ctx.ignore_index, 0.0, dy)[:, None]
-        dx = torch.zeros_like(x, dtype=torch.float32) if wants[0] else None
-        dw = torch.empty_like(weight) if wants[1] else None
-        db = torch.empty_like(bias) if bias is not None and wants[2] else None
-        for first, last, rows, part in _blocks(weight, bias, x):
-            logits, tanh = _logits(x, rows, part, ctx.form)
-            grads = _softmax_gradient(logits, total, labels, first, last).mul_(dy)
-            grads = _through(grads, tanh, ctx.form).to(x.dtype)
-            if dx is not None:
-                dx += torch.mm(grads, rows)
-            if dw is not None:
-                dw[first:last] = torch.mm(grads.t(), x)
-            if db is not None:
-                db[first:last] = grads.sum(0)
-        return None if dx is None else dx.to(x.dtype), dw, db, None, None, None
+def _add(logits: Tensor, labels: Tensor, first: int, total: Tensor, target: Tensor, form: Form) -> None:
+    logits, _ = _formed(logits, form)
+    inside, column = _labelled(labels, first, logits.shape[1])
+    target += torch.where(inside, logits.gather(1, column)[:, 0], 0.0)
+    torch.logaddexp(total, torch.logsumexp(logits, 1), out=total)
 
 
-def _softmax_gradient(logits: Tensor, total: Tensor, labels: Tensor, first: int, last: int) -> Tensor:
+def _gradient(logits: Tensor, labels: Tensor, first: int, total: Tensor, dy: Tensor, form: Form) -> Tensor:
+    formed, tanh = _formed(logits, form)
+    grads = _softmax_gradient(formed, total, labels, first).mul_(dy[:, None])
+    return _through(grads, tanh, form).to(logits.dtype)
+
+
+def _softmax_gradient(logits: Tensor, total: Tensor, labels: Tensor, first: int) -> Tensor:
     """Turn one block's logits, which are used up, into softmax minus the label's one."""
     grads = logits.sub_(total[:, None]).exp_()
-    inside, column = _labelled(labels, first, last)
+    inside, column = _labelled(labels, first, logits.shape[1])
     return grads.scatter_add_(1, column, -inside.to(grads.dtype)[:, None])
 
 
@@ -132,39 +80,25 @@ def _through(grads: Tensor, tanh: Tensor | None, form: Form) -> Tensor:
 def torch_linear_cross_entropy(
     x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, ignore_index: int, form: Form
 ) -> Tensor:
-    """By blocks of the vocabulary. A label outside of it is torch's IndexError on the CPU, an assertion on a GPU."""
+    """By blocks of the vocabulary."""
     if x.dim() != 2 or weight.dim() != 2 or x.shape[1] != weight.shape[1] or labels.shape != x.shape[:1]:
         raise ValueError("shapes do not fit")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError("the bias does not fit")
-    _within(labels, weight, ignore_index)
-    device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype is not torch.float64:
-        x = x.to(torch.get_autocast_dtype(device))
-    elif x.dtype is not weight.dtype:
+    if x.dtype is not weight.dtype and not cast(x):
         raise ValueError("dtypes differ")
-    losses: Tensor = _Blocked.apply(x, weight, bias, labels, ignore_index, form)  # type: ignore[no-untyped-call]
-    return losses
-
-
-def _within(labels: Tensor, weight: Tensor, ignore_index: int) -> None:
-    """Refuse labels outside of the vocabulary as stock does: an error on the CPU, an assertion in a kernel on a GPU."""
-    index = torch.where(labels == ignore_index, 0, labels)
-    if labels.device.type != "cpu":
-        weight.detach().select(1, 0).gather(0, index)  # nothing is waited for: the kernel asserts
-        return
-    outside = (index < 0) | (index >= weight.shape[0])
-    if outside.any():
-        raise IndexError(f"Target {int(labels[outside][0])} is out of bounds.")
+    return _blocked(x, weight, bias, labels, ignore_index, form)
 
 
 def eager_linear_cross_entropy(
     x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, ignore_index: int, form: Form
 ) -> Tensor:
     """Stock's statements: the whole logits in fp32."""
-    return F.cross_entropy(_logits(x, weight, bias, form)[0], labels, ignore_index=ignore_index, reduction="none")
+    logits, _ = _formed(F.linear(x, weight, bias), form)
+    return F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")
 
 
+_blocked = Blocked.of(Steps(_add, _gradient), eager_linear_cross_entropy)
 _op = make_op(
     "linear_cross_entropy",
     "USE_FUSED_CROSS_ENTROPY",
@@ -196,10 +130,10 @@ def linear_cross_entropy(
         >>> amd_ops.linear_cross_entropy(x, weight, torch.tensor([1, 99, -100, 0])).mean().backward()
     """
     _op.calls += 1
+    if weight.dim() == 2:
+        within(labels, weight, ignore_index)
     try:
         result: Tensor = _op.call(x, weight, bias, labels, ignore_index, Form(divisor, factor, softcap))
-    except IndexError:
-        raise
     except TORCH_ERRORS:
         _diagnose(x, weight, labels, bias)
         raise

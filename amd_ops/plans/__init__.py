@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterable, Iterator
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -78,6 +79,10 @@ class Plan:
             raise Unplannable("the layers have several configurations")
         mark = steps.mark_of(attention, ATTENTION_MARK)
         assert mark is not None
+        if not isinstance(
+            mark[0], FunctionType
+        ):  # transformers 5.0 to 5.15 makes a module of it for kernels of the Hub
+            raise Unplannable("the rotation is an object, not the function of its file")
         self.rotation, self.globals = mark[0], mark[0].__globals__
         self.half = self.globals.get("rotate_half")
         if not is_rotate_half(self.half) or not original(self.rotation, self.rotation.__name__):
@@ -186,11 +191,22 @@ def _plan_of(model: nn.Module, layers: nn.ModuleList, count: int | None) -> Plan
             made = Plan(listed)
         except Unplannable as why:
             return str(why)
+        except Exception as error:  # noqa: BLE001 - of a release or an edit that nobody here has seen
+            return _unforeseen(error)
         reason = made.changed(listed) or made.attention()
         if reason:
             return reason
         _plans[model] = made
         return made
+
+
+def _unforeseen(error: Exception) -> str:
+    """Return the reason in the report for an error before a plan has computed anything: the layers run as in stock.
+    AMD_OPS_STRICT=1 lets it through.
+    """
+    if toggles.settings().strict:
+        raise error
+    return f"raised {type(error).__name__}: {error}"[:200]
 
 
 def _changed(plan: Plan, layers: list[Any]) -> str:
@@ -215,7 +231,10 @@ class Run:
     def __call__(self, hidden: Tensor, *more: Any, **words: Any) -> Any:
         """Return the hidden states [B, 1, H] behind the layer, or behind all layers."""
         if self.index == 0:
-            reason = "positional arguments" if more else self._start(hidden, words)
+            try:
+                reason = "positional arguments" if more else self._start(hidden, words)
+            except Exception as error:  # noqa: BLE001 - of a release or an edit that nobody here has seen
+                reason = _unforeseen(error)
             if reason:
                 self.declined = True
                 _site.declined(reason)

@@ -7,7 +7,11 @@ It is written in place only where the layer still holds exactly the views that w
 
 from __future__ import annotations
 
+import ast
+import inspect
 import sys
+import textwrap
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,6 +19,56 @@ from torch import Tensor
 
 HOME = "transformers.cache_utils"
 _LEAST_ROOM = 64
+_WRITE = """
+try:
+    self.keys.index_copy_(2, cache_position, key_states)
+    self.values.index_copy_(2, cache_position, value_states)
+except NotImplementedError:
+    self.keys[:, :, cache_position] = key_states
+    self.values[:, :, cache_position] = value_states
+return (self.keys, self.values)
+"""
+_KNOWN = {
+    "Cache": (
+        """
+keys, values = self.layers[layer_idx].update(key_states, value_states, cache_kwargs)
+return (keys, values)
+""",
+        """
+keys, values = self.layers[layer_idx].update(key_states, value_states, *args, **kwargs)
+return (keys, values)
+""",
+    ),
+    "DynamicLayer": (
+        """
+self.keys = torch.cat([self.keys, key_states], dim=-2)
+self.values = torch.cat([self.values, value_states], dim=-2)
+return (self.keys, self.values)
+""",
+    ),
+    "StaticLayer": (
+        """
+cache_position = cache_kwargs.get('cache_position') if cache_kwargs is not None else None
+cache_position = cache_position if cache_position is not None \
+else torch.arange(key_states.shape[-2], device=self.device)
+"""
+        + _WRITE,
+        """
+kv_length = key_states.shape[-2]
+cache_position = torch.arange(kv_length, device=self.device) + self.cumulative_length
+self.cumulative_length.add_(kv_length)
+"""
+        + _WRITE,
+    ),
+}
+"""What ``update`` does, in every release from 4.56 to 5.24, for a layer that has been initialised and is not offloaded:
+any other text is not written around."""
+_ASIDE = (
+    "self.keys is None",
+    "not self.is_initialized",
+    "self.layer_class_to_replicate is not None",
+    "self.offloading",
+)
 
 
 class Slack:
@@ -51,9 +105,12 @@ def kinds(cache: Any, count: int) -> list[str]:
     for one in set(map(type, layers)):
         name = "static" if _is_stocks(one, "StaticLayer") else "dynamic" if _is_stocks(one, "DynamicLayer") else ""
         known[one] = name
-    return [
-        known[type(layer)] if "update" not in vars(layer) and layer.is_initialized else "" for layer in layers[:count]
-    ]
+    return [known[type(layer)] if "update" not in vars(layer) and _begun(layer) else "" for layer in layers[:count]]
+
+
+def _begun(layer: Any) -> bool:
+    """Whether the layer has its first keys; releases before 4.57 do not write that down."""
+    return bool(getattr(layer, "is_initialized", layer.keys is not None))
 
 
 def _is_stocks(kind: type, name: str) -> bool:
@@ -61,15 +118,30 @@ def _is_stocks(kind: type, name: str) -> bool:
     home = sys.modules.get(HOME)
     if home is None or kind.__module__ != HOME:
         return False
-    function: Any = kind.update  # type: ignore[attr-defined]
+    function: Any = getattr(kind, "update", None)
     code = getattr(function, "__code__", None)
     return (
-        code is not None
-        and function is getattr(home, name).update
+        function is not None
+        and code is not None
+        and function is getattr(getattr(home, name, None), "update", None)
         and code.co_filename == home.__file__
         and function.__qualname__ == f"{name}.update"
         and not hasattr(function, "__wrapped__")
+        and _does(function, name)
     )
+
+
+@lru_cache(maxsize=16)
+def _does(function: Any, name: str) -> bool:
+    """Whether the function's statements are known: those of a later release may do more than to write."""
+    try:
+        found = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+    except (OSError, SyntaxError):  # an installation without sources: nothing is known
+        return False
+    assert isinstance(found, ast.FunctionDef)
+    body = [one for one in found.body if not (isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant))]
+    body = [one for one in body if not (isinstance(one, ast.If) and ast.unparse(one.test) in _ASIDE and not one.orelse)]
+    return "\n".join(map(ast.unparse, body)) in {ast.unparse(ast.parse(text)) for text in _KNOWN[name]}
 
 
 def room(layer: Any, k: Tensor, v: Tensor) -> tuple[Slack, int] | None:

@@ -43,7 +43,11 @@ NAME = "plan"
 _PROGRAM, _ATTENTION = "_amd_decoder", "_amd_attention"
 _LONGEST = 80
 _WORDS = ("hidden_states", "position_embeddings")
-_WEIGHTS = "output_attentions"
+RUNS_WITH = frozenset(
+    """
+    attention_mask position_embeddings position_ids past_key_values past_key_value cache cache_position use_cache
+    """.split()  # noqa: SIM905 - as amd_ops.plans.WORDS, which it is: whatever else a layer is asked for ends its plan
+)
 
 _START = """
 def forward(self, h, tables, mask, cache{position}, **kwargs):
@@ -246,7 +250,7 @@ _CALL = re.compile(r"(?P<h>\w+) = (?P<call>.+)")
 _KEEPING = re.compile(
     r"if (?P<keeps>\w+):\n    \w+ \+= \((?P<h>\w+),\)\n"
     r"(?P<out>\w+) = (?P<call>.+)\n(?P=h) = (?P=out)\[0\]\n"
-    r"if (?P<weights>\w+):\n    \w+ \+= \((?P=out)\[1\],\)"
+    r"if (?P<more>\w+):\n    \w+ \+= \((?P=out)\[1\],\)"
 )
 
 
@@ -257,7 +261,8 @@ def _kept(loop: ast.For, layer: str) -> str | None:
     if found:
         return "" if _calls(found["call"], layer, found["h"]) else None
     found = _KEEPING.fullmatch(text)
-    if not found or not re.search(rf"\b{_WEIGHTS}={found['weights']}\b", found["call"]):
+    asked = re.search(rf"\b(\w+)={found['more']}\b", found["call"]) if found else None
+    if not found or not asked or asked[1] in RUNS_WITH:
         return None
     return found["keeps"] if _calls(found["call"], layer, found["h"]) else None
 
@@ -290,7 +295,7 @@ def program(code: str, taken: tuple[str, str] = _WORDS) -> str | None:
     if len(function.args.args) < 2:
         return None
     hidden = function.args.args[1].arg
-    end = _end(body, hidden)
+    end = _end(body, hidden, parameters - RUNS_WITH)
     if end is None:
         return None
     words: list[str] = []
@@ -317,16 +322,18 @@ def program(code: str, taken: tuple[str, str] = _WORDS) -> str | None:
     return " ".join([*words, *end[1]]) if whole else None
 
 
-_RETURNS = r"return {h}"
-_RETURNS_TUPLE = rf"(?P<all>\w+) = \({{h}},\)\nif {_WEIGHTS}:\n    (?P=all) \+= \(\w+,\)\nreturn (?P=all)"
+_RETURNS = "return {h}"
+_RETURNS_TUPLE = r"(?P<all>\w+) = \({h},\)\nif (?P<asked>\w+):\n    (?P=all) \+= \(\w+,\)\nreturn (?P=all)"
 
 
-def _end(body: list[ast.stmt], hidden: str) -> tuple[int, list[str]] | None:
-    """Where a layer's forward begins to return h, and the word for how."""
-    for count, form, words in ((1, _RETURNS, []), (3, _RETURNS_TUPLE, ["tuple"])):
-        if re.fullmatch(form.format(h=hidden), "\n".join(map(ast.unparse, body[-count:]))):
-            return len(body) - count, words
-    return None
+def _end(body: list[ast.stmt], hidden: str, ending: set[str]) -> tuple[int, list[str]] | None:
+    """Where a layer's forward begins to return h, and the word for how: more than h only where a parameter asks that
+    is one of ``ending``, whose value would end the plan.
+    """
+    if re.fullmatch(_RETURNS.format(h=hidden), ast.unparse(body[-1])):
+        return len(body) - 1, []
+    found = re.fullmatch(_RETURNS_TUPLE.format(h=hidden), "\n".join(map(ast.unparse, body[-3:])))
+    return (len(body) - 3, ["tuple"]) if found and found["asked"] in ending else None
 
 
 def _chooses(statement: ast.stmt, parameters: set[str]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import amd_ops
-from amd_ops.ops import cross_entropy
+from amd_ops.backends import vocabulary
 
 ROWS, WIDTH, WORDS = 13, 16, 50
 Scales = dict[str, float]
@@ -23,7 +23,7 @@ Scales = dict[str, float]
 @pytest.fixture(autouse=True)
 def several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fifty words are four blocks, the last of two."""
-    monkeypatch.setattr(cross_entropy, "COLUMNS", WIDTH)
+    monkeypatch.setattr(vocabulary, "COLUMNS", WIDTH)
 
 
 def made(dtype: torch.dtype = torch.float32, bias: bool = True) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:

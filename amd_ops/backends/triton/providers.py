@@ -36,6 +36,7 @@ HOMES: dict[str, dict[str, str]] = {
         "top_k_softmax": f"{_HERE}.router",
         "grouped_top_k": f"{_HERE}.router",
         "router_logits": f"{_HERE}.router",
+        "linear_cross_entropy": f"{_HERE}.cross_entropy",
     },
     "aiter": dict.fromkeys(("rms_norm", "add_rms_norm", "apply_rope", "silu_and_mul"), _AITER),
     "liger": dict.fromkeys(
