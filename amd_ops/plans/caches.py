@@ -120,15 +120,11 @@ def _is_stocks(kind: type, name: str) -> bool:
         return False
     function: Any = getattr(kind, "update", None)
     code = getattr(function, "__code__", None)
-    return (
-        function is not None
-        and code is not None
-        and function is getattr(getattr(home, name, None), "update", None)
-        and code.co_filename == home.__file__
-        and function.__qualname__ == f"{name}.update"
-        and not hasattr(function, "__wrapped__")
-        and _does(function, name)
-    )
+    theirs: Any = getattr(getattr(home, name, None), "update", None)
+    if code is None or theirs is not function:
+        return False
+    own = code.co_filename == home.__file__ and theirs.__qualname__ == f"{name}.update"
+    return own and not hasattr(function, "__wrapped__") and _does(function, name)
 
 
 @lru_cache(maxsize=16)

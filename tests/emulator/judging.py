@@ -41,6 +41,10 @@ BOUNDS: dict[tuple[str, bool], Bound] = {
     ("router", False): Bound(16.0, 1.0, _FP32),
     ("sinks", True): Bound(1.0, 0.02, _EDGE),
     ("sinks", False): Bound(16.0, 1.0, _FP32),
+    ("loss", True): Bound(2.0, 0.02, _TWICE),
+    ("loss", False): Bound(64.0, 1.0, "exp of x within |x| ulps, and x, a difference, is as far as 40 below zero"),
+    ("sum", True): Bound(4.0, 1.0, f"fp32 whatever is read: {_FP32}"),
+    ("sum", False): Bound(4.0, 1.0, _FP32),
     ("rope", False): Bound(2.0, 1.0, "product and sum in one fma, where stock rounds the product"),
 }
 
@@ -57,6 +61,8 @@ def bound(case: Case, answer: Answer) -> Bound:
         else "rope" if kind.startswith(("rope", "latent"))
         else "router" if kind in ("grouped_top_k", "router_logits")
         else "sinks" if kind == "sink_attention"
+        else "sum" if answer.name == "log sum exp"
+        else "loss" if kind == "cross_entropy"
         else "experts" if kind.endswith(("moe", "top_k", "top_k_softmax"))
         else kind.removesuffix("_tanh")
     )  # fmt: skip
