@@ -346,8 +346,8 @@ def _chooses(statement: ast.stmt, parameters: set[str]) -> dict[str, str]:
 
 
 def _unpacks(statement: ast.stmt, hidden: str) -> bool:
-    text = f"if isinstance({hidden}, tuple):\n    {hidden}, _ = {hidden}"
-    return ast.unparse(statement) == ast.unparse(ast.parse(text))
+    text = ast.unparse(statement)
+    return bool(re.fullmatch(rf"if isinstance\({hidden}, tuple\):\n    \(?{hidden}, \w+\)? = {hidden}", text))
 
 
 def _step(
