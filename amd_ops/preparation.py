@@ -70,7 +70,8 @@ def _by_reason(declined: list[tuple[str, str]], text: str) -> list[str]:
 
 
 def prepare(model: nn.Module, progress: Callable[[str], None] | None = None) -> Report:
-    """Pack q/k/v, latent attention's projections down and gate/up of every module of ``model`` that has them, one module at a time, and report.
+    """Pack q/k/v, latent attention's projections down and gate/up of every module of ``model`` that has them,
+    one module at a time, and report.
 
     Works whatever the toggles say; at most one packed matrix exists beside the originals at any time. ``progress`` is
     called with the path of each module. A group that cannot be packed stays as it is, with the reason in the report.

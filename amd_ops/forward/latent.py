@@ -58,8 +58,8 @@ def latent_rope(
 
 
 def latent_key(k_pass: Tensor, k_rot: Tensor, width: int) -> Tensor | None:
-    """Return k_pass [B, H, S, P] joined with k_rot [B, 1, S, R], one rotated part for all heads: [B, H, S, P + R] in one
-    launch, or None where stock's own statements must run. ``width`` is the R that stock makes room for.
+    """Return k_pass [B, H, S, P] joined with k_rot [B, 1, S, R], one rotated part for all heads: [B, H, S, P + R] in
+    one launch, or None where stock's own statements must run. ``width`` is the R that stock makes room for.
 
     Examples:
         >>> amd_ops.latent_key(torch.zeros(1, 2, 1, 1), torch.ones(1, 1, 1, 1), 1)[0, :, 0]

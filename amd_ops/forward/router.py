@@ -42,8 +42,8 @@ def top_k_router(
 ) -> tuple[Tensor, Tensor] | None:
     """Return (weights, ids int64 [T, k]): the k largest of logits [T, E] and the softmax of these alone.
 
-    The weights are [T, k] in ``dtype`` or the logits', or with ``spread`` [T, E] with zeros for the others. None: stock's own
-    statements must run.
+    The weights are [T, k] in ``dtype`` or the logits', or with ``spread`` [T, E] with zeros for the others. None:
+    stock's own statements must run.
 
     Examples:
         >>> amd_ops.top_k_router(torch.tensor([[1.0, 3.0, 3.0, 0.0]]), 2, True)[0]

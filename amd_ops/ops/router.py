@@ -43,7 +43,8 @@ def top_k_softmax(
     """Choose top_k experts by logits [T, E] and weigh them by the softmax of their logits alone.
 
     Returns (weights [T, k] in ``dtype`` or the logits', ids int64 [T, k]); with ``spread`` the weights are [T, E], zero
-    where an expert was not chosen. The softmax is rounded to the logits' dtype first. Raises ArgumentError on unusable arguments.
+    where an expert was not chosen. The softmax is rounded to the logits' dtype first. Raises ArgumentError on
+    unusable arguments.
 
     Examples:
         >>> amd_ops.top_k_softmax(torch.tensor([[1.0, 3.0, 3.0, 0.0]]), 2)[0]

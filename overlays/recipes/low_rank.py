@@ -54,8 +54,6 @@ def match(source: Source, function: Function) -> Iterator[Site[Found]]:
 def guard(source: Source, site: Site[Found]) -> str | None:
     """Decline where the tensor is not one plain name that stays what it is, or a projection is plainly no Linear."""
     found = site.found[0]
-    if re.search(rf"\b{RESULTS}\b", source.text):
-        return f"the file already uses the name {RESULTS}"
     taken = source.code(found["__h"])
     if not isinstance(found["__h"], cst.Name):
         return f"the projections take {taken}, expected one plain name"
@@ -96,7 +94,7 @@ def edit(source: Source, site: Site[Found]) -> list[Edit]:
 RECIPE = Recipe(
     name=NAME,
     description="latent attention: the projections down of q and of keys and values, of one tensor",
-    hint=re.compile(r"= self\.\w+\(self\.\w+\(self\.\w+\(\w+\)\)\)"),
+    hint=re.compile(r"= self\.\w+\(self\.\w+\(self\.\w+\("),
     match=match,
     guard=guard,
     edit=edit,

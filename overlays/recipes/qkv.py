@@ -175,7 +175,10 @@ def edit(source: Source, site: Site[Triple]) -> list[Edit]:
     lines = [f"{RESULTS} = {call} if {test(NAME)} else None"]
     if len(anchor.indent + lines[0]) > MAX_COLUMNS:
         lines = [f"{RESULTS} = ({call}", f"    if {test(NAME)} else None)"]
-    return [insertion(NAME, site.function, anchor, lines), *(taken(NAME, source, site.function, one.call) for one in found)]
+    return [
+        insertion(NAME, site.function, anchor, lines),
+        *(taken(NAME, source, site.function, one.call) for one in found),
+    ]
 
 
 def _names(found: list[Projection]) -> list[str]:

@@ -463,7 +463,8 @@ def _logits(tokens: int, count: int, size: int, dtype: torch.dtype) -> Case:
     return Case(f"router_logits {tokens}x{count}x{size}", dtype, _by_the_launcher, run)
 
 
-def _latent(heads: int, rest: int, width: int, pairs: bool, dtype: torch.dtype) -> Case:
+def _latent(heads: int, rest: int, width: int, pairs: bool, dtype: torch.dtype, alone: bool = False) -> Case:
+    """``alone``: the key's rotated part without anything in front, as a cache of latents takes it."""
     batch, length = 2, 3
 
     def run(via: Any, cut: Config) -> list[Answer]:
@@ -473,16 +474,23 @@ def _latent(heads: int, rest: int, width: int, pairs: bool, dtype: torch.dtype) 
             _data(batch, length, number, size, dtype=dtype, seed=seed).transpose(1, 2)
             for seed, (number, size) in enumerate(((heads, rest), (heads, width), (heads, rest), (1, width)), 36)
         ]
-        made = latent.launch_latent(*parts, cos, sin, pairs, wave=target_of(via.arch).wave, via=via)
+        q_pass, q_rot, k_pass, k_rot = parts
+        still = None if alone else k_pass
+        made = latent.launch_latent(
+            q_pass, q_rot, still, k_rot, cos, sin, pairs, wave=target_of(via.arch).wave, via=via
+        )
+        if alone:
+            parts[2] = k_pass[:, :1, :, :0]
         answers = []
         for name, got, still, turn in zip("qk", made, parts[::2], parts[1::2], strict=True):
             halves = torch.cat((turn[..., ::2], turn[..., 1::2]), -1) if pairs else turn
-            want, size = stock_rope(halves.expand(-1, heads, -1, -1), cos, sin)
+            want, size = stock_rope(halves.expand(-1, still.shape[1], -1, -1), cos, sin)
             exact = dtype is not torch.float32
             answers.append(Answer(name, got, torch.cat((still, want), -1), torch.cat((still.abs(), size), -1), exact))
         return answers
 
-    return Case(f"latent_rope {heads}x{rest}+{width}{' pairs' * pairs}", dtype, _by_the_launcher, run)
+    name = "latent_turn" if alone else "latent_rope"
+    return Case(f"{name} {heads}x{rest}+{width}{' pairs' * pairs}", dtype, _by_the_launcher, run)
 
 
 def _sinks(heads: int, groups: int, keys: int, size: int, mask: str, dtype: torch.dtype) -> Case:
@@ -516,6 +524,8 @@ def one_token() -> Iterator[Case]:
         yield _logits(3, 21, 200, dtype)
         yield _latent(3, 24, 16, False, dtype)
         yield _latent(4, 16, 20, True, dtype)
+        yield _latent(3, 24, 16, False, dtype, alone=True)
+        yield _latent(4, 16, 20, True, dtype, alone=True)
         yield _sinks(4, 2, 37, 24, "", dtype)
         yield _sinks(2, 2, 70, 64, "bool", dtype)
         yield _sinks(4, 1, 19, 32, "add", dtype)

@@ -1,7 +1,7 @@
 """Latent attention's q and k in one launch: rotated parts behind the parts without position, the key's for all heads.
 
-A program takes BLOCK_H heads of one token, first q's, then k's. Where the key's rotated part alone is wanted, to go into
-a cache, it is one head without anything in front (PK = 0). Rounds where stock's statements round.
+A program takes BLOCK_H heads of one token, first q's, then k's. Where the key's rotated part alone is wanted, for a
+cache, it is one head without anything in front (PK = 0). Rounds where stock's statements round.
 """
 
 from __future__ import annotations
