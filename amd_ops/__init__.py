@@ -11,7 +11,7 @@ from .checks import ArgumentError
 from .dispatch import DeclinedError, DeclinedWarning, Verdict, reset_counters
 from .forward.attention import route_attention
 from .forward.experts import moe_experts, softmax_moe
-from .forward.latent import latent_rope
+from .forward.latent import latent_key, latent_rope
 from .forward.projections import gated_mlp, qkv_proj
 from .forward.qk_rope import qk_norm_rope, qk_rope, rope_into_cache
 from .forward.residual import add_norm, linear_add, mlp_add
@@ -87,6 +87,7 @@ __all__ = [
     "grouped_router",
     "grouped_top_k",
     "join_rope",
+    "latent_key",
     "latent_rope",
     "linear",
     "linear_add",

@@ -11,7 +11,7 @@ from torch import nn
 
 from . import toggles
 from .forward import experts
-from .forward.projections import GATE_UP, QKV
+from .forward.projections import GATE_UP, LOW_RANK, QKV
 from .weights import packing, preshuffle
 from .weights.packing import KEY
 
@@ -70,7 +70,8 @@ def _by_reason(declined: list[tuple[str, str]], text: str) -> list[str]:
 
 
 def prepare(model: nn.Module, progress: Callable[[str], None] | None = None) -> Report:
-    """Pack q/k/v and gate/up of every module of ``model`` that has them, one module at a time, and report.
+    """Pack q/k/v, latent attention's projections down and gate/up of every module of ``model`` that has them,
+    one module at a time, and report.
 
     Works whatever the toggles say; at most one packed matrix exists beside the originals at any time. ``progress`` is
     called with the path of each module. A group that cannot be packed stays as it is, with the reason in the report.
@@ -86,7 +87,7 @@ def prepare(model: nn.Module, progress: Callable[[str], None] | None = None) -> 
     for path, module in model.named_modules():
         if path.rpartition(".")[2] == "experts" and _prepare_experts(path, module, report, progress):
             together.update(id(expert) for expert in module.children())
-        for names in (QKV, *GATE_UP):
+        for names in (QKV, LOW_RANK, *GATE_UP):
             children = module._modules
             if id(module) in together or not all(children.get(name) is not None for name in names):
                 continue

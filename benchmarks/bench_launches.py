@@ -4,7 +4,8 @@ Counted with a dispatch mode on the CPU under inference_mode, bf16, batch 1, sdp
 dynamic cache and on a static one. Views and metadata ops are left out. The overlaid side runs on a double of aiter that
 stands for a gfx942 with 304 CUs, and on our Triton kernels in the interpreter, all four toggles on. A call of an op of
 ours counts once where one of those two answers it; where torch answers, what it launches counts (experts: as the
-grouped GEMMs that a GPU takes). Per layer = (3 layers - 1 layer) / 2, by name in the file.
+grouped GEMMs that a GPU takes). Per layer = (3 layers - 1 layer) / 2, by name in the file. Where layers are of two
+kinds, ``model:kind`` counts those of one: one layer of each stands in front, since a cache may want both.
 
     python benchmarks/bench_launches.py [--json FILE] [model ...]
 """
@@ -27,7 +28,8 @@ from typing import Any
 from measuring import save
 
 ROOT = Path(__file__).resolve().parents[1]
-MODELS = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "mixtral", "qwen3_moe", "gpt_oss", "phi3", "deepseek_v3")
+MODELS = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "mixtral", "qwen3_moe", "gpt_oss", "phi3", "deepseek_v3",
+          "granitemoe", "qwen3_next:full_attention", "qwen3_next:linear_attention")  # fmt: skip
 PHASES = ("prefill", "decode", "static prefill", "static decode")
 TOGGLES = {"USE_FUSED_PROJECTIONS": "1", "USE_OPTIMIZED_OPS": "1", "USE_AITER_ATTENTION": "1", "USE_AITER_GEMM": "1"}
 AITER, ARCH, UNITS = "v0.1.20.post1", "gfx942", 304
@@ -45,14 +47,14 @@ def main() -> None:
         print(json.dumps(_count(arguments.models[0], arguments.worker == "overlaid", arguments.profile)))
         return
     rows = [_row(model, arguments.profile) for model in arguments.models]
-    print(f"{'model':12} {'phase':14} {'stock':>6} {'overlaid':>9} {'ratio':>6}   overlaid, by name")
+    print(f"{'model':27} {'phase':14} {'stock':>6} {'overlaid':>9} {'ratio':>6}   overlaid, by name")
     for row in rows:
         for phase in PHASES:
             if phase not in row["stock"]:
                 continue
             stock, ours = row["stock"][phase]["kernels"], row["overlaid"][phase]["kernels"]
             names = ", ".join(f"{name} {number:g}" for name, number in row["overlaid"][phase]["names"].items())
-            print(f"{row['model']:12} {phase:14} {stock:6g} {ours:9g} {ours / stock:6.2f}   {names}")
+            print(f"{row['model']:27} {phase:14} {stock:6g} {ours:9g} {ours / stock:6.2f}   {names}")
     if arguments.json:
         content = {"device": f"double of aiter {AITER} on {ARCH}:{UNITS}, Triton interpreted", "rows": rows}
         save(arguments.json, "amd-overlay.bench-launches/2", content)
@@ -80,8 +82,8 @@ def _count(model: str, overlaid: bool, profile: Path | None) -> dict[str, dict[s
     with contextlib.ExitStack() as stack:
         if overlaid:
             stack.enter_context(_gpu(profile))
-            _serve_overlay(model, Path(stack.enter_context(tempfile.TemporaryDirectory())))
-        few, many = _kernels(model, 1), _kernels(model, 3)
+            _serve_overlay(model.partition(":")[0], Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        few, many = _kernels(*_sized(model, 1)), _kernels(*_sized(model, 3))
     rows = {}
     for phase, counted in many.items():
         names = {name: (number - few[phase][name]) / 2 for name, number in counted.items()}
@@ -130,22 +132,26 @@ def _serve_overlay(model: str, folder: Path) -> None:
     SourceFinder({f"transformers.models.{model}.modeling_{model}": target}).install()
 
 
-def _kernels(model: str, layers: int) -> dict[str, Counter[str]]:
+def _sized(model: str, count: int) -> tuple[str, dict[str, Any]]:
+    """The architecture and its overrides with ``count`` layers of what is counted."""
+    name, _, kind = model.partition(":")
+    if kind:
+        types = [*(one for one in ("linear_attention", "full_attention") if one != kind), *[kind] * count]
+        return name, {"num_hidden_layers": len(types), "layer_types": types}
+    return name, {"num_hidden_layers": count, **_full_attention(name, count)}
+
+
+def _kernels(model: str, overrides: dict[str, Any]) -> dict[str, Counter[str]]:
     import torch
     from rocm_overlay.bench.launches import count
-    from transformers import DynamicCache, StaticCache
 
     from examples.tiny_models import build, tiny_config
 
-    config = tiny_config(model, num_hidden_layers=layers, **_full_attention(model, layers))
-    net = build(config, dtype=torch.bfloat16)
+    net = build(tiny_config(model, **overrides), dtype=torch.bfloat16)
     if model == "gpt_oss":
         net.set_attn_implementation("eager")
     ids = torch.randint(3, 100, (1, 6), generator=torch.Generator().manual_seed(0))
     found: dict[str, Counter[str]] = {}
-    caches: dict[str, Any] = {"": DynamicCache()}
-    if model != "deepseek_v3":  # whose static cache takes keys and values of one width only, in stock as well
-        caches["static "] = StaticCache(net.config, max_cache_len=32)
 
     def step(cache: Any, start: int, length: int) -> None:
         position = torch.arange(start, start + length)
@@ -153,7 +159,7 @@ def _kernels(model: str, layers: int) -> dict[str, Counter[str]]:
 
     with torch.inference_mode():
         net(ids, use_cache=True)  # fuses, binds and probes outside the counted calls
-        for kind, cache in caches.items():
+        for kind, cache in _caches(net).items():
             if kind:  # allocates the cache, then binds what writes into it (transformers 5 appends at each call)
                 step(cache, 0, 6)
                 step(cache, 0, 6)
@@ -163,6 +169,20 @@ def _kernels(model: str, layers: int) -> dict[str, Counter[str]]:
                 count(lambda cache=cache, start=start, length=length: step(cache, start, length), names)
                 found[kind + phase] = names
     return found
+
+
+def _caches(net: Any) -> dict[str, Any]:
+    """A dynamic cache, and a static one where stock has it for this model."""
+    from transformers import DynamicCache, StaticCache
+
+    home = importlib.import_module(type(net).__module__)
+    own = [one for name, one in vars(home).items() if name.endswith("DynamicCache") and one is not DynamicCache]
+    if own:
+        return {"": own[0](net.config)}  # keeps the state of layers that are no attention; there is no static one
+    caches = {"": DynamicCache(config=net.config), "static ": StaticCache(net.config, max_cache_len=32)}
+    if not hasattr(caches["static "].layers[0], "cumulative_length") and hasattr(net.config, "kv_lora_rank"):
+        del caches["static "]  # in 4.x it takes keys and values of one width only
+    return caches
 
 
 def _full_attention(model: str, layers: int) -> dict[str, Any]:

@@ -92,6 +92,21 @@ _TINY_EXTRA: dict[str, dict[str, Any]] = {
         "attention_bias": True,
     },
 }
+_TINY_COUNTED: dict[str, dict[str, Any]] = {
+    "granitemoe": {"num_local_experts": 6, "num_experts_per_tok": 2},
+    "qwen3_next": {
+        "head_dim": 32,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 48,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+    },
+}
+"""Models whose launches are counted, and which the parity tests take from elsewhere."""
 _MODEL_TYPES = {"gemma3": "gemma3_text"}
 
 # Small enough for twenty processes on two busy cores whose bf16 products are emulated.
@@ -119,7 +134,7 @@ _DEMO: dict[str, dict[str, Any]] = {
 
 def tiny_config(architecture: str, **overrides: Any) -> Any:
     """Return a transformers config of ``architecture`` at test size; ``overrides`` win."""
-    return _config(architecture, {**_TINY, **_TINY_EXTRA[architecture], **overrides})
+    return _config(architecture, {**_TINY, **{**_TINY_EXTRA, **_TINY_COUNTED}[architecture], **overrides})
 
 
 def demo_config(architecture: str) -> Any:

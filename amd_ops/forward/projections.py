@@ -26,6 +26,8 @@ from ..weights.packing import Packed
 from ..weights.shards import Shards
 
 QKV = ("q_proj", "k_proj", "v_proj")
+LOW_RANK = ("q_a_proj", "kv_a_proj_with_mqa")
+"""Latent attention's projections down."""
 GATE_UP = (("gate_proj", "up_proj"), ("w1", "w3"))
 GATED: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": silu_and_mul,

@@ -20,7 +20,7 @@ from ..checks import TORCH_ERRORS, complaint, describe
 from ..dispatch import Candidate, DeclinedError, Site
 from ..modules import lives_in, original
 from ..ops.norm import FORMS, ROUNDS_OTHERWISE, eager_rms_norm, torch_rms_norm
-from ..ops.rope import apply_rope, diagnose_rope, eager_rope, nobody, torch_rope, unusual
+from ..ops.rope import apply_rope, diagnose_rope, eager_rope, nobody, torch_rope, unusual, whole
 from ..ops.tiers import make_op
 from ..torch_features import rounds_norms_once, tried
 from .residual import norm_form
@@ -213,7 +213,9 @@ def _diagnose(
 class Rotation:
     """One attention call's plan: which head norms the op does, and which cache layer it writes into."""
 
-    __slots__ = ("_attn", "_cache", "_layer", "_position", "_rotate", "_weights", "_written", "k_norm", "q_norm")
+    __slots__ = (
+        "_attn", "_cache", "_halves", "_layer", "_position", "_rotate", "_weights", "_written", "k_norm", "q_norm",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -223,8 +225,9 @@ class Rotation:
         weights: tuple[Any, ...] | None,
         attn: Any = None,
         rotate: Any = None,
+        halves: bool = False,
     ) -> None:
-        self._attn, self._rotate = attn, rotate
+        self._attn, self._rotate, self._halves = attn, rotate, halves
         self._cache, self._layer, self._position, self._weights = cache, layer, position, weights
         self._written = False
         self.q_norm: Any = as_it_is
@@ -233,13 +236,15 @@ class Rotation:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor | None, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Rotate (and norm) q and k, and write k and v into the cache where that is planned and they fit it."""
         layer, weights = self._layer, self._weights
-        unlike = modes.unlike(q) or modes.unlike(k) or unusual(q, k, cos, sin, 1)
+        unlike = modes.unlike(q) or modes.unlike(k) or unusual(q, k, cos, sin, 1, self._halves)
         if unlike and self._rotate is not None:
             _site.declined(unlike)
             if weights is not None:
                 q, k = self._attn.q_norm(q), self._attn.k_norm(k)
             turned: tuple[Tensor, Tensor] = self._rotate(q, k, cos, sin)
             return turned
+        if self._halves:
+            cos, sin = whole(cos, sin)
         if layer is not None and v is not None and _fits(layer, k, v, self._position):
             keys, position = layer.keys, _position(layer, self._position, k.shape[2])
             if weights is None:
@@ -275,12 +280,13 @@ def qk_rope(
     *,
     norms: bool = False,
     rotate: Callable[..., tuple[Tensor, Tensor]] | None = None,
+    halves: bool = False,
 ) -> Rotation | None:
     """Plan the rotation of one attention call, or return None where stock's own statements must run.
 
     ``cache`` and ``position`` (int64 [S], None where the release has none) are what the forward was given; ``norms``
     says that attn's q_norm and k_norm act on whole heads directly before the rotation; ``rotate`` is the function that
-    the file calls for it now.
+    the file calls for it now, ``halves`` that it takes tables of halves (``apply_rope``).
 
     Examples:
         >>> amd_ops.qk_rope(nn.Module()) is None  # nothing to turn in one launch: stock's statements run
@@ -301,7 +307,7 @@ def qk_rope(
         return None
     _site.fast.calls += 1
     fused = None if isinstance(weights, str) else weights
-    plan = Rotation(cache, None if isinstance(layer, str) else layer, position, fused, attn, rotate)
+    plan = Rotation(cache, None if isinstance(layer, str) else layer, position, fused, attn, rotate, halves)
     if fused is None and norms:
         plan.q_norm, plan.k_norm = attn.q_norm, attn.k_norm
     return plan

@@ -37,11 +37,13 @@ def softmax_router(logits: Tensor, top_k: int, renormalise: bool, dtype: torch.d
     return softmax_top_k(logits, top_k, renormalise=renormalise, dtype=dtype, plain=True)
 
 
-def top_k_router(logits: Tensor, top_k: int, spread: bool) -> tuple[Tensor, Tensor] | None:
+def top_k_router(
+    logits: Tensor, top_k: int, spread: bool, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor] | None:
     """Return (weights, ids int64 [T, k]): the k largest of logits [T, E] and the softmax of these alone.
 
-    The weights are [T, k] in the logits' dtype, or with ``spread`` [T, E] with zeros for the others. None: stock's own
-    statements must run.
+    The weights are [T, k] in ``dtype`` or the logits', or with ``spread`` [T, E] with zeros for the others. None:
+    stock's own statements must run.
 
     Examples:
         >>> amd_ops.top_k_router(torch.tensor([[1.0, 3.0, 3.0, 0.0]]), 2, True)[0]
@@ -49,7 +51,7 @@ def top_k_router(logits: Tensor, top_k: int, spread: bool) -> tuple[Tensor, Tens
     """
     if _refused(logits):
         return None
-    return top_k_softmax(logits, top_k, spread=spread)
+    return top_k_softmax(logits, top_k, spread=spread, dtype=dtype)
 
 
 def grouped_router(

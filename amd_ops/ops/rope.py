@@ -117,10 +117,8 @@ def takes_rope(
         return False  # a compiler fuses the stock statements, which need no whole tables
     if not is_rotate_half(rotate):
         reason = "rotate_half is no longer that of the file"
-    elif halves and 2 * cos.shape[-1] != q.shape[-1]:
-        reason = "the tables have not one column for each pair"
     else:
-        reason = unusual(q, k, cos, sin, dim)
+        reason = unusual(q, k, cos, sin, dim, halves)
         if not _compiling():
             reason = reason or modes.hidden()
     if reason and not _compiling():
@@ -138,8 +136,10 @@ def is_rotate_half(rotate: Any) -> bool:
 is_rotate_half._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def unusual(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, dim: int) -> str:
+def unusual(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, dim: int, halves: bool = False) -> str:
     """Return "" for a call of the forms in the module text, else what it has that they have not."""
+    if halves and 2 * cos.shape[-1] != q.shape[-1]:
+        return "the tables have not one column for each pair"
     if type(dim) is not int or dim not in (1, 2):
         return "the tables are unsqueezed in another dimension than 1 and 2"
     if q.dim() != 4 or k.dim() != 4 or cos.dim() != 3 or cos.shape != sin.shape:
@@ -154,7 +154,7 @@ def unusual(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, dim: int) -> str:
     return ""
 
 
-def _whole(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+def whole(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """Tables of halves as whole ones, in one launch for both."""
     first, second = torch.cat((cos, cos, sin, sin), dim=-1).chunk(2, dim=-1)
     return first, second
@@ -162,7 +162,7 @@ def _whole(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
 
 def _arranged(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, dim: int, halves: bool) -> tuple[Any, ...]:
     """What the tiers are given of a call of ``apply_rope``."""
-    return (q, k, *(_whole(cos, sin) if halves else (cos, sin)), dim)
+    return (q, k, *(whole(cos, sin) if halves else (cos, sin)), dim)
 
 
 _rope.arrange = _arranged
@@ -181,7 +181,7 @@ def apply_rope(
         tensor([[[[-2.,  1.]]]])
     """
     if halves:
-        cos, sin = _whole(cos, sin)
+        cos, sin = whole(cos, sin)
     if _compiling():
         return torch_rope(q, k, cos, sin, unsqueeze_dim)
     _rope.calls += 1

@@ -20,13 +20,15 @@ from .tiers import make_op
 # -- the softmax of the chosen alone
 
 
-def stock_top_k_softmax(logits: Tensor, top_k: int, spread: bool) -> tuple[Tensor, Tensor]:
-    """gpt_oss's router: the softmax in the logits' dtype."""
+def stock_top_k_softmax(
+    logits: Tensor, top_k: int, spread: bool, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """The router of gpt_oss, and with ``dtype`` that of granitemoe: the softmax in the logits' dtype."""
     weights, ids = torch.topk(logits, top_k, dim=-1)
     weights = F.softmax(weights, dim=1, dtype=weights.dtype)
     if spread:
         weights = torch.zeros_like(logits).scatter_(1, ids, weights)
-    return weights, ids
+    return weights if dtype is None else weights.to(dtype), ids
 
 
 _chosen = make_op(
@@ -35,11 +37,14 @@ _chosen = make_op(
 
 
 @_chosen.public
-def top_k_softmax(logits: Tensor, top_k: int, *, spread: bool = False) -> tuple[Tensor, Tensor]:
+def top_k_softmax(
+    logits: Tensor, top_k: int, *, spread: bool = False, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
     """Choose top_k experts by logits [T, E] and weigh them by the softmax of their logits alone.
 
-    Returns (weights [T, k] in the logits' dtype, ids int64 [T, k]); with ``spread`` the weights are [T, E], zero where
-    an expert was not chosen. Raises ArgumentError on unusable arguments.
+    Returns (weights [T, k] in ``dtype`` or the logits', ids int64 [T, k]); with ``spread`` the weights are [T, E], zero
+    where an expert was not chosen. The softmax is rounded to the logits' dtype first. Raises ArgumentError on
+    unusable arguments.
 
     Examples:
         >>> amd_ops.top_k_softmax(torch.tensor([[1.0, 3.0, 3.0, 0.0]]), 2)[0]
@@ -47,7 +52,7 @@ def top_k_softmax(logits: Tensor, top_k: int, *, spread: bool = False) -> tuple[
     """
     _chosen.calls += 1
     try:
-        result: tuple[Tensor, Tensor] = _chosen.call(logits, top_k, spread)
+        result: tuple[Tensor, Tensor] = _chosen.call(logits, top_k, spread, dtype or logits.dtype)
     except TORCH_ERRORS:
         _diagnose("top_k_softmax", logits, top_k)
         raise

@@ -28,6 +28,7 @@ from . import rope
 NAME = "qk_rope"
 PLAN = "_amd_qk"
 NORMS = ("q_norm", "k_norm")
+FORMS = (rope.FULL, rope.PARTIAL, rope.PARTIAL_FIRST, rope.PARTIAL_IN_RETURN, rope.HALVES)
 
 
 @dataclass(frozen=True)
@@ -192,8 +193,8 @@ def guard(source: Source, site: Site[Rotated]) -> str | None:
     function = source.function(rope.FUNCTION)
     if function is None:
         return f"{rope.FUNCTION} is not defined exactly once in this file"
-    if first_match((rope.FULL, rope.PARTIAL), function.body) is None:
-        return "the rotation is not the rotate-half form with tables of full width"
+    if first_match(FORMS, function.body) is None:
+        return "the rotation is none of the rotate-half forms that return what they turn as it is"
     for one in rope.match(source, function):
         reason = rope.guard(source, one)
         if reason is not None:
@@ -227,6 +228,9 @@ def edit(source: Source, site: Site[Rotated]) -> list[Edit]:
     if found.norms:
         words.append("norms=True")
     words.append(f"rotate={rope.FUNCTION}")
+    rotation = source.function(rope.FUNCTION)
+    if rotation is not None and rope.HALVES.match(rotation.body) is not None:
+        words.append("halves=True")
     lines = [f"{PLAN} = (_amd.qk_rope({', '.join(words)})", f"    if {test(NAME)} else None)"]
     edits = [insertion(NAME, function, anchor, lines)]
     for node in (*found.norms, *([found.update.cache] if found.update is not None else [])):

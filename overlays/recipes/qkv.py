@@ -175,7 +175,10 @@ def edit(source: Source, site: Site[Triple]) -> list[Edit]:
     lines = [f"{RESULTS} = {call} if {test(NAME)} else None"]
     if len(anchor.indent + lines[0]) > MAX_COLUMNS:
         lines = [f"{RESULTS} = ({call}", f"    if {test(NAME)} else None)"]
-    return [insertion(NAME, site.function, anchor, lines), *(_taken(source, site.function, one) for one in found)]
+    return [
+        insertion(NAME, site.function, anchor, lines),
+        *(taken(NAME, source, site.function, one.call) for one in found),
+    ]
 
 
 def _names(found: list[Projection]) -> list[str]:
@@ -186,18 +189,18 @@ def _names(found: list[Projection]) -> list[str]:
     return ["(" + ", ".join(f'"{name}"' for name in names) + ")"]
 
 
-def _taken(source: Source, function: Function, one: Projection) -> Edit:
+def taken(recipe: str, source: Source, function: Function, call: cst.BaseExpression, results: str = RESULTS) -> Edit:
     """``_amd_qkv.pop(0) if _amd_qkv else <the call>``: the list has one result less for each that was taken."""
-    start, end = source.span(one.call)
+    start, end = source.span(call)
     begin, newline = source.line_start(start), source.newline_after(end)
     before = source.data[begin:start].decode("utf-8")
     indent = before[: len(before) - len(before.lstrip())]
     tail = source.data[end : source.data.find(newline.encode("ascii"), end)].decode("utf-8")
-    value, condition, stock = f"{RESULTS}.pop(0)", f"if {RESULTS}", source.code(one.call)
+    value, condition, stock = f"{results}.pop(0)", f"if {results}", source.code(call)
     text = f"({value} {condition} else {stock})"
     if "\n" in text or len(before + text + tail) > MAX_COLUMNS:
         text = newline.join(choice(before, value, condition, stock, indent, tail))
-    return Edit(start, end, text.encode("utf-8"), NAME, function.qualname)
+    return Edit(start, end, text.encode("utf-8"), recipe, function.qualname)
 
 
 RECIPE = Recipe(

@@ -1,9 +1,10 @@
 """Routers: the choice of experts and their weights by one call, behind a guard; stock's statements stay below it.
 
 Three forms. Softmax over all experts, then the k largest (transformers 5's mixtral and qwen3_moe; blocks of 4 that
-softmax in front of their loop are the moe recipe's). The k largest, then their softmax (gpt_oss). Sigmoid scores with a
-correction and groups of experts (deepseek_v3), where the choice may be a method of its own. Our call comes in front of
-the first statement of the form, and what the method does behind it is repeated after the call.
+softmax in front of their loop are the moe recipe's). The k largest, then their softmax (gpt_oss; granitemoe of
+transformers 5, whose logits are in fp32 and weights are not). Sigmoid scores with a correction and groups of experts
+(deepseek_v3), where the choice may be a method of its own. Our call comes in front of the first statement of the form,
+and what the method does behind it is repeated after the call.
 """
 
 from __future__ import annotations
@@ -52,6 +53,10 @@ CHOSEN = Pattern("""
 __v, __ids = torch.topk(__l, __k, dim=-1)
 __w = torch.nn.functional.softmax(__v, dim=1, dtype=__v.dtype)
 """)
+CAST = Pattern("""
+__v, __ids = __l.topk(__k, dim=-1)
+__w = torch.softmax(__v, dim=-1).type_as(__like)
+""")
 _CHOICE = """
 __sums = (
     __c.view(-1, __groups, __n // __groups)
@@ -94,6 +99,7 @@ def match(source: Source, function: Function) -> Iterator[Site[Experts]]:
         *((pattern, partial(_softmax, renormalise)) for renormalise, pattern in SOFTMAX),
         (SPREAD, partial(_chosen, True)),
         (CHOSEN, partial(_chosen, False)),
+        (CAST, partial(_chosen, False)),
         (GROUPED, _grouped),
         (CALLED, _called),
     ]
@@ -129,10 +135,15 @@ def _softmax(renormalise: str, source: Source, function: Function, found: Bindin
     return f"_amd.softmax_router({', '.join(words)})", (own[1], own[2])
 
 
-def _chosen(spread: bool, source: Source, function: Function, found: Bindings) -> Made:
-    call = f"_amd.top_k_router({', '.join(_words(source, found, '__l', '__k'))}, {spread})"
+def _chosen(spread: bool, source: Source, function: Function, found: Bindings) -> Made | None:
+    words = [*_words(source, found, "__l", "__k"), str(spread)]
     weights, ids = _words(source, found, "__w", "__ids")
-    return call, (weights, ids)
+    like = found.get("__like")
+    if like is not None:
+        if not isinstance(like, cst.Name) or like.value in (weights, ids, source.code(found["__v"])):
+            return None
+        words.append(f"{like.value}.dtype")
+    return f"_amd.top_k_router({', '.join(words)})", (weights, ids)
 
 
 def _grouped(source: Source, function: Function, found: Bindings) -> Made:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from .arithmetic import Unknown
+from .case import CHIPS, NAMES, Case
 from .judging import bound, distance, wrong
 from .launch import Options
 from .memory import Fault
-from .triton_cases import CHIPS, NAMES, Case, all_cases, cuts_of
+from .triton_cases import all_cases, cuts_of
 from .triton_launch import on
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "emulator-results.md"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .triton_cases import Answer, Case
+from .case import Answer, Case
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ triton = pytest.importorskip("triton", reason="triton is not installed: the extr
 if "amd" not in pytest.importorskip("triton.backends").backends or triton.knobs.runtime.interpret:
     pytest.skip("this triton has no AMD backend, or interprets kernels", allow_module_level=True)
 
+from .case import Case, target_of  # noqa: E402
 from .judging import wrong  # noqa: E402
 from .memory import Fault  # noqa: E402
-from .triton_cases import Case, all_cases, target_of  # noqa: E402
+from .triton_cases import all_cases  # noqa: E402
 from .triton_launch import on  # noqa: E402
 
 CASES = {case.id: case for case in all_cases()}

@@ -20,9 +20,10 @@ if "amd" not in pytest.importorskip("triton.backends").backends or triton.knobs.
     pytest.skip("this triton has no AMD backend, or interprets kernels", allow_module_level=True)
 
 from . import figures  # noqa: E402
+from .case import CHIPS, DTYPES, Case, target_of  # noqa: E402
 from .judging import wrong  # noqa: E402
 from .launch import Options  # noqa: E402
-from .triton_cases import CHIPS, DTYPES, SHORT_CHIPS, Case, all_cases, cuts_of, target_of  # noqa: E402
+from .triton_cases import SHORT_CHIPS, all_cases, cuts_of  # noqa: E402
 from .triton_launch import on  # noqa: E402
 
 CASES = all_cases()

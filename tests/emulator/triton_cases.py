@@ -14,65 +14,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from amd_ops.backends.triton import (
-    configs,
-    cross_entropy,
-    experts,
-    gate,
-    latent,
-    norm,
-    qk_rope,
-    rope,
-    router,
-    sink_attention,
-)
+from amd_ops.backends.triton import configs, experts, gate, latent, norm, qk_rope, rope, router, sink_attention
 from amd_ops.backends.triton.configs import Config
-from amd_ops.backends.triton.target import Target, wave_of
-from amd_ops.backends.vocabulary import Form
+from amd_ops.backends.triton.target import Target
 
-CHIPS = {"gfx90a": 110, "gfx942": 304, "gfx950": 256, "gfx1100": 96, "gfx1201": 64}
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+from .case import DTYPES, Answer, Case, by_the_launcher, data, target_of
+from .loss_cases import losses
+
 EPS = 1e-6
 _MANY = configs.FEW + 3
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One result and stock's. ``size``: what the rounding errors are relative to where terms cancel (default: stock's
-    own value). ``exact``: every bit must be stock's.
-    """
-
-    name: str
-    got: Tensor
-    want: Tensor
-    size: Tensor | None = None
-    exact: bool = False
-
-
-@dataclass(frozen=True)
-class Case:
-    """One or more launches with any cut. ``run(via, cut)`` makes fresh data from a fixed seed."""
-
-    name: str
-    dtype: torch.dtype
-    cuts: Callable[[Target], list[Config]]
-    run: Callable[[Any, Config], list[Answer]]
-    launches: int = 1
-
-    @property
-    def id(self) -> str:
-        """Name and dtype."""
-        return f"{self.name}-{NAMES[self.dtype]}"
-
-
-def target_of(arch: str) -> Target:
-    """The chip as the host describes it."""
-    return Target("cuda", arch, wave_of(arch), CHIPS[arch])
-
-
-def _data(*shape: int, dtype: torch.dtype, seed: int, scale: float = 1.0) -> Tensor:
-    return (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
 
 
 def _around(guess: Callable[[int, bool, Target], Config], size: int, few: bool) -> Callable[[Target], list[Config]]:
@@ -99,8 +49,8 @@ def _norm(form: str, rows: int, size: int, dtype: torch.dtype, add: bool, layout
 
     def run(via: Any, cut: Config) -> list[Answer]:
         x = _laid_out((rows, size), dtype, 1, layout)
-        residual = _data(rows, size, dtype=dtype, seed=2) if add else None
-        weight = _data(size, dtype=dtype, seed=3)
+        residual = data(rows, size, dtype=dtype, seed=2) if add else None
+        weight = data(size, dtype=dtype, seed=3)
         out, total = norm.launch_norm(x, residual, weight, EPS, form, cut, via=via)
         summed = x if residual is None else residual + x
         answers = [Answer("norm", out, stock_norm(summed, weight, form))]
@@ -113,19 +63,19 @@ def _norm(form: str, rows: int, size: int, dtype: torch.dtype, add: bool, layout
 def _laid_out(shape: tuple[int, int], dtype: torch.dtype, seed: int, layout: str) -> Tensor:
     rows, size = shape
     if layout == "sliced":  # rows cut from a wider matrix
-        return _data(rows, size + 16, dtype=dtype, seed=seed)[:, 16:]
+        return data(rows, size + 16, dtype=dtype, seed=seed)[:, 16:]
     if layout == "heads":  # [B, S, H, D] rows of a transposed view
-        return _data(rows // 6, 2, 3, size, dtype=dtype, seed=seed).transpose(1, 2)
-    return _data(rows, size, dtype=dtype, seed=seed)
+        return data(rows // 6, 2, 3, size, dtype=dtype, seed=seed).transpose(1, 2)
+    return data(rows, size, dtype=dtype, seed=seed)
 
 
 def _norm_backward(form: str, size: int, dtype: torch.dtype, add: bool) -> Case:
     rows = 21
 
     def run(via: Any, cut: Config) -> list[Answer]:
-        x, dy = _data(rows, size, dtype=dtype, seed=4), _data(rows, size, dtype=dtype, seed=5)
-        more = _data(rows, size, dtype=dtype, seed=6) if add else None
-        weight = _data(size, dtype=dtype, seed=7)
+        x, dy = data(rows, size, dtype=dtype, seed=4), data(rows, size, dtype=dtype, seed=5)
+        more = data(rows, size, dtype=dtype, seed=6) if add else None
+        weight = data(size, dtype=dtype, seed=7)
         dx, dw = norm.launch_norm_backward(x, weight, dy, more, EPS, form, cut, 3, via=via)
         exact_x, exact_w = x.double().requires_grad_(), weight.double().requires_grad_()
         normed = exact_x * torch.rsqrt(exact_x.pow(2).mean(-1, keepdim=True) + EPS)
@@ -171,7 +121,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 def _gate(kind: str, rows: int, size: int, dtype: torch.dtype) -> Case:
     def run(via: Any, cut: Config) -> list[Answer]:
-        x = _data(rows, 2 * size, dtype=dtype, seed=8, scale=3.0)
+        x = data(rows, 2 * size, dtype=dtype, seed=8, scale=3.0)
         a, b = x.chunk(2, -1)
         want = ACTIVATIONS[kind](a) * b
         # gelu's tails are differences of nearly equal numbers, in torch, too: their errors are those of an fp32 like x
@@ -184,7 +134,7 @@ def _gate(kind: str, rows: int, size: int, dtype: torch.dtype) -> Case:
 
 def _gate_backward(kind: str, rows: int, size: int, dtype: torch.dtype) -> Case:
     def run(via: Any, cut: Config) -> list[Answer]:
-        x, dy = _data(rows, 2 * size, dtype=dtype, seed=9), _data(rows, size, dtype=dtype, seed=10)
+        x, dy = data(rows, 2 * size, dtype=dtype, seed=9), data(rows, size, dtype=dtype, seed=10)
         got = gate.launch_gate_backward(x, dy, kind, cut, via=via)
         exact = x.double().requires_grad_()
         a, b = exact.chunk(2, -1)
@@ -231,7 +181,7 @@ class _Shape:
 
 
 def _tables(at: _Shape, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    angle = _data(at.batch if at.own else 1, at.length, at.width // 2, dtype=torch.float32, seed=11, scale=3.0)
+    angle = data(at.batch if at.own else 1, at.length, at.width // 2, dtype=torch.float32, seed=11, scale=3.0)
     angle = torch.cat((angle, angle), -1)
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
@@ -243,12 +193,12 @@ def _turned(name: str, got: Tensor, x: Tensor, cos: Tensor, sin: Tensor, normed:
 
 def _rope(at: _Shape, dtype: torch.dtype, backward: bool = False, form: str = "") -> Case:
     def run(via: Any, cut: Config) -> list[Answer]:
-        both = _data(at.batch, at.length, at.q_heads + at.k_heads, at.size, dtype=dtype, seed=12).transpose(1, 2)
+        both = data(at.batch, at.length, at.q_heads + at.k_heads, at.size, dtype=dtype, seed=12).transpose(1, 2)
         q, k = both[:, : at.q_heads], both[:, at.q_heads :]  # slices of one projection
         cos, sin = _tables(at, dtype)
         norms = None
         if form:
-            norms = rope.Norms(*(_data(at.size, dtype=dtype, seed=n) for n in (13, 14)), EPS, form)
+            norms = rope.Norms(*(data(at.size, dtype=dtype, seed=n) for n in (13, 14)), EPS, form)
         got = rope.launch_rope(q, k, cos, sin, 1, cut, backward=backward, norms=norms, via=via)
         if norms is not None:
             q, k = stock_norm(q, norms.q_weight, form), stock_norm(k, norms.k_weight, form)
@@ -266,11 +216,11 @@ def _norm_rope_backward(at: _Shape, dtype: torch.dtype, form: str) -> Case:
     """The turned gradients are stock's to the bit; the norm's are taken from them in fp64."""
 
     def run(via: Any, cut: Config) -> list[Answer]:
-        both = _data(at.batch, at.length, at.q_heads + at.k_heads, at.size, dtype=dtype, seed=20).transpose(1, 2)
+        both = data(at.batch, at.length, at.q_heads + at.k_heads, at.size, dtype=dtype, seed=20).transpose(1, 2)
         q, k = both[:, : at.q_heads], both[:, at.q_heads :]
         cos, sin = _tables(at, dtype)
-        grads = [_data(at.batch, x.shape[1], at.length, at.size, dtype=dtype, seed=n) for n, x in ((21, q), (22, k))]
-        norms = rope.Norms(*(_data(at.size, dtype=dtype, seed=n) for n in (13, 14)), EPS, form)
+        grads = [data(at.batch, x.shape[1], at.length, at.size, dtype=dtype, seed=n) for n, x in ((21, q), (22, k))]
+        norms = rope.Norms(*(data(at.size, dtype=dtype, seed=n) for n in (13, 14)), EPS, form)
         got = qk_rope.launch_norm_rope_backward(q, k, norms, cos, sin, *grads, cut, 3, via=via)
         answers = []
         for index, (x, weight, dy) in enumerate(zip((q, k), (norms.q_weight, norms.k_weight), grads, strict=True)):
@@ -298,16 +248,16 @@ def _cache(at: _Shape, dtype: torch.dtype, form: str, positions: Tensor) -> Case
 
     def run(via: Any, cut: Config) -> list[Answer]:
         q, k, v = (
-            _data(at.batch, heads, at.length, size, dtype=dtype, seed=seed)
+            data(at.batch, heads, at.length, size, dtype=dtype, seed=seed)
             for heads, size, seed in ((at.q_heads, at.size, 15), (at.k_heads, at.size, 16), (at.k_heads, size_v, 17))
         )
-        keys = _data(at.batch, at.k_heads, slots, at.size, dtype=dtype, seed=18)
-        values = _data(at.batch, at.k_heads, slots, size_v, dtype=dtype, seed=19)
+        keys = data(at.batch, at.k_heads, slots, at.size, dtype=dtype, seed=18)
+        values = data(at.batch, at.k_heads, slots, size_v, dtype=dtype, seed=19)
         before = keys.clone(), values.clone()
         cos, sin = _tables(at, dtype)
         norms = None
         if form:
-            norms = rope.Norms(*(_data(at.size, dtype=dtype, seed=n) for n in (13, 14)), EPS, form)
+            norms = rope.Norms(*(data(at.size, dtype=dtype, seed=n) for n in (13, 14)), EPS, form)
         cache = rope.Cache(keys, values, v, positions)
         out, _ = rope.launch_rope(q, k, cos, sin, 1, cut, norms=norms, cache=cache, via=via)
         if norms is not None:
@@ -352,7 +302,7 @@ def ropes() -> Iterator[Case]:
 
 def _top_k(tokens: int, count: int, chosen: int, normalise: bool, dtype: torch.dtype) -> Case:
     def run(via: Any, cut: Config) -> list[Answer]:
-        logits = _data(tokens, count, dtype=dtype, seed=20, scale=2.0)
+        logits = data(tokens, count, dtype=dtype, seed=20, scale=2.0)
         weights, ids = experts.launch_top_k(logits, chosen, normalise, dtype, target_of(via.arch).wave, via=via)
         shares, want = logits.float().softmax(-1).sort(dim=-1, descending=True, stable=True)
         shares, want = shares[:, :chosen], want[:, :chosen]
@@ -365,12 +315,7 @@ def _top_k(tokens: int, count: int, chosen: int, normalise: bool, dtype: torch.d
         ]
 
     name = f"softmax_top_k {tokens}x{count}/{chosen}{' normalised' * normalise}"
-    return Case(name, dtype, _by_the_launcher, run)
-
-
-def _by_the_launcher(target: Target) -> list[Config]:
-    """The launcher takes no cut: sizes and the width of a wave decide, and nothing is tuned."""
-    return [Config(1, 1, 1)]
+    return Case(name, dtype, by_the_launcher, run)
 
 
 def _gated(first: Tensor, kind: str) -> Tensor:
@@ -386,11 +331,11 @@ def _few_tokens(op: str, kind: str, size: int, middle: int, dtype: torch.dtype) 
     clamped, count, tokens, chosen = op == "clamped_moe", 5, 3, 2
 
     def run(via: Any, cut: Config) -> list[Answer]:
-        hidden = _data(tokens, size, dtype=dtype, seed=21)
+        hidden = data(tokens, size, dtype=dtype, seed=21)
         one, two = ((size, 2 * middle), (middle, size)) if clamped else ((2 * middle, size), (size, middle))
-        w1, w2 = _data(count, *one, dtype=dtype, seed=22), _data(count, *two, dtype=dtype, seed=23)
-        b1, b2 = _data(count, 2 * middle, dtype=dtype, seed=24), _data(count, size, dtype=dtype, seed=25)
-        shares = _data(tokens, chosen, dtype=dtype, seed=26).abs()
+        w1, w2 = data(count, *one, dtype=dtype, seed=22), data(count, *two, dtype=dtype, seed=23)
+        b1, b2 = data(count, 2 * middle, dtype=dtype, seed=24), data(count, size, dtype=dtype, seed=25)
+        shares = data(tokens, chosen, dtype=dtype, seed=26).abs()
         ids = torch.tensor([[4, 0], [1, 4], [2, 3]])
         biases = (b1, b2) if clamped else (None, None)
         args = (hidden, w1, b1, w2, b2, shares, ids, 1.702, 7.0) if clamped else (hidden, w1, w2, shares, ids, kind)
@@ -405,7 +350,7 @@ def _few_tokens(op: str, kind: str, size: int, middle: int, dtype: torch.dtype) 
             terms[token] += share * _product(inner.abs(), w2[expert].abs(), None, expert, clamped).double()
         return [Answer("y", got, want.to(dtype), terms)]
 
-    return Case(f"{op} {kind} {size}/{middle}", dtype, _by_the_launcher, run, launches=2)
+    return Case(f"{op} {kind} {size}/{middle}", dtype, by_the_launcher, run, launches=2)
 
 
 def _product(x: Tensor, matrix: Tensor, biases: Tensor | None, expert: int, clamped: bool) -> Tensor:
@@ -429,7 +374,7 @@ def few_tokens() -> Iterator[Case]:
 
 def _by_logits(tokens: int, count: int, chosen: int, spread: bool, dtype: torch.dtype) -> Case:
     def run(via: Any, cut: Config) -> list[Answer]:
-        logits = _data(tokens, count, dtype=dtype, seed=30, scale=2.0)
+        logits = data(tokens, count, dtype=dtype, seed=30, scale=2.0)
         weights, ids = router.launch_top_k_softmax(logits, chosen, spread, target_of(via.arch).wave, via=via)
         best, want = logits.double().sort(dim=-1, descending=True, stable=True)
         shares, want = best[:, :chosen].softmax(-1).to(dtype), want[:, :chosen]
@@ -437,7 +382,7 @@ def _by_logits(tokens: int, count: int, chosen: int, spread: bool, dtype: torch.
             shares = torch.zeros_like(logits).scatter_(1, want, shares)
         return [Answer("ids", ids.double(), want.double(), exact=True), Answer("weights", weights, shares)]
 
-    return Case(f"top_k_softmax {tokens}x{count}/{chosen}{' spread' * spread}", dtype, _by_the_launcher, run)
+    return Case(f"top_k_softmax {tokens}x{count}/{chosen}{' spread' * spread}", dtype, by_the_launcher, run)
 
 
 def _by_groups(tokens: int, count: int, groups: int, fill: float, dtype: torch.dtype) -> Case:
@@ -445,8 +390,8 @@ def _by_groups(tokens: int, count: int, groups: int, fill: float, dtype: torch.d
     chosen, kept, scale = 4, 2, 2.5
 
     def run(via: Any, cut: Config) -> list[Answer]:
-        logits = _data(tokens, count, dtype=torch.float32, seed=31)
-        bias = _data(count, dtype=dtype, seed=32, scale=0.25)
+        logits = data(tokens, count, dtype=torch.float32, seed=31)
+        bias = data(count, dtype=dtype, seed=32, scale=0.25)
         weights, ids = router.launch_grouped_top_k(
             logits, bias, chosen, groups, kept, True, scale, fill, wave=target_of(via.arch).wave, via=via
         )
@@ -462,46 +407,54 @@ def _by_groups(tokens: int, count: int, groups: int, fill: float, dtype: torch.d
             Answer("weights", weights, shares.float()),
         ]
 
-    return Case(f"grouped_top_k {tokens}x{count}/{groups} {fill}", dtype, _by_the_launcher, run)
+    return Case(f"grouped_top_k {tokens}x{count}/{groups} {fill}", dtype, by_the_launcher, run)
 
 
 def _logits(tokens: int, count: int, size: int, dtype: torch.dtype) -> Case:
     def run(via: Any, cut: Config) -> list[Answer]:
-        hidden, weight = _data(tokens, size, dtype=dtype, seed=33), _data(count, size, dtype=dtype, seed=34)
+        hidden, weight = data(tokens, size, dtype=dtype, seed=33), data(count, size, dtype=dtype, seed=34)
         got = router.launch_router_logits(hidden, weight, target_of(via.arch).wave, via=via)
         terms = hidden.double().abs() @ weight.double().abs().T
         return [Answer("logits", got, (hidden.double() @ weight.double().T).float(), terms)]
 
-    return Case(f"router_logits {tokens}x{count}x{size}", dtype, _by_the_launcher, run)
+    return Case(f"router_logits {tokens}x{count}x{size}", dtype, by_the_launcher, run)
 
 
-def _latent(heads: int, rest: int, width: int, pairs: bool, dtype: torch.dtype) -> Case:
+def _latent(heads: int, rest: int, width: int, pairs: bool, dtype: torch.dtype, alone: bool = False) -> Case:
+    """``alone``: the key's rotated part without anything in front, as a cache of latents takes it."""
     batch, length = 2, 3
 
     def run(via: Any, cut: Config) -> list[Answer]:
-        angle = _data(batch, length, width // 2, dtype=torch.float32, seed=35, scale=3.0)
+        angle = data(batch, length, width // 2, dtype=torch.float32, seed=35, scale=3.0)
         cos, sin = (table.repeat(1, 1, 2).to(dtype) for table in (angle.cos(), angle.sin()))
         parts = [
-            _data(batch, length, number, size, dtype=dtype, seed=seed).transpose(1, 2)
+            data(batch, length, number, size, dtype=dtype, seed=seed).transpose(1, 2)
             for seed, (number, size) in enumerate(((heads, rest), (heads, width), (heads, rest), (1, width)), 36)
         ]
-        made = latent.launch_latent(*parts, cos, sin, pairs, wave=target_of(via.arch).wave, via=via)
+        q_pass, q_rot, k_pass, k_rot = parts
+        still = None if alone else k_pass
+        made = latent.launch_latent(
+            q_pass, q_rot, still, k_rot, cos, sin, pairs, wave=target_of(via.arch).wave, via=via
+        )
+        if alone:
+            parts[2] = k_pass[:, :1, :, :0]
         answers = []
         for name, got, still, turn in zip("qk", made, parts[::2], parts[1::2], strict=True):
             halves = torch.cat((turn[..., ::2], turn[..., 1::2]), -1) if pairs else turn
-            want, size = stock_rope(halves.expand(-1, heads, -1, -1), cos, sin)
+            want, size = stock_rope(halves.expand(-1, still.shape[1], -1, -1), cos, sin)
             exact = dtype is not torch.float32
             answers.append(Answer(name, got, torch.cat((still, want), -1), torch.cat((still.abs(), size), -1), exact))
         return answers
 
-    return Case(f"latent_rope {heads}x{rest}+{width}{' pairs' * pairs}", dtype, _by_the_launcher, run)
+    name = "latent_turn" if alone else "latent_rope"
+    return Case(f"{name} {heads}x{rest}+{width}{' pairs' * pairs}", dtype, by_the_launcher, run)
 
 
 def _sinks(heads: int, groups: int, keys: int, size: int, mask: str, dtype: torch.dtype) -> Case:
     def run(via: Any, cut: Config) -> list[Answer]:
-        q = _data(2, heads, 1, size, dtype=dtype, seed=40)
-        k, v = (_data(2, heads // groups, keys, size, dtype=dtype, seed=seed) for seed in (41, 42))
-        sinks = _data(heads, dtype=dtype, seed=43)
+        q = data(2, heads, 1, size, dtype=dtype, seed=40)
+        k, v = (data(2, heads // groups, keys, size, dtype=dtype, seed=seed) for seed in (41, 42))
+        sinks = data(heads, dtype=dtype, seed=43)
         seen = (torch.arange(keys) % 5 != 1).expand(2, 1, 1, keys).contiguous()
         added = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
         given = {"": None, "bool": seen, "add": added}[mask]
@@ -515,7 +468,7 @@ def _sinks(heads: int, groups: int, keys: int, size: int, mask: str, dtype: torc
         want, terms = (shares @ one for one in (v, v.abs()))
         return [Answer("y", got, want.transpose(1, 2).to(dtype), terms.transpose(1, 2))]
 
-    return Case(f"sink_attention {heads}/{groups} {keys}x{size} {mask}".strip(), dtype, _by_the_launcher, run)
+    return Case(f"sink_attention {heads}/{groups} {keys}x{size} {mask}".strip(), dtype, by_the_launcher, run)
 
 
 def one_token() -> Iterator[Case]:
@@ -528,6 +481,8 @@ def one_token() -> Iterator[Case]:
         yield _logits(3, 21, 200, dtype)
         yield _latent(3, 24, 16, False, dtype)
         yield _latent(4, 16, 20, True, dtype)
+        yield _latent(3, 24, 16, False, dtype, alone=True)
+        yield _latent(4, 16, 20, True, dtype, alone=True)
         yield _sinks(4, 2, 37, 24, "", dtype)
         yield _sinks(2, 2, 70, 64, "bool", dtype)
         yield _sinks(4, 1, 19, 32, "add", dtype)
@@ -544,55 +499,6 @@ def cuts_of(case: Case, arch: str) -> list[Config]:
     """
     cuts = case.cuts(target_of(arch))
     return cuts if case.dtype is torch.bfloat16 and arch in SHORT_CHIPS else cuts[:1]
-
-
-# ---- the loss, by blocks of the vocabulary
-
-
-def _loss(words: int, form: Form, dtype: torch.dtype) -> Case:
-    """The second of two blocks: the labels are in it, before it, behind it and ignored."""
-    rows, first = 4, 100
-    labels = torch.tensor([first + 3, first + words - 1, 5, -100])
-
-    def run(via: Any, cut: Config) -> list[Answer]:
-        wave = target_of(via.arch).wave
-        logits = _data(rows, words + 4, dtype=dtype, seed=50, scale=3.0)[:, :words]
-        dy = _data(rows, dtype=torch.float32, seed=51)
-        formed = logits if form.divisor is None else logits / form.divisor
-        formed = formed if form.factor is None else formed * form.factor
-        tanh = None if form.softcap is None else torch.tanh(formed / form.softcap)
-        exact = (formed if tanh is None else tanh * (form.softcap or 1.0)).double()
-        total, target = _data(rows, dtype=torch.float32, seed=52), torch.zeros(rows)
-        sums = torch.logaddexp(total.double(), exact.logsumexp(1)).float()
-        column = (labels - first).clamp(0, words - 1)[:, None]
-        chosen = exact.gather(1, column)[:, 0] * (torch.arange(rows) < 2)
-        cross_entropy.launch_add(logits, labels, first, total, target, form, wave=wave, via=via)
-        shares, here = (exact - sums.double()[:, None]).exp(), (torch.arange(words) + first == labels[:, None]).double()
-        scale = dy.double()[:, None] * (form.factor or 1.0) / (form.divisor or 1.0)
-        bend = 0.0 if tanh is None else tanh.double().square()
-        got = cross_entropy.launch_gradient(logits.clone(), labels, first, sums, dy, form, wave=wave, via=via)
-        return [
-            Answer("log sum exp", total, sums),
-            Answer("label", target, chosen.float(), size=torch.full((rows,), form.softcap or 1.0)),
-            Answer(
-                "gradient",
-                got,
-                ((shares - here) * (1.0 - bend) * scale).to(dtype),
-                (shares + here) * (1.0 + bend) * scale.abs(),
-            ),
-        ]
-
-    named = "".join(f" {name}" for name, number in form._asdict().items() if number is not None)
-    return Case(f"cross_entropy {words}{named}", dtype, _by_the_launcher, run, launches=2)
-
-
-def losses() -> Iterator[Case]:
-    """Each form of logits, and a block that a program walks in two steps."""
-    for dtype in DTYPES:
-        yield _loss(4100, Form(), dtype)
-        yield _loss(70, Form(divisor=8.0), dtype)
-        yield _loss(1030, Form(factor=0.3), dtype)
-        yield _loss(130, Form(2.0, 3.0, 5.0), dtype)
 
 
 def all_cases() -> list[Case]:

@@ -182,6 +182,33 @@ def test_the_plan_does_what_the_statements_do(norms: bool) -> None:
     assert amd_ops.report().calls("rope_into_cache") == 1
 
 
+def test_tables_of_halves_are_written_as_stock_writes_them() -> None:
+    stock: Any = pytest.importorskip("transformers.models.gpt_oss.modeling_gpt_oss")
+    attn, v = Attention(), torch.randn_like(K)
+    whole = torch.randn(1, 3, 8)
+    cos, sin = whole[..., :4].cos(), whole[..., :4].sin()
+    with torch.no_grad():
+        cache = static_cache()
+        plan = amd_ops.qk_rope(attn, cache, POSITION, rotate=stock.apply_rotary_pos_emb, halves=True)
+        assert plan is not None
+        q, k = plan(Q, K, v, cos, sin)
+        keys, values = plan.update(k, v, 0)
+        want_q, want_k = stock.apply_rotary_pos_emb(Q, K, cos, sin)
+    assert amd_ops.report().calls("rope_into_cache") == 1
+    torch.testing.assert_close(q, want_q, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(keys[:, :, POSITION], want_k, rtol=1e-6, atol=1e-6)
+    assert torch.equal(values[:, :, POSITION], v)
+
+
+def test_whole_tables_are_left_to_a_rotation_that_takes_halves() -> None:
+    stock: Any = pytest.importorskip("transformers.models.gpt_oss.modeling_gpt_oss")
+    plan = amd_ops.qk_rope(Attention(), static_cache(), POSITION, rotate=stock.apply_rotary_pos_emb, halves=True)
+    assert plan is not None
+    with torch.no_grad(), pytest.raises(RuntimeError, match="size of tensor"):  # stock's own words
+        plan(Q, K, K, torch.ones(1, 3, 8), torch.ones(1, 3, 8))
+    assert "the tables have not one column for each pair" in reasons("qk_rope")
+
+
 def test_a_watched_head_norm_is_called_and_the_cache_is_still_written_to() -> None:
     attn, seen = Attention(), []
     attn.k_norm.register_forward_hook(lambda module, arguments, output: seen.append(1) or output * 3)

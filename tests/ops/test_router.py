@@ -82,6 +82,16 @@ def test_softmax_routers_bit_for_bit(model: str, name: str, dtype: torch.dtype) 
     assert torch.equal(got[1], ids)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_in_another_dtype_are_rounded_from_stocks(dtype: torch.dtype) -> None:
+    logits = torch.randn(7, 12)
+    got = amd_ops.top_k_router(logits, 3, False, dtype)
+    value, ids = logits.topk(3, dim=-1)
+    assert got is not None
+    assert torch.equal(got[0], torch.softmax(value, dim=-1).to(dtype))
+    assert torch.equal(got[1], ids)
+
+
 @pytest.mark.parametrize("spread", [False, True])
 def test_ties_and_nan_fall_as_in_stock(spread: bool) -> None:
     logits = tied(4, 6, torch.float32)

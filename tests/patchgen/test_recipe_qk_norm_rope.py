@@ -155,7 +155,7 @@ def test_a_rotation_under_a_condition_leaves_the_norms_to_stock() -> None:
     ("old", "new", "reason"),
     [
         ("b = x[..., x.shape[-1] // 2 :]", "b = x[..., 1::2]", "does not rotate the first half"),
-        ("(q * cos) +", "(q * cos) -", "not the rotate-half form"),
+        ("(q * cos) +", "(q * cos) -", "none of the rotate-half forms"),
         ("        shape = (*x.shape[:-1], -1, 8)\n", "", "begins with a projection"),
     ],
 )
@@ -166,3 +166,46 @@ def test_declined_with_a_reason(old: str, new: str, reason: str) -> None:
 @pytest.mark.parametrize("call", ["apply_rotary_pos_emb(q, k, cos, sin, 2)", "apply_rotary_pos_emb(k, q, cos, sin)"])
 def test_another_call_is_no_candidate(call: str) -> None:
     assert_untouched(RECIPE, QWEN.replace("apply_rotary_pos_emb(q, k, cos, sin)\n        if", f"{call}\n        if"))
+
+
+TURNED = """    q_embed = (q * cos) + (rotate_half(q) * sin)
+    k_embed = (k * cos) + (rotate_half(k) * sin)
+    return q_embed, k_embed
+"""
+PARTIAL = """    width = cos.shape[-1]
+    q_rot, q_pass = q[..., :width], q[..., width:]
+    k_rot, k_pass = k[..., :width], k[..., width:]
+    q_embed = (q_rot * cos) + (rotate_half(q_rot) * sin)
+    k_embed = (k_rot * cos) + (rotate_half(k_rot) * sin)
+    q_embed = torch.cat([q_embed, q_pass], dim=-1)
+    k_embed = torch.cat([k_embed, k_pass], dim=-1)
+    return q_embed, k_embed
+"""
+OF_HALVES = """    q_embed = turn(q, cos, sin)
+    k_embed = turn(k, cos, sin)
+    return q_embed, k_embed
+
+
+def turn(x, cos, sin):
+    a, b = torch.chunk(x, 2, dim=-1)
+    first = a * cos - b * sin
+    second = b * cos + a * sin
+    return torch.cat((first, second), dim=-1)
+"""
+
+
+def test_a_rotation_of_the_beginning_of_each_head() -> None:
+    glm = QWEN.replace(TURNED, PARTIAL)
+    assert_edit(RECIPE, glm, after(glm, f"{CACHE}, norms=True", norms=True))
+
+
+def test_tables_of_halves_are_said_to_be_such() -> None:
+    oss = QWEN.replace(TURNED, OF_HALVES).replace("self.q_norm", "").replace("self.k_norm", "")
+    want = after(oss, CACHE, norms=False)
+    assert_edit(RECIPE, oss, want.replace("rotate=apply_rotary_pos_emb)", "rotate=apply_rotary_pos_emb, halves=True)"))
+
+
+def test_results_that_are_cast_are_declined() -> None:
+    olmo = QWEN.replace(TURNED, TURNED.replace("return q_embed, k_embed", "return q_embed.to(a), k_embed.to(b)"))
+    olmo = olmo.replace("    cos = cos.unsqueeze", "    a, b = q.dtype, k.dtype\n    cos = cos.unsqueeze")
+    assert_untouched(RECIPE, olmo, "return what they turn as it is")

@@ -163,3 +163,37 @@ def test_another_choice_is_no_candidate(text: str, old: str, new: str) -> None:
 def test_an_ending_that_cannot_be_repeated_is_declined(old: str, new: str, reason: str) -> None:
     assert old in SOFTMAX
     assert_untouched(RECIPE, SOFTMAX.replace(old, new), reason)
+
+
+CAST = """
+class Router(nn.Module):
+    def forward(self, hidden_states):
+        logits = F.linear(hidden_states, self.weight).float()
+        value, indices = logits.topk(self.top_k, dim=-1)  # (num_tokens, top_k)
+        weights = torch.softmax(value, dim=-1).type_as(hidden_states)
+        return logits, weights, indices
+"""
+
+
+def test_the_largest_then_their_softmax_in_another_dtype() -> None:
+    guard = """        if _amd and _amd.on.router:
+            _amd_route = _amd.top_k_router(logits, self.top_k, False, hidden_states.dtype)
+            if _amd_route is not None:
+                weights, indices = _amd_route
+                return logits, weights, indices
+"""
+    assert_edit(RECIPE, CAST, guarded(CAST, "        value, indices = logits.topk(", guard))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("torch.softmax(value, dim=-1)", "torch.softmax(value, dim=0)"),
+        ("torch.softmax(value, dim=-1)", "torch.softmax(logits, dim=-1)"),
+        ("type_as(hidden_states)", "type_as(value)"),  # which our call has not made yet
+        ("type_as(hidden_states)", "type_as(self.weight)"),
+    ],
+)
+def test_other_ways_to_another_dtype_are_left_alone(old: str, new: str) -> None:
+    assert CAST.count(old) == 1
+    assert_untouched(RECIPE, CAST.replace(old, new))

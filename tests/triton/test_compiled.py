@@ -177,6 +177,7 @@ def of_one_token(target: Target) -> dict[str, Callable[[], object]]:
         "router_logits": lambda: router.launch_router_logits(rand(1, 7168), rand(256, 7168), wave),
         "join_rope": lambda: latent.launch_latent(*joined, False, wave=wave),
         "join_rope pairs": lambda: latent.launch_latent(*joined, True, wave=wave),
+        "join_rope alone": lambda: latent.launch_latent(*joined[:2], None, *joined[3:], False, wave=wave),
         **{
             f"sink_attention {name}": lambda mask=mask: sink_attention.launch_sink_attention(
                 q, keys, keys, rand(64), 0.125, mask, wave=wave

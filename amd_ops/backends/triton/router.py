@@ -40,11 +40,11 @@ def _apart(got: tuple[Tensor, Tensor], want: tuple[Tensor, Tensor]) -> str:
 
 
 def launch_top_k_softmax(
-    logits: Tensor, top_k: int, spread: bool, wave: int, via: Via = directly
+    logits: Tensor, top_k: int, spread: bool, wave: int, dtype: torch.dtype | None = None, *, via: Via = directly
 ) -> tuple[Tensor, Tensor]:
-    """(weights [T, k], or [T, E] with ``spread``, in the logits' dtype, ids int64 [T, k])."""
+    """(weights [T, k], or [T, E] with ``spread``, in ``dtype`` or the logits', ids int64 [T, k])."""
     tokens, count = logits.shape
-    weights = logits.new_empty((tokens, count if spread else top_k))
+    weights = logits.new_empty((tokens, count if spread else top_k), dtype=dtype)
     ids = torch.empty((tokens, top_k), dtype=torch.int64, device=logits.device)
     block = power_of_two(count)
     via(kernels.top_k_softmax)[(tokens,)](
@@ -55,14 +55,15 @@ def launch_top_k_softmax(
 
 
 def _top_k_softmax(reference: Callable[..., Any], target: Target) -> Candidate:
-    def check(logits: Tensor, top_k: int, spread: bool) -> str:
-        return _unfit_logits(target, logits, top_k)
+    def check(logits: Tensor, top_k: int, spread: bool, dtype: torch.dtype) -> str:
+        known = dtype in (torch.float32, torch.bfloat16, torch.float16)
+        return _unfit_logits(target, logits, top_k) if known else f"weights in {dtype}"
 
-    def run(logits: Tensor, top_k: int, spread: bool) -> tuple[Tensor, Tensor]:
-        return launch_top_k_softmax(logits, top_k, spread, target.wave)
+    def run(logits: Tensor, top_k: int, spread: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        return launch_top_k_softmax(logits, top_k, spread, target.wave, dtype)
 
-    def variant(logits: Tensor, top_k: int, spread: bool) -> Hashable:
-        return logits.dtype, logits.shape[1], top_k, spread
+    def variant(logits: Tensor, top_k: int, spread: bool, dtype: torch.dtype) -> Hashable:
+        return logits.dtype, logits.shape[1], top_k, spread, dtype
 
     def probe(logits: Tensor, *rest: Any) -> str:
         with torch.inference_mode():

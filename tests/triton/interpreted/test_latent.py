@@ -37,12 +37,23 @@ def parts(
     width=st.sampled_from((8, 16, 24)),
     pairs=st.booleans(),
     shared=st.booleans(),
+    alone=st.booleans(),
     dtype=st.sampled_from(DTYPES),
 )
 def test_every_bit_is_stocks(
-    batch: int, heads: int, length: int, rest: int, width: int, pairs: bool, shared: bool, dtype: torch.dtype
+    batch: int,
+    heads: int,
+    length: int,
+    rest: int,
+    width: int,
+    pairs: bool,
+    shared: bool,
+    alone: bool,
+    dtype: torch.dtype,
 ) -> None:
-    given = parts(batch, heads, length, rest, width, dtype, 1 if shared else batch)
+    given: list[Any] = parts(batch, heads, length, rest, width, dtype, 1 if shared else batch)
+    if alone:
+        given[2] = None
     got, want = latent.launch_latent(*given, pairs, wave=32), stock_latent(*given, pairs)
     for ours, theirs in zip(got, want, strict=True):
         assert ours.is_contiguous()
@@ -64,6 +75,24 @@ def test_it_is_what_deepseek_v3_computes(asked: None, pairs: bool, dtype: torch.
     q, k = functions[pairs](q_rot, k_rot, cos, sin)
     want = torch.cat((q_pass, q), dim=-1), torch.cat((k_pass, k.expand(*k_pass.shape[:-1], -1)), dim=-1)
     for ours, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6 if dtype is torch.float32 else 0)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_a_cache_of_latents_takes_and_the_key_that_comes_out(asked: None, pairs: bool, dtype: torch.dtype) -> None:
+    module = pytest.importorskip("transformers.models.deepseek_v3.modeling_deepseek_v3")
+    q_pass, q_rot, k_pass, k_rot, cos, sin = parts(2, 3, 2, 16, 8, dtype)
+    functions = module.apply_rotary_pos_emb, module.apply_rotary_pos_emb_interleave
+    got = amd_ops.latent_rope(q_pass, q_rot, None, k_rot, cos, sin, pairs, *functions)
+    assert got is not None
+    assert ran("join_rope") == 1
+    key = amd_ops.latent_key(k_pass, got[1], 8)
+    whole = amd_ops.latent_rope(q_pass, q_rot, k_pass, k_rot, cos, sin, pairs, *functions)
+    assert key is not None
+    assert whole is not None
+    q, k = functions[pairs](q_rot, k_rot, cos, sin)
+    for ours, theirs in ((got[0], torch.cat((q_pass, q), dim=-1)), (got[1], k), (got[0], whole[0]), (key, whole[1])):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6 if dtype is torch.float32 else 0)
 
 

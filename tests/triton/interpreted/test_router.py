@@ -40,6 +40,14 @@ def distinct(tokens: int, count: int, dtype: torch.dtype) -> Tensor:
     return (torch.stack(rows) / 8 - count / 16).to(dtype) if tokens else torch.empty(0, count, dtype=dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weights_in_another_dtype_are_stocks_rounded(dtype: torch.dtype) -> None:
+    logits = distinct(4, 9, torch.float32)
+    weights, ids = router.launch_top_k_softmax(logits, 3, False, WAVE, dtype)
+    assert weights.dtype is dtype
+    as_stock((weights, ids), stock_top_k_softmax(logits, 3, False, dtype), 1e-6 if dtype is torch.float32 else 1e-2)
+
+
 @few(20)
 @given(
     tokens=st.integers(1, 5),

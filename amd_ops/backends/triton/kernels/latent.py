@@ -1,6 +1,7 @@
 """Latent attention's q and k in one launch: rotated parts behind the parts without position, the key's for all heads.
 
-A program takes BLOCK_H heads of one token, first q's, then k's. Rounds where stock's statements round.
+A program takes BLOCK_H heads of one token, first q's, then k's. Where the key's rotated part alone is wanted, for a
+cache, it is one head without anything in front (PK = 0). Rounds where stock's statements round.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ def _joined(
 ):  # fmt: skip
     OUT: tl.constexpr = out.dtype.element_ty
     head = first + tl.arange(0, BLOCK_H)[:, None]
-    keep = tl.arange(0, BLOCK_P)[None, :]
-    mask = (head < heads) & (keep < P)
-    tl.store(
-        out + o_at + head * o_sh + keep, tl.load(rest + r_at + head * r_sh + keep, mask=mask, other=0.0), mask=mask
-    )
+    if P > 0:
+        keep = tl.arange(0, BLOCK_P)[None, :]
+        mask = (head < heads) & (keep < P)
+        still = tl.load(rest + r_at + head * r_sh + keep, mask=mask, other=0.0)
+        tl.store(out + o_at + head * o_sh + keep, still, mask=mask)
     col = tl.arange(0, BLOCK)[None, :]
     inside = col < HALF
     mask = (head < heads) & inside
@@ -45,28 +46,31 @@ def _joined(
     tl.store(target + HALF + col, narrow(right, OUT), mask=mask)
 
 
-@triton.jit(do_not_specialize=["length", "heads"])
+@triton.jit(do_not_specialize=["length", "heads", "k_heads"])
 def latent_rope(
-    q_pass, q_rot, k_pass, k_rot, cos, sin, q, k, length, heads,
+    q_pass, q_rot, k_pass, k_rot, cos, sin, q, k, length, heads, k_heads,
     qp_sb, qp_ss, qp_sh, qr_sb, qr_ss, qr_sh, kp_sb, kp_ss, kp_sh, kr_sb, kr_ss, cos_sb, cos_ss, sin_sb, sin_ss,
-    P: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr,
+    P: tl.constexpr, PK: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """q and k dense [B, H, S, P + 2 * HALF]. Strides in elements: _sb batch, _ss token, _sh head."""
+    """q [B, H, S, P + 2 * HALF] and k [B, k_heads, S, PK + 2 * HALF], dense. PK is P or 0; strides in elements: _sb
+    batch, _ss token, _sh head.
+    """
     D: tl.constexpr = P + 2 * HALF
+    DK: tl.constexpr = PK + 2 * HALF
     token = tl.program_id(0)
     block = tl.program_id(1)
     batch = token // length
     step = token % length
     c_at = batch * cos_sb + step * cos_ss
     s_at = batch * sin_sb + step * sin_ss
-    o_at = (batch * heads * length + step) * D
-    o_sh = length * D
     blocks = tl.cdiv(heads, BLOCK_H)
     if block < blocks:
-        _joined(q_pass, batch * qp_sb + step * qp_ss, qp_sh, q_rot, batch * qr_sb + step * qr_ss, qr_sh, q, o_at, o_sh,
+        _joined(q_pass, batch * qp_sb + step * qp_ss, qp_sh, q_rot, batch * qr_sb + step * qr_ss, qr_sh,
+                q, (batch * heads * length + step) * D, length * D,
                 cos, c_at, sin, s_at, block * BLOCK_H, heads, P, HALF, PAIRS, BLOCK_H, BLOCK, BLOCK_P)  # fmt: skip
     else:
-        _joined(k_pass, batch * kp_sb + step * kp_ss, kp_sh, k_rot, batch * kr_sb + step * kr_ss, 0, k, o_at, o_sh,
-                cos, c_at, sin, s_at, (block - blocks) * BLOCK_H, heads,
-                P, HALF, PAIRS, BLOCK_H, BLOCK, BLOCK_P)  # fmt: skip
+        _joined(k_pass, batch * kp_sb + step * kp_ss, kp_sh, k_rot, batch * kr_sb + step * kr_ss, 0,
+                k, (batch * k_heads * length + step) * DK, length * DK,
+                cos, c_at, sin, s_at, (block - blocks) * BLOCK_H, k_heads,
+                PK, HALF, PAIRS, BLOCK_H, BLOCK, BLOCK_P)  # fmt: skip
