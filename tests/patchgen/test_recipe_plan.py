@@ -136,6 +136,11 @@ KEPT = (
     FILE[: FILE.index("        for decoder_layer")] + KEEPING.lstrip("\n") + "        return self.norm(hidden_states)\n"
 )
 KEPT = KEPT.replace("        return hidden_states\n", TUPLE.lstrip("\n"))
+KEPT = KEPT.replace("position_embeddings=None, **kwargs):", "position_embeddings=None, output_attentions=False):")
+KEPT = KEPT.replace(
+    "            position_embeddings=position_embeddings,\n            **kwargs,\n",
+    "            position_embeddings=position_embeddings,\n",
+)
 
 
 def test_a_loop_that_keeps_hidden_states_runs_through_its_layers_then() -> None:
@@ -156,10 +161,18 @@ def test_a_loop_that_keeps_hidden_states_runs_through_its_layers_then() -> None:
     )
 
 
+def test_what_the_weights_are_asked_for_by_is_no_name() -> None:
+    renamed = source(KEPT.replace("output_attentions", "more"))
+    assert b'mlp add tuple", forward' in generate(renamed, "x.py", one(RECIPE)).overlay
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [
         ("layer_outputs[1],)", "layer_outputs[2],)"),
+        ("output_attentions", "use_cache"),  # which does not end a plan
+        ("        if output_attentions:\n            outputs", "        if self.wanted:\n            outputs"),
+        ("        if output_attentions:\n            outputs", "        if WANTED:\n            outputs"),
         ("hidden_states = layer_outputs[0]", "hidden_states = layer_outputs[0] * 2"),
         ("all_hidden_states += (hidden_states,)", "all_hidden_states += (hidden_states * 2,)"),
         ("output_attentions=output_attentions,\n                position", "position"),
