@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ... import executor, fingerprint
@@ -14,12 +14,12 @@ from ...console import emit, notes, progress, say
 from ...errors import DIFFERENT, UsageError, WriteError
 from ...journal import Reuse
 from ..cache import sources_for
-from ..commands import ShapeOptions, model_shapes
+from ..commands import model_shapes
 from ..files import guard_output, json_bytes, write_atomic
 from ..inputs import target_aiter, target_device
 from ..installed import find_aiter, need_aiter
 from ..merge import Source, merge_files, meta_path, write_merged
-from ..options import Ends, Limits, Tools
+from ..options import Ends, Limits, Shapes, Tools
 from ..places import VARIABLE
 from ..schema import COLUMNS
 from ..shapes import Shape, read_untuned
@@ -33,20 +33,12 @@ from .session import SCHEMA, Session, rows_of, summary
 FAILED = frozenset({"crashed", "timeout", "wrong", "impossible", "no-baseline"})
 
 
-@dataclass(frozen=True)
-class Asked:
-    """Which shapes: a model's, or those of an untuned CSV."""
-
-    model: ShapeOptions
-    untuned: Path | None
-
-
-def _shapes(asked: Asked) -> tuple[tuple[Shape, ...], dict[str, object]]:
-    if (asked.model.config is None) == (asked.untuned is None):
+def _shapes(model: Shapes, untuned: Path | None) -> tuple[tuple[Shape, ...], dict[str, object]]:
+    if (model.config is None) == (untuned is None):
         raise UsageError("usage", "name one origin of shapes", remedy="--config F or --shapes UNTUNED.csv")
-    if asked.untuned is not None:
-        return read_untuned(asked.untuned)[0], {"untuned": str(asked.untuned)}
-    found = model_shapes(asked.model)
+    if untuned is not None:
+        return read_untuned(untuned)[0], {"untuned": str(untuned)}
+    found = model_shapes(model)
     return found.shapes, found.origin
 
 
@@ -97,7 +89,8 @@ def _forget(folder: Path) -> None:
 
 
 def run(
-    asked: Asked,
+    asked: Shapes,
+    untuned: Path | None,
     gpu: str | None,
     output: Path,
     work: Path | None,
@@ -111,9 +104,9 @@ def run(
         )
     _check_executor(limits)
     device = target_device(gpu)
-    shapes, origin = _shapes(asked)
+    shapes, origin = _shapes(asked, untuned)
     programs = _programs(tools)
-    guard_output(output, [asked.untuned] if asked.untuned else [])
+    guard_output(output, [untuned] if untuned else [])
     folder = _work_folder(work or output.with_name(output.name + ".session"), limits.fresh)
     python = tools.python or programs_.this_python()
     subject = fingerprint.surroundings(python=python, environ=programs.environment)
