@@ -57,7 +57,7 @@ def test_a_group_has_the_defaults_of_its_fields_or_of_the_instance_that_a_comman
 
 
 def test_an_option_that_must_be_given_is_refused_where_it_is_not() -> None:
-    with pytest.raises(typer.BadParameter.__bases__[0], match="Missing .*name"):
+    with pytest.raises(typer.BadParameter.__bases__[0], match=r"Missing .*name"):
         run("named")
     assert run("named", "--name", "one") == Given("one")
 

@@ -23,14 +23,6 @@ if TYPE_CHECKING:
     from .install.session import Options
 
 
-def be_json(wanted: bool) -> bool:
-    """Take --json at its word, wherever it stands."""
-    console.set_json(wanted or console.wants_json())
-    return wanted
-
-
-_JSON = Option("--json", help="Print one JSON object; everything else goes to stderr.", callback=be_json)
-Json = Annotated[bool, _JSON]
 Python = Annotated[str | None, Option(metavar="PYTHON", help="Interpreter of the environment to work on.")]
 SitePackages = Annotated[
     str | None, Option(metavar="DIR", help="Folder that contains transformers/; needs no interpreter.")
@@ -97,14 +89,21 @@ Gpu = Annotated[
 ]
 
 
-def _be_quiet(wanted: bool) -> None:
-    if wanted:
-        console.set_level(console.QUIET)
+def _switch(*flags: str, help: str, does: Callable[[], None]) -> Any:
+    """Return a switch that takes effect wherever it stands."""
+    return Option(*flags, help=help, callback=lambda wanted: does() if wanted else None)
 
 
-def _be_verbose(wanted: bool) -> None:
-    if wanted:
-        console.set_level(console.VERBOSE)
+_JSON = _switch(
+    "--json", help="Print one JSON object; everything else goes to stderr.", does=lambda: console.set_json(True)
+)
+_QUIET = _switch(
+    "-q",
+    "--quiet",
+    help="Print errors only, and what was asked for as data.",
+    does=lambda: console.set_level(console.QUIET),
+)
+_VERBOSE = _switch("-v", "--verbose", help="Print details.", does=lambda: console.set_level(console.VERBOSE))
 
 
 @lru_cache
@@ -114,11 +113,9 @@ def _levels() -> list[Any]:
 
     @holder.command()
     def levels(
-        json: Json = False,
-        quiet: Annotated[
-            bool, Option("-q", "--quiet", help="Print errors only, and what was asked for as data.", callback=_be_quiet)
-        ] = False,
-        verbose: Annotated[bool, Option("-v", "--verbose", help="Print details.", callback=_be_verbose)] = False,
+        json: Annotated[bool, _JSON] = False,
+        quiet: Annotated[bool, _QUIET] = False,
+        verbose: Annotated[bool, _VERBOSE] = False,
     ) -> None:
         pass
 
@@ -194,7 +191,7 @@ class Group(_Page, TyperGroup):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        _with_levels(self.params, "--json")
+        _with_levels(self.params, *(() if self.invoke_without_command else ("--json",)))
 
 
 class App(typer.Typer):

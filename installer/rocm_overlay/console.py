@@ -195,9 +195,10 @@ def _blocks(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) ->
     return lines
 
 
-def print_json(command: str, body: Mapping[str, object], *, code: int = 0) -> None:
-    """Print the one object of a command that ran: what ``overlay COMMAND --json`` promises."""
+def print_json(command: str, body: Mapping[str, object], *, code: int = 0) -> int:
+    """Print the one object of a command that ran, as ``overlay COMMAND --json`` promises; return the exit code."""
     print_document({"schema": f"amd-overlay.{command}/1", **body, "ok": code == 0, "exit_code": code})
+    return code
 
 
 def print_document(value: Mapping[str, object]) -> None:
@@ -272,8 +273,8 @@ def say_findings(findings: Iterable[Finding], limit: int = 40) -> None:
 def emit(command: str, body: Mapping[str, object], text: str | Callable[[], str], code: int = 0) -> int:
     """Print a result as one JSON object or as text, which is only made when it is wanted; return the exit code."""
     if _as_json:
-        print_json(command, body, code=code)
-    elif shown := text if isinstance(text, str) else text():
+        return print_json(command, body, code=code)
+    if shown := text if isinstance(text, str) else text():
         show(shown.removesuffix("\n"))
     return code
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from typer import Argument, Option
 
-from ..commandline import App, Json, TorchPython
+from ..commandline import App, TorchPython
 from .options import Attn, Cache, Dtype, FailOver, Metric, Options
 
 app = App()
@@ -59,7 +60,6 @@ def profile(
     dtype: Dtype = "bfloat16",
     runs: Annotated[int, Option(help="Steps of each phase, traced one by one.")] = 5,
     folder: Annotated[Path | None, Option("-o", "--output", metavar="DIR", help="Folder of the traces.")] = None,
-    json: Json = False,
 ) -> int:
     """Trace steps of both builds: the share of time in ops of ours.
 
@@ -67,17 +67,5 @@ def profile(
     """
     from . import profiling
 
-    return profiling.run(
-        Options(
-            model=model,
-            python=python,
-            batch=str(batch),
-            isl=str(isl),
-            attn=attn,
-            cache=cache,
-            dtype=dtype,
-            runs=runs,
-            output=folder,
-            as_json=json,
-        )
-    )
+    shape = Options(model, batch=str(batch), isl=str(isl), attn=attn, cache=cache, dtype=dtype)
+    return profiling.run(replace(shape, python=python, runs=runs, output=folder))

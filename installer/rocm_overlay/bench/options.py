@@ -8,7 +8,7 @@ from typing import Annotated
 
 from typer import Option
 
-from ..commandline import Json, TorchPython
+from ..commandline import TorchPython
 
 Attn = Annotated[str, Option(help="Attention implementation of transformers.")]
 Cache = Annotated[str, Option(help="dynamic or static.")]
@@ -49,4 +49,3 @@ class Options:
     fail_over: FailOver = "5%"
     metric: Metric = None
     fresh: Annotated[bool, Option(help="Measure again what the folder holds already.")] = False
-    as_json: Json = False

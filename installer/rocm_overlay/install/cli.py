@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from typer import Argument, Option
 
-from ..commandline import App, DryRun, Gpu, Models, Python, Where, be_json, complete_models, complete_release, names
+from ..commandline import App, DryRun, Gpu, Models, Python, Where, complete_models, complete_release, names
 from ..console import counting, wants_json
 from ..errors import UsageError
 from . import report
@@ -244,7 +244,6 @@ def attest(
         Path | None, Option(metavar="FILE", help="Compare with an earlier one; exit 1 where files differ.")
     ] = None,
     where: Where,
-    json: Annotated[bool, Option(help="The same as --format json, which is the default.", callback=be_json)] = False,
 ) -> int:
     """Print what is installed with hashes before and after.
 
@@ -252,7 +251,7 @@ def attest(
     """
     from . import attest as room
 
-    if json and format_ == "cyclonedx":
+    if wants_json() and format_ == "cyclonedx":
         raise UsageError(
             "two-formats", "--json and --format cyclonedx exclude each other.", remedy="leave one of the two out"
         )

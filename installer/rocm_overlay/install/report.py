@@ -71,7 +71,7 @@ def outcome(command: str, result: Outcome) -> int:
     changes, done = result.changes, result.done
     remarks = (*(result.recovered.notes if result.recovered else ()), *result.notes)
     if wants_json():
-        print_json(
+        return print_json(
             command,
             {
                 **_common(result, "files", result.hook),
@@ -83,7 +83,6 @@ def outcome(command: str, result: Outcome) -> int:
                 "adopted": changes.adopted,
             },
         )
-        return 0
     if result.recovered:
         show(_recovery_line(result.recovered))
     if result.hook is not None:
@@ -142,8 +141,7 @@ def hook(command: str, result: HookOutcome) -> int:
     if wants_json():
         listed = {"installed": [] if nothing else served, "unchanged": served if nothing else []}
         body = {"files": {**listed, "updated": [], "removed": []}, "transaction": None, "recovered": None}
-        print_json(command, {**_common(result, "hook", result.path), **body, "rescued": [], "adopted": []})
-        return 0
+        return print_json(command, {**_common(result, "hook", result.path), **body, "rescued": [], "adopted": []})
     would = {"planned": "would be ", "nothing": "are already "}.get(result.action, "")
     _summary(f"{files(len(served))} {would}served at import", _release(result.target), "remove with `overlay revert`")
     show(where(result.target), str(result.path), indent="  ")
@@ -176,8 +174,7 @@ def status(found: Status, code: int) -> int:
             "deep": found.deep and {**vars(found.deep), "clean": found.deep.clean},
             "notes": found.notes,
         }
-        print_json("status", body, code=code)
-        return code
+        return print_json("status", body, code=code)
     counts = Counter(file.word for file in found.files)
     counted = ", ".join(f"{count} {state}" for state, count in sorted(counts.items(), key=lambda one: -one[1]))
     _summary(found.state.value, _release(found.target) or "no transformers", counted and f"files: {counted}")
@@ -233,8 +230,7 @@ def diff(target: Target, differences: Sequence[tuple[str, bytes]], code: int) ->
 def info(found: Info) -> int:
     """Print one block to paste into a report of a problem; return exit code 0."""
     if wants_json():
-        print_json("info", found.body)
-        return 0
+        return print_json("info", found.body)
     for name, value in found.body.items():
         if isinstance(value, list):
             value = ", ".join(value) or "none"
@@ -259,8 +255,7 @@ def listing(manifests: Sequence[Manifest]) -> int:
             }
             for manifest in manifests
         ]
-        print_json("list", {"lines": lines})
-        return 0
+        return print_json("list", {"lines": lines})
     for manifest in manifests:
         models = sorted(manifest.models())
         show(f"transformers {manifest.line} ({', '.join(manifest.releases)}): {len(models)} models")
@@ -303,8 +298,7 @@ def examination(result: Examination) -> int:
             "findings": [{**one.to_json(), "fixed": fixed.get(one.id)} for one in result.findings],
             "dry_run": result.dry_run,
         }
-        print_json("doctor", body, code=result.code)
-        return result.code
+        return print_json("doctor", body, code=result.code)
     counts = Counter(one.severity for one in result.findings)
     counted = ", ".join(f"{counts[name]} {name}{'' if counts[name] == 1 else 's'}" for name in SEVERITIES)
     _summary(result.state, _release(result.target) if result.target else None, counted)
@@ -337,8 +331,7 @@ def compared(found: list[dict[str, str | None]], against: Path) -> int:
     """Report what is no longer as it was attested; return 1 where something is not."""
     code = 1 if found else 0
     if wants_json():
-        print_json("attest", {"against": str(against), "differences": found}, code=code)
-        return code
+        return print_json("attest", {"against": str(against), "differences": found}, code=code)
     if found:
         complain(f"overlay attest: {files(len(found))} differ from {against}")
     else:
@@ -368,8 +361,7 @@ def planned(started: Started) -> int:
             "files": [facts(file, "path model served why") for file in started.files],
             "notes": started.notes,
         }
-        print_json("run", body)
-        return 0
+        return print_json("run", body)
     served = sum(file.served for file in started.files)
     show(f"would run with {served} of {len(started.files)} files served: {shlex.join(started.command)}")
     show(where(started.target), indent="  ")
@@ -390,8 +382,7 @@ def environment(profile: Profile, shell: str) -> int:
         variables = {one.name: one.value for one in profile.settings}
         reasons = {one.name: one.reason for one in profile.settings}
         body = {"profile": profile.name, "gpu": profile.gpu, "variables": variables, "reasons": reasons}
-        print_json("env", body)
-        return 0
+        return print_json("env", body)
     # Lines that are evaluated may be joined, and a comment would hide what follows: then reasons go to stderr.
     explained = sys.stdout.isatty()
     if explained:

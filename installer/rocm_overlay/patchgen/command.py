@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rocm_overlay.overlays.recipes import recipe_set
 
-from ..console import facts, print_json, raw, say
+from ..console import facts, print_json, raw, say, wants_json
 from ..errors import DIFFERENT, DriftError, EditConflict, TargetError, UsageError, several
 from .batch import Input, run_batch
 from .config import command as config_command
@@ -65,10 +65,9 @@ def run(options: Options) -> int:
     recipes = recipe_set()
     made = _finish(options, _generate(options, recipes))
     code = DIFFERENT if made.lost and not options.allow_loss else 0
-    if options.as_json:
-        print_json("gen", _as_json(made, recipes), code=code)
-    else:
-        _report(options, made)
+    if wants_json():
+        return print_json("gen", _as_json(made, recipes), code=code)
+    _report(options, made)
     return code
 
 

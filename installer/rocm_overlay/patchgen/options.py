@@ -9,7 +9,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from ..commandline import DryRun, Json, complete_models, names
+from ..commandline import DryRun, complete_models, names
 from .config.spec import Mode
 
 
@@ -41,7 +41,6 @@ class Options:
     allow_loss: Annotated[bool, Option(help="Exit 0 although known sites are lost; with -o, record them.")] = False
     verbose: Annotated[bool, Option("-v", "--verbose", help="Say why sites were declined.")] = False
     jobs: Annotated[int | None, Option(metavar="N", min=1, help="Processes for --all; default: one per core.")] = None
-    as_json: Json = False
 
     @property
     def chosen(self) -> Sequence[str]:

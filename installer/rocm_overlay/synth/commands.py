@@ -93,8 +93,7 @@ def single_debug(settings: Settings) -> int:
     if wants_json():
         body: dict[str, Any] = {"category": outcome.category, "message": outcome.message}
         body |= {"answer": outcome.answer, "attempt": outcome.record(), **found}
-        print_json("synth.single_debug", body, code=1 if outcome.category else 0)
-        return 1 if outcome.category else 0
+        return print_json("synth.single_debug", body, code=1 if outcome.category else 0)
     raw(f"{program.source if program else outcome.reply.text}\n".encode())
     if labels:
         say(f"called: {', '.join(found['operators'])}")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from typer import Option
 
-from ..commandline import Executor, Json, TorchPython, Workers
+from ..commandline import Executor, TorchPython, Workers
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,6 @@ class Options:
     )
     fresh: Annotated[bool, Option(help="Run again what --work holds already.")] = False
     json_file: Annotated[Path | None, Option(metavar="FILE", help="Append the JSON report to a file, too.")] = None
-    as_json: Json = False
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,5 @@ class QualifyOptions:
     register: Annotated[
         bool, Option("--register/--no-register", help="Leave the profile where AMD_OPS=auto looks, too.")
     ] = True
-    as_json: Json = False
     fresh: Annotated[bool, Option(help="Qualify again, and use no earlier result.")] = False
     inputs: Annotated[Path | None, Option(metavar="FILE", help="A forward's arguments, as safetensors.")] = None
