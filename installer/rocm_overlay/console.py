@@ -122,8 +122,7 @@ def _shown(text: str, stream: TextIO, indent: str) -> str:
         else:
             lines += fold(line.strip(), width, begin, begin + ("    " if len(begin) < width // 2 else ""))
     word, colon, rest = lines[0].partition(":")
-    if colon and word in _COLOURS:
-        lines[0] = _paint(word, word, stream) + colon + rest
+    lines[0] = (_paint(word, word, stream) if colon else word) + colon + rest
     return "\n".join(_encodable(line, stream) for line in lines)
 
 
@@ -270,8 +269,8 @@ def say_findings(findings: Iterable[Finding], limit: int = 40) -> None:
         say(f"... and {len(listed) - limit} more (--json lists all)")
 
 
-def emit(command: str, body: Mapping[str, object], text: str | Callable[[], str], code: int = 0) -> int:
-    """Print a result as one JSON object or as text, which is only made when it is wanted; return the exit code."""
+def emit(command: str, body: Mapping[str, object], text: str | Callable[[], str | None], code: int = 0) -> int:
+    """Print a result as one JSON object or as text, made or printed only when it is wanted; return the exit code."""
     if _as_json:
         return print_json(command, body, code=code)
     if shown := text if isinstance(text, str) else text():

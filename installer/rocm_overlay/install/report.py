@@ -155,15 +155,11 @@ def status(found: Status, code: int) -> int:
     """Report desired against actual; return ``code``, which `--check` decides."""
     receipt = found.receipt
     if wants_json():
-        desired = None
-        if receipt is not None:
-            desired = {
-                "line": receipt.line,
-                "version": receipt.overlay_version,
-                "manifest_sha256": receipt.manifest_sha256,
-                "transformers": receipt.target.version,
-                "time": receipt.time,
-            }
+        desired = receipt and {
+            **facts(receipt, "line manifest_sha256 time"),
+            "version": receipt.overlay_version,
+            "transformers": receipt.target.version,
+        }
         body = {
             "state": found.state.value,
             "target": found.target.to_json(),
@@ -232,15 +228,10 @@ def info(found: Info) -> int:
     if wants_json():
         return print_json("info", found.body)
     for name, value in found.body.items():
-        if isinstance(value, list):
-            value = ", ".join(value) or "none"
-        elif isinstance(value, dict):
-            named = {key: one for key, one in value.items() if one is not None}
-            version = named.pop("version", None) if name != "toggles" else None
-            value = (
-                ", ".join([*([version] if version else []), *(f"{key} {one}" for key, one in named.items())]) or "none"
-            )
-        show(f"{name:<13} {value or 'none'}")
+        if isinstance(value, dict):
+            told = {key: one for key, one in value.items() if one is not None}
+            value = [one if key == "version" and name != "toggles" else f"{key} {one}" for key, one in told.items()]
+        show(f"{name:<13} {(', '.join(value) if isinstance(value, list) else value) or 'none'}")
     return 0
 
 
@@ -279,9 +270,7 @@ def where(target: Target) -> str:
 
 
 def _overlay(manifest: Manifest | None) -> dict[str, object] | None:
-    if manifest is None:
-        return None
-    return {"line": manifest.line, "version": manifest.version, "manifest_sha256": manifest.sha256}
+    return None if manifest is None else {**facts(manifest, "line version"), "manifest_sha256": manifest.sha256}
 
 
 def _recovery_line(recovered: Recovered) -> str:
@@ -293,10 +282,9 @@ def examination(result: Examination) -> int:
     fixed = dict(result.fixed)
     if wants_json():
         body = {
-            "target": None if result.target is None else result.target.to_json(),
-            "state": result.state,
+            **facts(result, "state dry_run"),
+            "target": result.target and result.target.to_json(),
             "findings": [{**one.to_json(), "fixed": fixed.get(one.id)} for one in result.findings],
-            "dry_run": result.dry_run,
         }
         return print_json("doctor", body, code=result.code)
     counts = Counter(one.severity for one in result.findings)
@@ -321,9 +309,8 @@ def patch(made: Patch) -> int:
     if wants_json():
         listed = [{"path": path, "model": model, "patch": text.decode("utf-8")} for path, model, text in made.files]
         body = {"release": made.release, "format": "git-patch", "overlay_version": made.version, "files": listed}
-        print_json("export", body)
-    else:
-        raw(b"".join(text for _, _, text in made.files))
+        return print_json("export", body)
+    raw(b"".join(text for _, _, text in made.files))
     return 0
 
 

@@ -58,6 +58,10 @@ def run(options: Options) -> int:
             fit; 4 a file that is not stock Python source; 5 the output folder cannot be written; 9 no such model, file
             or package; 70 a bug of ours.
     """
+    if options.source is not None and options.from_installed:
+        raise UsageError("usage", "--source and --from-installed exclude each other")
+    if options.fix and not options.check:
+        raise UsageError("usage", "--fix goes with --check")
     if _means_configs(options):
         _check_config_options(options)
         return config_command.run(options)
@@ -81,27 +85,19 @@ def _means_configs(options: Options) -> bool:
 def _check_config_options(options: Options) -> None:
     if options.all_files or options.models:
         raise UsageError("usage", "--all and --models are for modeling files", expected="a patch config alone")
-    if options.fix and not options.check:
-        raise UsageError("usage", "--fix goes with --check")
     if options.check and options.dry_run:
         raise UsageError("usage", "--check writes nothing already", remedy="leave out --dry-run")
-    if options.source is not None and options.from_installed:
-        raise UsageError("usage", "--source and --from-installed exclude each other")
 
 
 def _check_options(options: Options) -> None:
     if options.all_files == (options.target is not None):
         raise UsageError("usage", "name one MODULE_OR_FILE, or pass --all", expected="exactly one of them")
-    if options.source is not None and options.from_installed:
-        raise UsageError("usage", "--source and --from-installed exclude each other")
     if options.models and not options.all_files:
         raise UsageError("usage", "--models chooses among --all")
     if options.mode == "standalone" or options.config_name is not None:
         raise UsageError(
             "usage", "--mode standalone and -c go with a patch config", expected="a *_patch_gen_config.py file"
         )
-    if options.fix and not options.check:
-        raise UsageError("usage", "--fix goes with --check")
     writes = not (options.dry_run or options.list_sites)
     if (options.check or (options.all_files and writes and not options.diff)) and options.output is None:
         raise UsageError(

@@ -198,7 +198,7 @@ def report(
     if png is not None:
         _write_picture(png, picture(made), [config, *tables])
     body = {**made.as_json(), "sources": [used.path for used in merged.sources]}
-    return emit("tune.report", body, lambda: report_.table_text(made))
+    return emit("tune.report", body, lambda: report_.tell(made))
 
 
 def _write_picture(target: Path, data: bytes, sources: Sequence[Path]) -> None:
