@@ -35,13 +35,14 @@ QUIET, NORMAL, VERBOSE = -1, 0, 1
 _NOT_THEIR_OUTPUT = ("install", "revert", "recover", "status", "doctor")
 _level = NORMAL
 _as_json = False
+_kept_back = ""  # the first line of an answer that was not shown, because it was to be quiet
 _began = time.monotonic()
 
 
 def start() -> None:
     """Begin an answer: neither quiet nor verbose, for people, and the clock runs from here."""
-    global _began
-    _began = time.monotonic()
+    global _began, _kept_back
+    _began, _kept_back = time.monotonic(), ""
     set_level(NORMAL)
     set_json(False)
 
@@ -82,9 +83,11 @@ def columns(stream: TextIO) -> int | None:
 
 def show(*lines: str, indent: str = "") -> None:
     """Print lines of an answer, folded where they are wider than the terminal."""
-    if _level >= 0:
-        for line in lines:
+    global _kept_back
+    for line in lines:
+        if _level >= 0:
             print(_shown(line, sys.stdout, indent))
+        _kept_back = _kept_back or line.strip()
 
 
 def detail(*lines: str, indent: str = "") -> None:
@@ -104,6 +107,13 @@ def complain(*lines: str) -> None:
     """Print on stderr why the exit code is not 0, also where the answer was to be quiet."""
     set_level(max(_level, NORMAL))
     say(*lines)
+
+
+def explain(command: str) -> None:
+    """Say why the exit code of a quiet command is not 0, where it has not: in the first line of its answer."""
+    if _level < 0 and _kept_back:
+        first = _kept_back.splitlines()[0]
+        complain(f"overlay {command.replace('.', ' ')}: {first}", "  next: run it without -q for the rest")
 
 
 def notes(texts: Iterable[str]) -> None:
@@ -128,8 +138,7 @@ def _shown(text: str, stream: TextIO, indent: str) -> str:
 
 def fold(text: str, width: int, first: str = "", others: str = "") -> list[str]:
     """Break a text into lines of at most ``width`` columns, inside a word only where it is wider than a line."""
-    indents = {"initial_indent": first, "subsequent_indent": others}
-    return textwrap.wrap(text, width, break_on_hyphens=False, **indents) or [first]  # type: ignore[arg-type]
+    return textwrap.wrap(text, width, break_on_hyphens=False, initial_indent=first, subsequent_indent=others) or [first]
 
 
 def _encodable(text: str, stream: TextIO) -> str:
@@ -153,11 +162,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows below a header, within the width of the terminal; nothing where there is no row."""
     if rows and _level >= 0:
         for line in layout(header, rows, columns(sys.stdout) or PIPED_COLUMNS):
-            print(_coloured(_encodable(line, sys.stdout)))
-
-
-def _coloured(line: str) -> str:
-    return " ".join(_paint(word, word, sys.stdout) for word in line.split(" "))
+            words = _encodable(line, sys.stdout).split(" ")
+            print(" ".join(_paint(word, word, sys.stdout) for word in words))
 
 
 def layout(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
@@ -238,15 +244,11 @@ def failure(command: str, problem: BaseException, *, as_json: bool) -> int:
     error.remedy = error.remedy or f"run `{name} --help`"
     if as_json:
         # The list repeats what `error` and its findings say: programs of older releases read it.
-        listed = [
-            {"id": one.id, "message": one.message, "place": str(one.place or ""), "text": str(one)} for one in each
-        ]
+        listed = [{"id": e.id, "message": e.message, "place": str(e.place or ""), "text": str(e)} for e in each]
         print_json(command, {"error": error.to_json(), "errors": listed}, code=error.code)
-    if len(each) > 1:
-        complain(*map(str, each))
-    complain(f"{name}: {error.message if len(each) > 1 else error}")
-    if len(each) == 1:
-        say_findings(error.findings)
+    several = len(each) > 1
+    complain(*(map(str, each) if several else ()), f"{name}: {error.message if several else error}")
+    say_findings(() if several else error.findings)
     say(f"  next: {error.remedy}")
     return error.code
 
@@ -263,8 +265,7 @@ def _bug(problem: BaseException) -> OverlayError:
 def say_findings(findings: Iterable[Finding], limit: int = 40) -> None:
     """Print what was found in an input, beside the result."""
     listed = list(findings)
-    for finding in listed[:limit]:
-        say(finding.text())
+    say(*(finding.text() for finding in listed[:limit]))
     if len(listed) > limit:
         say(f"... and {len(listed) - limit} more (--json lists all)")
 
@@ -461,7 +462,5 @@ def unwritten(command: str, code: int, problem: OSError) -> int:
         complain(f"{name}: the report could not be written ({reason}); the work itself ended with exit code {code}")
         say("  next: run `overlay status` to see what is applied")
         return code
-    complain(
-        f"{name}: output truncated: {reason}", "  next: free space or name another file, then run the command again"
-    )
+    complain(f"{name}: output truncated: {reason}", "  next: free space or name another file, then run it again")
     return code or CANNOT_WRITE

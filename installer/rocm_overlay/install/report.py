@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ from ..console import (
 )
 from ..shared import rules
 from .spec import GENERATE
+from .transaction.receipt import OWN
 from .transaction.states import FileState, State
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ if TYPE_CHECKING:
     from .transaction.recovery import Recovered
 
 SEVERITIES = ("problem", "warning", "note")
-UNSET = "no toggle is set, so models compute stock: AMD_OPS=auto in the environment turns the overlays on"
+UNSET = "no toggle is set, so overlays compute what was there before: AMD_OPS=auto in the environment turns them on"
+OWN_ALONE = "these files are your own, which no toggle changes"
 
 
 def files(count: int) -> str:
@@ -60,9 +62,11 @@ def _summary(*parts: str | None) -> None:
     show(" \u00b7 ".join(part for part in parts if part))
 
 
-def _unless_a_toggle_is_set(environ: Mapping[str, str] = os.environ) -> None:
-    """Say that overlaid files alone change nothing, to whoever may expect more."""
-    if not rules().requested(environ):
+def _unless_a_toggle_is_set(origins: Iterable[str] = (), environ: Mapping[str, str] = os.environ) -> None:
+    """Say that overlaid files alone change nothing, to whoever may expect more; ``origins`` are those of the files."""
+    if {*origins} == {OWN}:
+        show(OWN_ALONE)
+    elif not rules().requested(environ):
         show(UNSET)
 
 
@@ -89,12 +93,12 @@ def outcome(command: str, result: Outcome) -> int:
         show(f"hook {'would be ' if result.action == 'planned' else ''}removed: {result.hook}")
     if result.hook is None or changes.plan is not None:
         _summary(_done(command, result), _release(result.target), _way_back(result))
-    show(where(result.target), indent="  ")
+    show(_where(result.target), indent="  ")
     detail(*(f"overlay  {path}" for path in changes.installed + changes.updated), indent="  ")
     detail(*(f"stock    {path}" for path in changes.removed), indent="  ")
     show(*(f"your text was kept in {path}" for path in (done.rescued if done else ())), indent="  ")
-    if command == "install":
-        _unless_a_toggle_is_set()
+    if command == "install" and result.manifest is not None:
+        _unless_a_toggle_is_set(file.origin for file in result.manifest.files)
     notes(remarks)
     return 0
 
@@ -144,7 +148,7 @@ def hook(command: str, result: HookOutcome) -> int:
         return print_json(command, {**_common(result, "hook", result.path), **body, "rescued": [], "adopted": []})
     would = {"planned": "would be ", "nothing": "are already "}.get(result.action, "")
     _summary(f"{files(len(served))} {would}served at import", _release(result.target), "remove with `overlay revert`")
-    show(where(result.target), str(result.path), indent="  ")
+    show(_where(result.target), str(result.path), indent="  ")
     detail(*(f"served   {path}" for path in served), indent="  ")
     _unless_a_toggle_is_set()
     notes(result.notes)
@@ -174,7 +178,7 @@ def status(found: Status, code: int) -> int:
     counts = Counter(file.word for file in found.files)
     counted = ", ".join(f"{count} {state}" for state, count in sorted(counts.items(), key=lambda one: -one[1]))
     _summary(found.state.value, _release(found.target) or "no transformers", counted and f"files: {counted}")
-    show(where(found.target), indent="  ")
+    show(_where(found.target), indent="  ")
     if found.state is State.UNSUPPORTED:
         show(f"next: {GENERATE}", indent="  ")
     elif not code and found.state not in (State.APPLIED, State.STOCK):
@@ -188,7 +192,7 @@ def status(found: Status, code: int) -> int:
     if found.deep is not None:
         _deep(found.deep)
     if found.state is State.APPLIED:
-        _unless_a_toggle_is_set()
+        _unless_a_toggle_is_set(file.origin for file in (receipt.files if receipt else ()))
     notes(found.notes)
     if code and found.state is not State.APPLIED:
         spec = found.target.version or "RELEASE"
@@ -264,9 +268,9 @@ def listing(manifests: Sequence[Manifest]) -> int:
     return 0
 
 
-def where(target: Target) -> str:
-    release = f"transformers {target.version}" if target.version else "no transformers"
-    return f"{release} in {target.package} ({target.kind}, python: {target.executable or 'not asked'})"
+def _where(target: Target) -> str:
+    """The line below a summary, which has named the release."""
+    return f"in {target.package} ({target.kind}, python: {target.executable or 'not asked'})"
 
 
 def _overlay(manifest: Manifest | None) -> dict[str, object] | None:
@@ -291,7 +295,7 @@ def examination(result: Examination) -> int:
     counted = ", ".join(f"{counts[name]} {name}{'' if counts[name] == 1 else 's'}" for name in SEVERITIES)
     _summary(result.state, _release(result.target) if result.target else None, counted)
     if result.target is not None:
-        show(where(result.target), indent="  ")
+        show(_where(result.target), indent="  ")
     for one in result.findings:
         show("", f"{one.severity}: {one.id}: {one.kind.meaning}")
         show(*one.evidence, indent="    ")
@@ -351,14 +355,14 @@ def planned(started: Started) -> int:
         return print_json("run", body)
     served = sum(file.served for file in started.files)
     show(f"would run with {served} of {len(started.files)} files served: {shlex.join(started.command)}")
-    show(where(started.target), indent="  ")
+    show(f"{_release(started.target) or 'no transformers'} {_where(started.target)}", indent="  ")
     rows = [
         (file.model, file.path, "served" if file.served else file.why or "")
         for file in started.files
         if verbose() or not file.served
     ]
     table(("model", "file", "at import"), rows)
-    _unless_a_toggle_is_set(started.environ)
+    _unless_a_toggle_is_set(environ=started.environ)
     notes(started.notes)
     return 0
 

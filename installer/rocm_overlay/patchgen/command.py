@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rocm_overlay.overlays.recipes import recipe_set
 
-from ..console import facts, print_json, raw, say, wants_json
+from ..console import complain, facts, print_json, raw, say, wants_json
 from ..errors import DIFFERENT, DriftError, EditConflict, TargetError, UsageError, several
 from .batch import Input, run_batch
 from .config import command as config_command
@@ -228,4 +228,7 @@ def _report(options: Options, made: Run) -> None:
             say(*declined_lines(result))
     say(*loss_lines(made.lost, None if options.verbose else _PLACES_OF_A_CAUSE))
     if made.lost and not options.allow_loss:
-        say("exit 1, because sites are lost; --allow-loss accepts that, and with -o records it")
+        complain(
+            "overlay gen: sites are lost, so the exit code is 1",
+            "  next: review them with -v; --allow-loss accepts that, and with -o records it",
+        )

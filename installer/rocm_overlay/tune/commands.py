@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..console import emit, facts, notes, say, say_findings
+from ..console import emit, facts, notes, raw, say, say_findings
 from ..errors import DIFFERENT, UsageError
 from . import coverage as coverage_
 from . import estimate as estimate_
@@ -114,7 +114,7 @@ def show_shapes(found: Found, output: Path | None) -> int:
         "output": str(output) if output else None,
         "notes": list(found.notes),
     }
-    return emit("tune.shapes", value, "" if output else data.decode(), found.code)
+    return emit("tune.shapes", value, lambda: raw(b"" if output else data), found.code)
 
 
 def merge(
@@ -326,7 +326,7 @@ def env(gpu: str | None, user: Sequence[Path], aiter: Path | None, version: str 
         "already_set": own,
         "sources": [{"path": str(source.path), "role": source.role} for source in sources],
     }
-    return emit("tune.env", value, f"export {VARIABLE}={shlex.quote(str(cached.path))}")
+    return emit("tune.env", value, lambda: raw(f"export {VARIABLE}={shlex.quote(str(cached.path))}\n".encode()))
 
 
 def import_tunableop(file: Path, output: Path, gpu: str | None) -> int:
