@@ -96,7 +96,9 @@ def test_an_adopted_edit_is_the_base_of_its_overlay(options: Options) -> None:
         State.APPLIED, "adopted", digest(FITTING), digest(STOCK["one"]),
     )  # fmt: skip
     assert operations.install(options, "1.0", adopt=True).action == "nothing"
-    assert operations.revert(options).action == "reverted"
+    reverted = operations.revert(options)
+    assert reverted.action == "reverted"
+    assert f"your own text again, as it was found, not stock: {ONE}" in reverted.notes
     assert snapshot(site) == before
 
 
@@ -246,7 +248,7 @@ def test_own_files_are_installed_shown_and_reverted(options: Options, tmp_path: 
     done = operations.install(options, "1.0")
     assert set(done.changes.installed) == {f"models/{model}/modeling_{model}.py" for model in ("two", "three")}
     assert file_of(options).read_bytes() == OWN, "an own file stays until it is reverted"
-    operations.revert(options)
+    assert not any("not stock" in note for note in operations.revert(options).notes)
     assert snapshot(site) == before
 
 

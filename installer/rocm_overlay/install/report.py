@@ -323,13 +323,14 @@ def compared(found: list[dict[str, str | None]], against: Path) -> int:
     code = 1 if found else 0
     if wants_json():
         return print_json("attest", {"against": str(against), "differences": found}, code=code)
-    if found:
-        complain(f"overlay attest: {files(len(found))} differ from {against}")
-    else:
+    if not found:
         show(f"every file is as {against} says")
+        return 0
     rows = [(one["path"] or "", (one["expected"] or "none")[:12], (one["found"] or "none")[:12]) for one in found]
     table(("file", "attested", "now"), rows)
-    return code
+    differ = "1 file differs" if len(found) == 1 else f"{len(found)} files differ"
+    complain(f"overlay attest: {differ} from {against}", "  next: run `overlay status`")
+    return 1
 
 
 def attestation(made: Attestation, form: str) -> int:
