@@ -36,10 +36,10 @@ def no_torch(source: Path) -> bool:
     program = (
         "import sys; from rocm_overlay.patchgen.command import run; from pathlib import Path\n"
         "from rocm_overlay.patchgen.options import Options\n"
-        f"code = run(Options(target='llama', source=Path({str(source)!r})), out=open('/dev/null', 'w'))\n"
+        f"code = run(Options(target='llama', source=Path({str(source)!r})))\n"
         "sys.exit(code or any(name in sys.modules for name in ('torch', 'transformers')))"
     )
-    return subprocess.run([sys.executable, "-c", program], stderr=subprocess.DEVNULL, check=False).returncode == 0
+    return subprocess.run([sys.executable, "-c", program], stdout=subprocess.DEVNULL, check=False).returncode == 0
 
 
 def main() -> None:

@@ -154,6 +154,8 @@ def run(arguments: list[str]) -> int:
         _know_shells()
     with console.guarded() as stdout:
         code = _run(arguments)
+        if code:
+            console.explain(_command(arguments))
         sys.stdout.flush()
         if stdout is not None and stdout.problem is not None:
             code = console.unwritten(_command(arguments), code, stdout.problem)

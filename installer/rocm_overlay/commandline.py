@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import lru_cache, wraps
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
+from typer import Option
 from typer.core import TyperCommand, TyperGroup
 from typer.models import ArgumentInfo
 
@@ -21,31 +23,14 @@ if TYPE_CHECKING:
     from .install.session import Options
 
 
-def be_json(wanted: bool) -> bool:
-    """Take --json at its word, wherever it stands."""
-    console.set_json(wanted or console.wants_json())
-    return wanted
-
-
-_JSON = typer.Option("--json", help="Print one JSON object; everything else goes to stderr.", callback=be_json)
-Json = Annotated[bool, _JSON]
-Python = Annotated[
-    str | None, typer.Option("--python", metavar="PYTHON", help="Interpreter of the environment to work on.")
-]
+Python = Annotated[str | None, Option(metavar="PYTHON", help="Interpreter of the environment to work on.")]
 SitePackages = Annotated[
-    str | None,
-    typer.Option("--site-packages", metavar="DIR", help="Folder that contains transformers/; needs no interpreter."),
+    str | None, Option(metavar="DIR", help="Folder that contains transformers/; needs no interpreter.")
 ]
-TorchPython = Annotated[
-    str | None, typer.Option("--python", metavar="PYTHON", help="Interpreter with torch and transformers.")
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")]
-Executor = Annotated[
-    str, typer.Option("--executor", metavar="process|ray", help="Where the work runs: here, or on a Ray cluster.")
-]
-Workers = Annotated[
-    int | None, typer.Option("--workers", metavar="N", help="How many at once; default: 1 here, all of a cluster.")
-]
+TorchPython = Annotated[str | None, Option(metavar="PYTHON", help="Interpreter with torch and transformers.")]
+DryRun = Annotated[bool, Option(help="Say what would be done; write nothing.")]
+Executor = Annotated[str, Option(metavar="process|ray", help="Where the work runs: here, or on a Ray cluster.")]
+Workers = Annotated[int | None, Option(metavar="N", help="How many at once; default: 1 here, all of a cluster.")]
 
 
 @dataclass(frozen=True)
@@ -95,30 +80,30 @@ def _gpus(incomplete: str) -> list[str]:
     return [name for name in PRODUCTS if name.lower().startswith(incomplete.lower())]
 
 
-Models = Annotated[
-    str | None, typer.Option("--models", metavar="A,B", help="Only these models.", autocompletion=complete_models)
-]
+Models = Annotated[str | None, Option(metavar="A,B", help="Only these models.", autocompletion=complete_models)]
 
 
 Gpu = Annotated[
     str | None,
-    typer.Option(
-        "--gpu",
-        metavar="GPU",
-        help="MI300X, gfx942 or gfx942:304; default: the one of this machine.",
-        autocompletion=_gpus,
-    ),
+    Option(metavar="GPU", help="MI300X, gfx942 or gfx942:304; default: the one of this machine.", autocompletion=_gpus),
 ]
 
 
-def _be_quiet(wanted: bool) -> None:
-    if wanted:
-        console.set_level(console.QUIET)
+def _switch(*flags: str, help: str, does: Callable[[], None]) -> Any:
+    """Return a switch that takes effect wherever it stands."""
+    return Option(*flags, help=help, callback=lambda wanted: does() if wanted else None)
 
 
-def _be_verbose(wanted: bool) -> None:
-    if wanted:
-        console.set_level(console.VERBOSE)
+_JSON = _switch(
+    "--json", help="Print one JSON object; everything else goes to stderr.", does=lambda: console.set_json(True)
+)
+_QUIET = _switch(
+    "-q",
+    "--quiet",
+    help="Print errors only, and what was asked for as data.",
+    does=lambda: console.set_level(console.QUIET),
+)
+_VERBOSE = _switch("-v", "--verbose", help="Print details.", does=lambda: console.set_level(console.VERBOSE))
 
 
 @lru_cache
@@ -128,14 +113,9 @@ def _levels() -> list[Any]:
 
     @holder.command()
     def levels(
-        json: Json = False,
-        quiet: Annotated[
-            bool,
-            typer.Option(
-                "-q", "--quiet", help="Print errors only, and what was asked for as data.", callback=_be_quiet
-            ),
-        ] = False,
-        verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Print details.", callback=_be_verbose)] = False,
+        json: Annotated[bool, _JSON] = False,
+        quiet: Annotated[bool, _QUIET] = False,
+        verbose: Annotated[bool, _VERBOSE] = False,
     ) -> None:
         pass
 
@@ -211,57 +191,57 @@ class Group(_Page, TyperGroup):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        _with_levels(self.params, "--json")
+        _with_levels(self.params, *(() if self.invoke_without_command else ("--json",)))
 
 
 class App(typer.Typer):
-    """A set of commands in the style of this program."""
+    """A set of commands in the style of this program. A help page ends in the command lines that are named first."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, *examples: str, **settings: Any) -> None:
         super().__init__(
             add_completion=False,
             rich_markup_mode=None,
             cls=settings.pop("cls", Group),
             pretty_exceptions_enable=False,
             context_settings={"help_option_names": ["-h", "--help"]},
-            **settings,
+            **_with_examples(settings, examples),
         )
 
-    def command(self, name: str | None = None, **settings: Any) -> Callable[[Any], Any]:
+    def command(  # type: ignore[override]
+        self, *examples: str, name: str | None = None, **settings: Any
+    ) -> Callable[[Any], Any]:
         """Register a command, as `typer.Typer.command` does, whose parameters may be groups of options."""
-        register = super().command(name, cls=_Command, **settings)
+        register = super().command(name, cls=_Command, **_with_examples(settings, examples))
         return lambda work: register(by_option(work))
 
-    def callback(self, **settings: Any) -> Callable[[Any], Any]:
+    def callback(self, *examples: str, **settings: Any) -> Callable[[Any], Any]:
         """Register what runs before the commands below, in the same way."""
-        register = super().callback(**settings)
+        register = super().callback(**_with_examples(settings, examples))
         return lambda work: register(by_option(work))
+
+
+def _with_examples(settings: dict[str, Any], lines: Sequence[str]) -> dict[str, Any]:
+    """Add the end of a help page: command lines that are not to be wrapped."""
+    return {**settings, "epilog": "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)} if lines else settings
 
 
 def by_option(work: Callable[..., Any]) -> Callable[..., Any]:
     """Return ``work`` with one parameter per option: each dataclass that it takes is replaced by its fields.
 
-    So an option is written once, as a field that knows its flag, its help and its default.
+    So an option is written once, as a field that knows its help and its default; its flag is its name. A command
+    whose defaults are others gives its parameter an instance that has them.
     """
     hints = get_type_hints(work, include_extras=True)
     groups: dict[str, Any] = {name: kind for name, kind in hints.items() if name != "return" and is_dataclass(kind)}
-    if not groups:
-        return work
     options: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(work).parameters.items():
         if name not in groups:
-            options.append(parameter.replace(annotation=hints[name], kind=parameter.KEYWORD_ONLY))
+            options.append(_option(name, hints[name], parameter.default))
             continue
         types = get_type_hints(groups[name], include_extras=True)
-        options += [
-            parameter.replace(
-                name=field.name,
-                annotation=types[field.name],
-                default=parameter.empty if field.default is MISSING else field.default,
-                kind=parameter.KEYWORD_ONLY,
-            )
-            for field in fields(groups[name])
-        ]
+        for one in fields(groups[name]):
+            default = parameter.empty if one.default is MISSING else one.default
+            options.append(_option(one.name, types[one.name], getattr(parameter.default, one.name, default)))
 
     @wraps(work)
     def command(**given: Any) -> Any:
@@ -273,9 +253,14 @@ def by_option(work: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def examples(*lines: str) -> str:
-    """Return the end of a help page: command lines that are not to be wrapped."""
-    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+def _option(name: str, kind: Any, default: Any) -> inspect.Parameter:
+    """Return a parameter for typer. A switch gets its name as its only flag: typer would add a ``--no-`` to it."""
+    value, *about = get_args(kind) if get_origin(kind) is Annotated else (kind,)
+    if value is bool and about and about[0].default is ...:  # which is where typer keeps the first flag
+        about[0] = copy(about[0])
+        about[0].param_decls = (f"--{name.replace('_', '-')}",)
+        kind = Annotated[bool, about[0]]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
 
 
 def names(text: str | None) -> list[str] | None:

@@ -35,13 +35,14 @@ QUIET, NORMAL, VERBOSE = -1, 0, 1
 _NOT_THEIR_OUTPUT = ("install", "revert", "recover", "status", "doctor")
 _level = NORMAL
 _as_json = False
+_kept_back = ""  # the first line of an answer that was not shown, because it was to be quiet
 _began = time.monotonic()
 
 
 def start() -> None:
     """Begin an answer: neither quiet nor verbose, for people, and the clock runs from here."""
-    global _began
-    _began = time.monotonic()
+    global _began, _kept_back
+    _began, _kept_back = time.monotonic(), ""
     set_level(NORMAL)
     set_json(False)
 
@@ -82,9 +83,11 @@ def columns(stream: TextIO) -> int | None:
 
 def show(*lines: str, indent: str = "") -> None:
     """Print lines of an answer, folded where they are wider than the terminal."""
-    if _level >= 0:
-        for line in lines:
+    global _kept_back
+    for line in lines:
+        if _level >= 0:
             print(_shown(line, sys.stdout, indent))
+        _kept_back = _kept_back or line.strip()
 
 
 def detail(*lines: str, indent: str = "") -> None:
@@ -106,6 +109,13 @@ def complain(*lines: str) -> None:
     say(*lines)
 
 
+def explain(command: str) -> None:
+    """Say why the exit code of a quiet command is not 0, where it has not: in the first line of its answer."""
+    if _level < 0 and _kept_back:
+        first = _kept_back.splitlines()[0]
+        complain(f"overlay {command.replace('.', ' ')}: {first}", "  next: run it without -q for the rest")
+
+
 def notes(texts: Iterable[str]) -> None:
     """Print what the reader should know besides, on stderr."""
     say(*(f"note: {text}" for text in texts))
@@ -122,15 +132,13 @@ def _shown(text: str, stream: TextIO, indent: str) -> str:
         else:
             lines += fold(line.strip(), width, begin, begin + ("    " if len(begin) < width // 2 else ""))
     word, colon, rest = lines[0].partition(":")
-    if colon and word in _COLOURS:
-        lines[0] = _paint(word, word, stream) + colon + rest
+    lines[0] = (_paint(word, word, stream) if colon else word) + colon + rest
     return "\n".join(_encodable(line, stream) for line in lines)
 
 
 def fold(text: str, width: int, first: str = "", others: str = "") -> list[str]:
     """Break a text into lines of at most ``width`` columns, inside a word only where it is wider than a line."""
-    indents = {"initial_indent": first, "subsequent_indent": others}
-    return textwrap.wrap(text, width, break_on_hyphens=False, **indents) or [first]  # type: ignore[arg-type]
+    return textwrap.wrap(text, width, break_on_hyphens=False, initial_indent=first, subsequent_indent=others) or [first]
 
 
 def _encodable(text: str, stream: TextIO) -> str:
@@ -154,11 +162,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows below a header, within the width of the terminal; nothing where there is no row."""
     if rows and _level >= 0:
         for line in layout(header, rows, columns(sys.stdout) or PIPED_COLUMNS):
-            print(_coloured(_encodable(line, sys.stdout)))
-
-
-def _coloured(line: str) -> str:
-    return " ".join(_paint(word, word, sys.stdout) for word in line.split(" "))
+            words = _encodable(line, sys.stdout).split(" ")
+            print(" ".join(_paint(word, word, sys.stdout) for word in words))
 
 
 def layout(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
@@ -195,9 +200,10 @@ def _blocks(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) ->
     return lines
 
 
-def print_json(command: str, body: Mapping[str, object], *, code: int = 0) -> None:
-    """Print the one object of a command that ran: what ``overlay COMMAND --json`` promises."""
+def print_json(command: str, body: Mapping[str, object], *, code: int = 0) -> int:
+    """Print the one object of a command that ran, as ``overlay COMMAND --json`` promises; return the exit code."""
     print_document({"schema": f"amd-overlay.{command}/1", **body, "ok": code == 0, "exit_code": code})
+    return code
 
 
 def print_document(value: Mapping[str, object]) -> None:
@@ -238,15 +244,11 @@ def failure(command: str, problem: BaseException, *, as_json: bool) -> int:
     error.remedy = error.remedy or f"run `{name} --help`"
     if as_json:
         # The list repeats what `error` and its findings say: programs of older releases read it.
-        listed = [
-            {"id": one.id, "message": one.message, "place": str(one.place or ""), "text": str(one)} for one in each
-        ]
+        listed = [{"id": e.id, "message": e.message, "place": str(e.place or ""), "text": str(e)} for e in each]
         print_json(command, {"error": error.to_json(), "errors": listed}, code=error.code)
-    if len(each) > 1:
-        complain(*map(str, each))
-    complain(f"{name}: {error.message if len(each) > 1 else error}")
-    if len(each) == 1:
-        say_findings(error.findings)
+    several = len(each) > 1
+    complain(*(map(str, each) if several else ()), f"{name}: {error.message if several else error}")
+    say_findings(() if several else error.findings)
     say(f"  next: {error.remedy}")
     return error.code
 
@@ -263,17 +265,16 @@ def _bug(problem: BaseException) -> OverlayError:
 def say_findings(findings: Iterable[Finding], limit: int = 40) -> None:
     """Print what was found in an input, beside the result."""
     listed = list(findings)
-    for finding in listed[:limit]:
-        say(finding.text())
+    say(*(finding.text() for finding in listed[:limit]))
     if len(listed) > limit:
         say(f"... and {len(listed) - limit} more (--json lists all)")
 
 
-def emit(command: str, body: Mapping[str, object], text: str | Callable[[], str], code: int = 0) -> int:
-    """Print a result as one JSON object or as text, which is only made when it is wanted; return the exit code."""
+def emit(command: str, body: Mapping[str, object], text: str | Callable[[], str | None], code: int = 0) -> int:
+    """Print a result as one JSON object or as text, made or printed only when it is wanted; return the exit code."""
     if _as_json:
-        print_json(command, body, code=code)
-    elif shown := text if isinstance(text, str) else text():
+        return print_json(command, body, code=code)
+    if shown := text if isinstance(text, str) else text():
         show(shown.removesuffix("\n"))
     return code
 
@@ -461,7 +462,5 @@ def unwritten(command: str, code: int, problem: OSError) -> int:
         complain(f"{name}: the report could not be written ({reason}); the work itself ended with exit code {code}")
         say("  next: run `overlay status` to see what is applied")
         return code
-    complain(
-        f"{name}: output truncated: {reason}", "  next: free space or name another file, then run the command again"
-    )
+    complain(f"{name}: output truncated: {reason}", "  next: free space or name another file, then run it again")
     return code or CANNOT_WRITE

@@ -107,15 +107,12 @@ class OverlayError(Exception):
     def to_json(self) -> dict[str, object]:
         """Return the `error` object of every `--json` answer."""
         return {
-            "code": self.code,
-            "id": self.id,
-            "message": self.message,
+            **{
+                name: getattr(self, name)
+                for name in ("code", "id", "message", "remedy", "expected", "found", "nearest")
+            },
             "paths": list(self.paths),
-            "remedy": self.remedy,
             "place": None if self.place is None else str(self.place),
-            "expected": self.expected,
-            "found": self.found,
-            "nearest": self.nearest,
             "findings": [finding.as_json() for finding in self.findings],
         }
 

@@ -18,6 +18,7 @@ import pytest
 from rocm_overlay.bench import command, runner
 from rocm_overlay.bench.process import Process
 from rocm_overlay.bench.runner import Journal, Setup
+from rocm_overlay.console import set_json
 from rocm_overlay.errors import UsageError
 
 from examples.tiny_models import tiny_config
@@ -145,7 +146,9 @@ def test_answers_for_programs_leave_no_folder_and_another_model_has_a_folder_of_
     monkeypatch.setattr(runner, "run_all", measured)
     monkeypatch.setattr(runner, "ask_size", lambda setup: SIZE)
     options = command.Options(str(model), python=sys.executable)
-    command.run(dataclasses.replace(options, as_json=True))
+    set_json(True)
+    command.run(options)
+    set_json(False)
     assert list(tmp_path.iterdir()) == []
     command.run(options)
     (first,) = tmp_path.iterdir()

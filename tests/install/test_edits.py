@@ -19,7 +19,7 @@ import pytest
 pytest.importorskip("libcst")
 
 from rocm_overlay.errors import BundleError, BusyError, ForeignError, OverlayError, UnsupportedError, UsageError
-from rocm_overlay.install import catalog, inspection, operations
+from rocm_overlay.install import catalog, inspection, operations, report
 from rocm_overlay.install.doctor import Machine, examine
 from rocm_overlay.install.session import Options
 from rocm_overlay.install.transaction import fs
@@ -96,7 +96,9 @@ def test_an_adopted_edit_is_the_base_of_its_overlay(options: Options) -> None:
         State.APPLIED, "adopted", digest(FITTING), digest(STOCK["one"]),
     )  # fmt: skip
     assert operations.install(options, "1.0", adopt=True).action == "nothing"
-    assert operations.revert(options).action == "reverted"
+    reverted = operations.revert(options)
+    assert reverted.action == "reverted"
+    assert f"your own text again, as it was found, not stock: {ONE}" in reverted.notes
     assert snapshot(site) == before
 
 
@@ -210,6 +212,25 @@ def test_what_gen_makes_of_an_edit_is_installed_without_adopt(options: Options, 
 # -- own -----------------------------------------------------------------------------------------------------------
 
 
+def test_no_toggle_is_named_where_every_file_is_the_users_and_the_release_stands_once(
+    options: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith(("USE_", "AMD_OPS", "FORCE_"))]:
+        monkeypatch.delenv(name)
+    mine = folder_with(tmp_path / "mine", one=OWN)
+    outcome = operations.install(options, "1.0", replacements=mine)
+    assert report.outcome("install", outcome) == report.status(inspection.status(options), 0) == 0
+    installed, status = capsys.readouterr().out.split("APPLIED")
+    for said in (installed, status):
+        assert report.OWN_ALONE in said
+        assert report.UNSET not in said
+        assert said.count("transformers 1.0") == 1
+    assert report.outcome("install", operations.install(options, "1.0")) == 0
+    said = capsys.readouterr().out
+    assert report.UNSET in said, "now there are overlays, too"
+    assert report.OWN_ALONE not in said
+
+
 @pytest.mark.parametrize("layout", ["models", "direct", "flat"])
 def test_own_files_are_installed_shown_and_reverted(options: Options, tmp_path: Path, layout: str) -> None:
     folder = tmp_path / "mine"
@@ -227,7 +248,7 @@ def test_own_files_are_installed_shown_and_reverted(options: Options, tmp_path: 
     done = operations.install(options, "1.0")
     assert set(done.changes.installed) == {f"models/{model}/modeling_{model}.py" for model in ("two", "three")}
     assert file_of(options).read_bytes() == OWN, "an own file stays until it is reverted"
-    operations.revert(options)
+    assert not any("not stock" in note for note in operations.revert(options).notes)
     assert snapshot(site) == before
 
 

@@ -187,7 +187,11 @@ def test_a_quiet_command_says_why_its_exit_code_is_not_0(site: Path, tmp_path: P
         assert (done.code, done.out, done.err) == (0, "", "")
     assert run_process("revert", *here).code == 0
     assert run_process("status", "--check", "-q", *here).err.splitlines()[0] == "overlay status: not applied (STOCK)"
-    assert "differ from" in run_process("attest", "--verify", str(attested), "-q", *here).err
+    done = run_process("attest", "--verify", str(attested), "-q", *here)
+    assert (done.code, done.out) == (1, ""), "the list is for those who asked for it"
+    first, last = done.err.splitlines()
+    assert first.endswith(f" differ from {attested}")
+    assert last.startswith("  next: ")
 
 
 def test_an_edited_file_is_called_edited_and_the_next_step_is_named(site: Path) -> None:

@@ -10,7 +10,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
-from rocm_overlay.console import failure
+from rocm_overlay.console import failure, set_json, wants_json
 from rocm_overlay.errors import OverlayError
 from rocm_overlay.overlays.recipes import recipe_set
 from rocm_overlay.patchgen import losses
@@ -54,9 +54,10 @@ def call(**options: object) -> tuple[int, str, str]:
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         try:
+            set_json(bool(options.pop("as_json", False)))
             code = run(Options(**options))  # type: ignore[arg-type]
         except OverlayError as error:
-            code = failure("gen", error, as_json=bool(options.get("as_json")))
+            code = failure("gen", error, as_json=wants_json())
     return code, out.getvalue(), err.getvalue()
 
 

@@ -135,10 +135,12 @@ def test_an_overlay_imports_and_looks_like_stock(model: str, compared: tuple[boo
 GENERATE = """
 import sys
 from pathlib import Path
+from rocm_overlay.console import set_json
 from rocm_overlay.patchgen.command import run
 from rocm_overlay.patchgen.options import Options
 source, output = Path(sys.argv[1]), Path(sys.argv[2])
-code = run(Options(all_files=True, source=source, output=output, models="qwen3,phi3,mixtral", as_json=True))
+set_json(True)
+code = run(Options(all_files=True, source=source, output=output, models="qwen3,phi3,mixtral"))
 heavy = sorted({"torch", "transformers", "black", "ruff"} & set(sys.modules))
 assert not heavy, heavy
 sys.exit(code)

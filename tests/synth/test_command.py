@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from rocm_overlay.app import run
 from rocm_overlay.synth import cli, commands
+from rocm_overlay.synth.pipeline import Judge, Outcome
+from rocm_overlay.synth.providers import Reply
+from rocm_overlay.synth.sampler.plan import Plan
 from rocm_overlay.synth.settings import Settings
 
 from .support import program, synth
@@ -200,3 +203,16 @@ def test_validate_reports_each_file(tmp_path: Path) -> None:
     }
     assert "import os" in rows["Evil"]["message"]
     assert synth("validate", tmp_path / "SynthModel_Good.py", "compile_backend=none").code == 0
+
+
+def test_a_program_that_is_not_valid_is_explained_to_who_asked_for_quiet(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def attempt(judge: Judge, plan: Plan) -> Outcome:
+        return Outcome(plan, Reply("not a program"), category="syntax", message="line 1: invalid syntax")
+
+    monkeypatch.setattr(Judge, "attempt", attempt)
+    assert run(["synth", "single_debug", "-q", "compile_backend=none"]) == 1
+    out, err = capsys.readouterr()
+    assert out == "not a program\n", "what was asked for as data"
+    assert err == "overlay synth single_debug: syntax: line 1: invalid syntax\n  next: try another seed=N\n"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from rocm_overlay import console
-from rocm_overlay.console import Steps, failure
+from rocm_overlay.console import Steps, failure, set_json
 from rocm_overlay.errors import OverlayError
 from rocm_overlay.verify import command, plan, report, target
 from rocm_overlay.verify.workers import Results, Setup, run_all
@@ -36,7 +36,8 @@ def fewer_cases(monkeypatch: pytest.MonkeyPatch) -> None:
 def verify(model: Path, capsys: pytest.CaptureFixture[str], **options: Any) -> tuple[int, dict[str, Any], str]:
     """Run the command with ``--json``; return exit code, report and what went to standard error."""
     try:
-        code = command.run(command.Options(str(model), python=sys.executable, as_json=True, **options))
+        set_json(True)
+        code = command.run(command.Options(str(model), python=sys.executable, **options))
     except OverlayError as error:
         code = failure("verify", error, as_json=True)
     out, err = capsys.readouterr()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rocm_overlay import console
 from rocm_overlay.errors import UsageError
 from rocm_overlay.executor import make_executor
 from rocm_overlay.fingerprint import Fingerprint
@@ -105,7 +106,7 @@ def test_what_cannot_be_is_refused(
 ) -> None:
     model = save_tiny("llama", tmp_path / "llama")
     with pytest.raises(UsageError, match=said):
-        command.run(command.Options(str(model), python=sys.executable, as_json=True, **options))
+        command.run(command.Options(str(model), python=sys.executable, **options))
 
 
 def test_another_model_under_the_same_path_is_verified_anew(
@@ -113,7 +114,8 @@ def test_another_model_under_the_same_path_is_verified_anew(
 ) -> None:
     """The real processes: the weights that the second report tells of are those of the model that is there now."""
     model = save_tiny("llama", tmp_path / "llama")
-    few: dict[str, Any] = {"tiers": "torch", "toggles": ["all"], "cases": "prefill", "as_json": True}
+    few: dict[str, Any] = {"tiers": "torch", "toggles": ["all"], "cases": "prefill"}
+    console.set_json(True)
 
     def run(**options: Any) -> dict[str, Any]:
         asked = command.Options(str(model), python=sys.executable, work=tmp_path / "work", **few, **options)
@@ -149,7 +151,7 @@ def test_a_ray_cluster_gives_what_this_machine_gives(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # what Ray gives a worker of one CPU; other sums are rounded elsewhere
     model = save_tiny("llama", tmp_path / "llama")
-    few = {"tiers": "torch,eager", "toggles": ["all"], "cases": "quick", "as_json": True}
+    few = {"tiers": "torch,eager", "toggles": ["all"], "cases": "quick"}
     assert command.run(command.Options(str(model), python=sys.executable, **few)) == 0
     here = json.loads(capsys.readouterr().out)
     asked = command.Options(str(model), python=sys.executable, **few)

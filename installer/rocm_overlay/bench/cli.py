@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
-from ..commandline import App, Json, TorchPython, examples
+from ..commandline import App, TorchPython
 from .options import Attn, Cache, Dtype, FailOver, Metric, Options
 
 app = App()
@@ -16,12 +18,10 @@ app.add_typer(bench_app, name="bench")
 
 
 @bench_app.callback(
+    "overlay bench --model ./Llama-3.2-1B --matrix toggles --isl 128,2048 --batch 1,8",
+    "overlay bench --model ./bert --mode forward",
+    "overlay bench --model ./Llama-3.2-1B --baseline before/report.json",
     invoke_without_command=True,
-    epilog=examples(
-        "overlay bench --model ./Llama-3.2-1B --matrix toggles --isl 128,2048 --batch 1,8",
-        "overlay bench --model ./bert --mode forward",
-        "overlay bench --model ./Llama-3.2-1B --baseline before/report.json",
-    ),
 )
 def bench(context: typer.Context, options: Options) -> int:
     """Measure stock against overlaid code, in interleaved processes."""
@@ -32,15 +32,13 @@ def bench(context: typer.Context, options: Options) -> int:
     return command.run(options)
 
 
-@bench_app.command(epilog=examples("overlay bench compare before.json after.json --max-slowdown 5%"))
+@bench_app.command("overlay bench compare before.json after.json --max-slowdown 5%")
 def compare(
-    old: Annotated[Path, typer.Argument(metavar="A", help="A report.json.")],
-    new: Annotated[Path, typer.Argument(metavar="B", help="The one to judge.")],
+    old: Annotated[Path, Argument(metavar="A", help="A report.json.")],
+    new: Annotated[Path, Argument(metavar="B", help="The one to judge.")],
     fail_over: FailOver = "5%",
     metric: Metric = None,
-    other_machine: Annotated[
-        bool, typer.Option("--other-machine", help="Show reports of two machines; nothing fails then.")
-    ] = False,
+    other_machine: Annotated[bool, Option(help="Show reports of two machines; nothing fails then.")] = False,
 ) -> int:
     """Compare two reports of one machine.
 
@@ -51,18 +49,17 @@ def compare(
     return command.compare(old, new, fail_over, metric, other_machine)
 
 
-@app.command(epilog=examples("overlay profile --model ./Qwen3-0.6B --isl 512 -o traces"))
+@app.command("overlay profile --model ./Qwen3-0.6B --isl 512 -o traces")
 def profile(
-    model: Annotated[str, typer.Option("--model", metavar="DIR", help="A saved model, or a folder with config.json.")],
+    model: Annotated[str, Option(metavar="DIR", help="A saved model, or a folder with config.json.")],
     python: TorchPython = None,
-    batch: Annotated[int, typer.Option("--batch", help="Batch size.")] = 1,
-    isl: Annotated[int, typer.Option("--isl", help="Prompt length in tokens.")] = 128,
+    batch: Annotated[int, Option(help="Batch size.")] = 1,
+    isl: Annotated[int, Option(help="Prompt length in tokens.")] = 128,
     attn: Attn = "sdpa",
     cache: Cache = "dynamic",
     dtype: Dtype = "bfloat16",
-    runs: Annotated[int, typer.Option("--runs", help="Steps of each phase, traced one by one.")] = 5,
-    folder: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="Folder of the traces.")] = None,
-    json: Json = False,
+    runs: Annotated[int, Option(help="Steps of each phase, traced one by one.")] = 5,
+    folder: Annotated[Path | None, Option("-o", "--output", metavar="DIR", help="Folder of the traces.")] = None,
 ) -> int:
     """Trace steps of both builds: the share of time in ops of ours.
 
@@ -70,17 +67,5 @@ def profile(
     """
     from . import profiling
 
-    return profiling.run(
-        Options(
-            model=model,
-            python=python,
-            batch=str(batch),
-            isl=str(isl),
-            attn=attn,
-            cache=cache,
-            dtype=dtype,
-            runs=runs,
-            output=folder,
-            as_json=json,
-        )
-    )
+    shape = Options(model, batch=str(batch), isl=str(isl), attn=attn, cache=cache, dtype=dtype)
+    return profiling.run(replace(shape, python=python, runs=runs, output=folder))

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..console import Step, emit, notes, print_json, progress, say, show, table, wants_json
+from ..console import Step, notes, print_json, progress, say, show, table, wants_json
 from ..errors import UsageError, WriteError
 from ..executor import check, make_executor
 from ..files import model_path
@@ -50,7 +50,7 @@ def _folder(options: Options, setup: runner.Setup) -> Iterator[Path]:
     """Where samples and report go: what is named, else a folder here; a program that reads the JSON gets none."""
     if options.output is not None:
         yield options.output
-    elif options.as_json:
+    elif wants_json():
         with tempfile.TemporaryDirectory(prefix="overlay-bench-") as name:
             yield Path(name)
     else:
@@ -76,8 +76,8 @@ def _run(
     _write(folder, content, options.html)
     compared = comparison.compare(baseline, content, limit, metrics=metrics) if baseline else None
     code = 0 if built.ok and not (compared and compared.failed) else 1
-    kept = None if options.as_json and options.output is None else folder
-    _show(content, compared, kept, code, options.as_json)
+    kept = None if wants_json() and options.output is None else folder
+    _show(content, compared, kept, code)
     return code
 
 
@@ -126,10 +126,11 @@ def compare(old: Path, new: Path, fail_over: str, metric: str | None, other_mach
     limit, metrics = comparison.parse_limit(fail_over), comparison.parse_metrics(metric)
     before, after = comparison.read(old), comparison.read(new)
     found = comparison.compare(before, after, limit, other_machine=other_machine, metrics=metrics)
+    code = 1 if found.failed else 0
     if wants_json():
-        return emit("bench.compare", found.as_json(), "", 1 if found.failed else 0)
+        return print_json("bench.compare", found.as_json(), code=code)
     _print_comparison(found)
-    return 1 if found.failed else 0
+    return code
 
 
 def prepare(options: Options, size: int = 1) -> runner.Setup:
@@ -238,10 +239,8 @@ def _page(content: dict[str, Any]) -> str | None:
         return None
 
 
-def _show(
-    content: dict[str, Any], compared: comparison.Comparison | None, folder: Path | None, code: int, as_json: bool
-) -> None:
-    if as_json:
+def _show(content: dict[str, Any], compared: comparison.Comparison | None, folder: Path | None, code: int) -> None:
+    if wants_json():
         whole = {**content, **({"baseline": compared.as_json()} if compared else {}), "folder": folder and str(folder)}
         print_json("bench", whole, code=code)
         return

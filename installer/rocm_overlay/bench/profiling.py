@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ..console import print_json, progress, show, table
+from ..console import print_json, progress, show, table, wants_json
 from ..errors import UsageError
 from . import command, matrix, runner
 from .memory import check_memory
@@ -40,10 +40,9 @@ def run(options: Options) -> int:
     }
     report |= {"builds": found, "folder": str(folder)}
     (folder / "profile.json").write_text(json.dumps(report, indent=1) + "\n")
-    if options.as_json:
-        print_json("profile", report)
-    else:
-        _show(report)
+    if wants_json():
+        return print_json("profile", report)
+    _show(report)
     return 0
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import __version__
+from ..console import facts
 from ..journal import stamp
 from ..statistics import Rounds, Verdict, bootstrap, faster, log_ratios, summarise
 from .matrix import AGAIN, STOCK, Cell, shape_name
@@ -59,17 +60,12 @@ def build(setup: Setup, processes: list[Process], size: dict[str, Any], seconds:
             "model": {
                 "path": setup.model.name,
                 "weights": "saved" if setup.has_weights else f"seeded ({setup.seed})",
-                "parameters": size["parameters"],
-                "bytes": size["bytes"],
-                "layers": size["layers"],
+                **{name: size[name] for name in ("parameters", "bytes", "layers")},
                 "dtype": setup.dtype,
             },
             "protocol": {
-                "rounds": setup.rounds,
-                "runs": setup.runs,
-                "warmup": setup.warmup,
+                **facts(setup, "rounds runs warmup ranks"),
                 "fresh_process_per_cell": True,
-                "ranks": setup.ranks,
             },
             "noise": {name: {measure: loudest(logs) for measure, logs in one.items()} for name, one in noise.items()},
             "cells": rows,
@@ -84,9 +80,7 @@ def machine(setup: Setup, size: dict[str, Any]) -> dict[str, Any]:
         "device": size["device"],
         "device_name": size["device_name"],
         "platform": platform.platform(terse=True),
-        "python": setup.interpreter.python,
-        "torch": setup.interpreter.torch,
-        "transformers": setup.interpreter.transformers,
+        **facts(setup.interpreter, "python torch transformers"),
         "overlay": __version__,
     }
 
@@ -181,17 +175,12 @@ def _measures(setup: Setup, cell: Cell, good: list[Process]) -> dict[str, Any]:
     found = {name: _latency(rounds_of(setup, good, key)) for name, key in MEASURES[setup.mode]}
     loads = [[p.loaded_s] for p in good if p.loaded_s is not None]
     found["load"] = _latency(loads)
-    cold = [[_cold(p)] for p in good if p.first]
+    cold = [[float(p.first.get("e2e", 0.0))] for p in good if p.first]
     found["first_call"] = _latency(cold)
     if setup.mode == "generate":
         decode = [[sum(run["itl"]) for run in p.runs] for p in good]
         found["decode"] = _latency(decode)
     return found
-
-
-def _cold(process: Process) -> float:
-    value = process.first.get("e2e", 0.0)
-    return float(value)
 
 
 def _latency(rounds: Rounds) -> dict[str, Any]:

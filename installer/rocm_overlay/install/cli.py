@@ -6,21 +6,9 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
+from typer import Argument, Option
 
-from ..commandline import (
-    App,
-    DryRun,
-    Gpu,
-    Models,
-    Python,
-    Where,
-    be_json,
-    complete_models,
-    complete_release,
-    examples,
-    names,
-)
+from ..commandline import App, DryRun, Gpu, Models, Python, Where, complete_models, complete_release, names
 from ..console import counting, wants_json
 from ..errors import UsageError
 from . import report
@@ -29,51 +17,41 @@ app = App()
 
 
 @app.command(
-    epilog=examples(
-        "overlay install",
-        "overlay install --generate",
-        "overlay install --transformers 4.57.6 --models llama,qwen3 --python .venv/bin/python",
-        "overlay install --transformers 4.57 --mode hook",
-        "overlay install --transformers 4.57 --generated my-overlays",
-    )
+    "overlay install",
+    "overlay install --generate",
+    "overlay install --transformers 4.57.6 --models llama,qwen3 --python .venv/bin/python",
+    "overlay install --transformers 4.57 --mode hook",
+    "overlay install --transformers 4.57 --generated my-overlays",
 )
 # long: one option per line, nothing else
 def install(
     *,
     transformers: Annotated[
         str | None,
-        typer.Option(
-            "--transformers",
+        Option(
             metavar="SPEC",
             help="Expected release: 4.57, 4.57.6, 5.25.0.dev0 or '>=4.57,<4.58'; default: the installed one.",
             autocompletion=complete_release,
         ),
     ] = None,
     models: Annotated[
-        str | None,
-        typer.Option(
-            "--models", metavar="A,B", help="Only these; others go back to stock.", autocompletion=complete_models
-        ),
+        str | None, Option(metavar="A,B", help="Only these; others go back to stock.", autocompletion=complete_models)
     ] = None,
     mode: Annotated[
         Literal["files", "hook"],
-        typer.Option("--mode", help="files: replace them; hook: add one .pth file that serves overlays at import."),
+        Option(help="files: replace them; hook: add one .pth file that serves overlays at import."),
     ] = "files",
     generate: Annotated[
-        bool,
-        typer.Option("--generate", help="Make the overlays here from the installed files, whatever their release."),
+        bool, Option(help="Make the overlays here from the installed files, whatever their release.")
     ] = False,
     generated: Annotated[
-        Path | None,
-        typer.Option("--generated", metavar="DIR", help="Use overlays that `overlay gen --all -o DIR` made."),
+        Path | None, Option(metavar="DIR", help="Use overlays that `overlay gen --all -o DIR` made.")
     ] = None,
     replacements: Annotated[
-        Path | None,
-        typer.Option("--replacements", metavar="DIR", help="Install your own models/NAME/modeling_NAME.py files."),
+        Path | None, Option(metavar="DIR", help="Install your own models/NAME/modeling_NAME.py files.")
     ] = None,
     adopt: Annotated[
-        bool,
-        typer.Option("--adopt", help="Make overlays from edited files; the edit stays, revert returns exactly it."),
+        bool, Option(help="Make overlays from edited files; the edit stays, revert returns exactly it.")
     ] = False,
     where: Where,
     dry_run: DryRun = False,
@@ -90,10 +68,10 @@ def install(
     return report.outcome("install", outcome)
 
 
-@app.command(epilog=examples("overlay revert", "overlay revert --dry-run", "overlay revert --force"))
+@app.command("overlay revert", "overlay revert --dry-run", "overlay revert --force")
 def revert(
     *,
-    force: Annotated[bool, typer.Option("--force", help="Also replace edited files, after keeping a copy.")] = False,
+    force: Annotated[bool, Option(help="Also replace edited files, after keeping a copy.")] = False,
     where: Where,
     dry_run: DryRun = False,
 ) -> int:
@@ -104,7 +82,7 @@ def revert(
     return report.outcome("revert", outcome)
 
 
-@app.command(epilog=examples("overlay recover", "overlay recover --site-packages .venv/lib/python3.11/site-packages"))
+@app.command("overlay recover", "overlay recover --site-packages .venv/lib/python3.11/site-packages")
 def recover(where: Where) -> int:
     """Finish an interrupted install or revert.
 
@@ -115,19 +93,13 @@ def recover(where: Where) -> int:
     return report.outcome("recover", operations.recover_only(where.options()))
 
 
-@app.command(
-    epilog=examples(
-        "overlay status", "overlay status --check --json", "overlay status --deep --python .venv/bin/python"
-    )
-)
+@app.command("overlay status", "overlay status --check --json", "overlay status --deep --python .venv/bin/python")
 def status(
     *,
     check: Annotated[
-        bool, typer.Option("--check", help="Exit 1 unless the state is APPLIED; with --deep, on any other difference.")
+        bool, Option(help="Exit 1 unless the state is APPLIED; with --deep, on any other difference.")
     ] = False,
-    deep: Annotated[
-        bool, typer.Option("--deep", help="Hash every file of the package against its RECORD, not only ours.")
-    ] = False,
+    deep: Annotated[bool, Option(help="Hash every file of the package against its RECORD, not only ours.")] = False,
     where: Where,
 ) -> int:
     """Show what is applied, and whether the files agree."""
@@ -139,12 +111,8 @@ def status(
     return report.status(found, 1 if check and not fine else 0)
 
 
-@app.command(epilog=examples("overlay diff", "overlay diff --exit-code", "overlay diff > changes.patch"))
-def diff(
-    *,
-    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit 1 when there is a difference.")] = False,
-    where: Where,
-) -> int:
+@app.command("overlay diff", "overlay diff --exit-code", "overlay diff > changes.patch")
+def diff(*, exit_code: Annotated[bool, Option(help="Exit 1 when there is a difference.")] = False, where: Where) -> int:
     """Print the difference from stock to the present files."""
     from . import inspection
 
@@ -152,23 +120,17 @@ def diff(
     return report.diff(target, differences, 1 if exit_code and differences else 0)
 
 
-@app.command(
-    epilog=examples(
-        "overlay doctor",
-        "overlay doctor --import --launcher torchrun",
-        "overlay doctor --fix --dry-run",
-    )
-)
+@app.command("overlay doctor", "overlay doctor --import --launcher torchrun", "overlay doctor --fix --dry-run")
 def doctor(
     *,
-    fix: Annotated[bool, typer.Option("--fix", help="Mend what can be mended safely.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --fix: say what would be mended.")] = False,
+    fix: Annotated[bool, Option(help="Mend what can be mended safely.")] = False,
+    dry_run: Annotated[bool, Option(help="With --fix: say what would be mended.")] = False,
     import_: Annotated[
-        bool, typer.Option("--import", help="Import torch and the overlaid models in a child process, and ask SDPA.")
+        bool, Option("--import", help="Import torch and the overlaid models in a child process, and ask SDPA.")
     ] = False,
     launcher: Annotated[
         Literal["torchrun", "accelerate", "deepspeed"] | None,
-        typer.Option("--launcher", help="Check which interpreter this launcher would start."),
+        Option(help="Check which interpreter this launcher would start."),
     ] = None,
     where: Where,
 ) -> int:
@@ -183,7 +145,7 @@ def doctor(
     return report.examination(result)
 
 
-@app.command(epilog=examples("overlay info", "overlay info --json --python .venv/bin/python"))
+@app.command("overlay info", "overlay info --json --python .venv/bin/python")
 def info(where: Where) -> int:
     """Print what a bug report needs: versions, GPU, toggles, state.
 
@@ -194,7 +156,7 @@ def info(where: Where) -> int:
     return report.info(collect(where.options()))
 
 
-@app.command(name="list", epilog=examples("overlay list", "overlay list --json"))
+@app.command("overlay list", "overlay list --json", name="list")
 def list_() -> int:
     """List the releases and models that have overlays."""
     from . import catalog
@@ -203,20 +165,16 @@ def list_() -> int:
 
 
 @app.command(
-    epilog=examples(
-        "overlay run -- python serve.py",
-        "overlay run --profile auto -- torchrun --nproc-per-node 8 train.py",
-        "overlay run --models llama --dry-run --json -- python serve.py",
-    )
+    "overlay run -- python serve.py",
+    "overlay run --profile auto -- torchrun --nproc-per-node 8 train.py",
+    "overlay run --models llama --dry-run --json -- python serve.py",
 )
 def run(
-    command: Annotated[list[str], typer.Argument(metavar="-- CMD ...", help="The command to run, after --.")],
+    command: Annotated[list[str], Argument(metavar="-- CMD ...", help="The command to run, after --.")],
     models: Models = None,
-    profile: Annotated[
-        str | None, typer.Option("--profile", metavar="off|auto|max|FILE", help="Also set these toggles for CMD.")
-    ] = None,
+    profile: Annotated[str | None, Option(metavar="off|auto|max|FILE", help="Also set these toggles for CMD.")] = None,
     python: Python = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be served; start nothing.")] = False,
+    dry_run: Annotated[bool, Option(help="Say what would be served; start nothing.")] = False,
 ) -> int:
     """Run a command with the overlays served by an import hook.
 
@@ -233,19 +191,13 @@ def run(
     return running.replace_process(started)
 
 
-@app.command(
-    epilog=examples(
-        'eval "$(overlay env --profile auto)"', "overlay env --profile max --gpu gfx942", "overlay env --json"
-    )
-)
+@app.command('eval "$(overlay env --profile auto)"', "overlay env --profile max --gpu gfx942", "overlay env --json")
 def env(
     profile: Annotated[
-        Literal["off", "auto", "max"], typer.Option("--profile", help="off: stock; auto: by GPU; max: everything on.")
+        Literal["off", "auto", "max"], Option(help="off: stock; auto: by GPU; max: everything on.")
     ] = "auto",
     gpu: Gpu = None,
-    shell: Annotated[
-        Literal["sh", "fish"], typer.Option("--shell", help="Whose syntax: sh (bash, zsh) or fish.")
-    ] = "sh",
+    shell: Annotated[Literal["sh", "fish"], Option(help="Whose syntax: sh (bash, zsh) or fish.")] = "sh",
 ) -> int:
     """Print shell exports for a profile of run-time toggles.
 
@@ -257,22 +209,17 @@ def env(
 
 
 @app.command(
-    epilog=examples(
-        "overlay export --transformers 4.57.6 > amd.patch && git -C transformers apply ../amd.patch",
-        "overlay export --transformers 4.57.6 --models llama --root transformers",
-    )
+    "overlay export --transformers 4.57.6 > amd.patch && git -C transformers apply ../amd.patch",
+    "overlay export --transformers 4.57.6 --models llama --root transformers",
 )
 def export(
     *,
     transformers: Annotated[
-        str | None,
-        typer.Option("--transformers", metavar="RELEASE", help="This release; default: the one that is installed."),
+        str | None, Option(metavar="RELEASE", help="This release; default: the one that is installed.")
     ] = None,
     models: Models = None,
-    format_: Annotated[Literal["git-patch"], typer.Option("--format", help="The form of the patch.")] = "git-patch",
-    root: Annotated[
-        str, typer.Option("--root", metavar="DIR", help="Where the package lies in the checkout.")
-    ] = "src/transformers",
+    format_: Annotated[Literal["git-patch"], Option("--format", help="The form of the patch.")] = "git-patch",
+    root: Annotated[str, Option(metavar="DIR", help="Where the package lies in the checkout.")] = "src/transformers",
     where: Where,
 ) -> int:
     """Print the overlays as a patch for a source checkout."""
@@ -284,26 +231,19 @@ def export(
 
 
 @app.command(
-    epilog=examples(
-        "overlay attest > overlay.json",
-        "overlay attest --verify overlay.json",
-        "overlay attest --format cyclonedx > overlay.cdx.json",
-    )
+    "overlay attest > overlay.json",
+    "overlay attest --verify overlay.json",
+    "overlay attest --format cyclonedx > overlay.cdx.json",
 )
 def attest(
     *,
     format_: Annotated[
-        Literal["json", "cyclonedx"], typer.Option("--format", help="Our own form, or CycloneDX 1.6.")
+        Literal["json", "cyclonedx"], Option("--format", help="Our own form, or CycloneDX 1.6.")
     ] = "json",
     verify: Annotated[
-        Path | None,
-        typer.Option("--verify", metavar="FILE", help="Compare with an earlier one; exit 1 where files differ."),
+        Path | None, Option(metavar="FILE", help="Compare with an earlier one; exit 1 where files differ.")
     ] = None,
     where: Where,
-    json: Annotated[
-        bool,
-        typer.Option("--json", help="The same as --format json, which is the default.", callback=be_json),
-    ] = False,
 ) -> int:
     """Print what is installed with hashes before and after.
 
@@ -311,7 +251,7 @@ def attest(
     """
     from . import attest as room
 
-    if json and format_ == "cyclonedx":
+    if wants_json() and format_ == "cyclonedx":
         raise UsageError(
             "two-formats", "--json and --format cyclonedx exclude each other.", remedy="leave one of the two out"
         )
@@ -322,20 +262,17 @@ def attest(
 
 
 @app.command(
-    epilog=examples(
-        "overlay scan ./my-project",
-        "overlay scan ./my-project --exclude 'third_party/*' --json",
-        "overlay scan ./my-project --format sarif > scan.sarif",
-    )
+    "overlay scan ./my-project",
+    "overlay scan ./my-project --exclude 'third_party/*' --json",
+    "overlay scan ./my-project --format sarif > scan.sarif",
 )
 def scan(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A file or folder.")],
+    path: Annotated[Path, Argument(metavar="PATH", help="A file or folder.")],
     exclude: Annotated[
-        list[str] | None,
-        typer.Option("--exclude", metavar="GLOB", help="Leave out paths below PATH that match; repeat for more."),
+        list[str] | None, Option(metavar="GLOB", help="Leave out paths below PATH that match; repeat for more.")
     ] = None,
     format_: Annotated[
-        Literal["text", "json", "sarif"], typer.Option("--format", help="For people, programs or code scanning.")
+        Literal["text", "json", "sarif"], Option("--format", help="For people, programs or code scanning.")
     ] = "text",
 ) -> int:
     """Find NVIDIA-only libraries in sources, and what replaces them.

@@ -270,7 +270,10 @@ def _plan_revert(place: Place, target: Target, options: Options, force: bool) ->
         return changes, [*notes, *_of_the_left(changes)] if changes.plan else []
     if not states.is_orphaned(current, target.version, found.record):
         changes = planning.plan_revert(found, force=force)
-        return changes, _of_the_left(changes)
+        put_back = [file for file in current.files if file.path in changes.removed]
+        edits = [file.path for file in put_back if file.belongs_to not in (None, file.stock.sha256)]
+        notes = [f"your own text again, as it was found, not stock: {', '.join(edits)}"] if edits else []
+        return changes, [*notes, *_of_the_left(changes)]
     _refuse_half_upgraded(found, current)
     release = f"transformers {target.version}" if target.version else "no transformers"
     return planning.plan_forget(found), [

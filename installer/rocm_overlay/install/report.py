@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ from ..console import (
 )
 from ..shared import rules
 from .spec import GENERATE
+from .transaction.receipt import OWN
 from .transaction.states import FileState, State
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ if TYPE_CHECKING:
     from .transaction.recovery import Recovered
 
 SEVERITIES = ("problem", "warning", "note")
-UNSET = "no toggle is set, so models compute stock: AMD_OPS=auto in the environment turns the overlays on"
+UNSET = "no toggle is set, so overlays compute what was there before: AMD_OPS=auto in the environment turns them on"
+OWN_ALONE = "these files are your own, which no toggle changes"
 
 
 def files(count: int) -> str:
@@ -60,9 +62,11 @@ def _summary(*parts: str | None) -> None:
     show(" \u00b7 ".join(part for part in parts if part))
 
 
-def _unless_a_toggle_is_set(environ: Mapping[str, str] = os.environ) -> None:
-    """Say that overlaid files alone change nothing, to whoever may expect more."""
-    if not rules().requested(environ):
+def _unless_a_toggle_is_set(origins: Iterable[str] = (), environ: Mapping[str, str] = os.environ) -> None:
+    """Say that overlaid files alone change nothing, to whoever may expect more; ``origins`` are those of the files."""
+    if {*origins} == {OWN}:
+        show(OWN_ALONE)
+    elif not rules().requested(environ):
         show(UNSET)
 
 
@@ -71,7 +75,7 @@ def outcome(command: str, result: Outcome) -> int:
     changes, done = result.changes, result.done
     remarks = (*(result.recovered.notes if result.recovered else ()), *result.notes)
     if wants_json():
-        print_json(
+        return print_json(
             command,
             {
                 **_common(result, "files", result.hook),
@@ -83,19 +87,18 @@ def outcome(command: str, result: Outcome) -> int:
                 "adopted": changes.adopted,
             },
         )
-        return 0
     if result.recovered:
         show(_recovery_line(result.recovered))
     if result.hook is not None:
         show(f"hook {'would be ' if result.action == 'planned' else ''}removed: {result.hook}")
     if result.hook is None or changes.plan is not None:
         _summary(_done(command, result), _release(result.target), _way_back(result))
-    show(where(result.target), indent="  ")
+    show(_where(result.target), indent="  ")
     detail(*(f"overlay  {path}" for path in changes.installed + changes.updated), indent="  ")
     detail(*(f"stock    {path}" for path in changes.removed), indent="  ")
     show(*(f"your text was kept in {path}" for path in (done.rescued if done else ())), indent="  ")
-    if command == "install":
-        _unless_a_toggle_is_set()
+    if command == "install" and result.manifest is not None:
+        _unless_a_toggle_is_set(file.origin for file in result.manifest.files)
     notes(remarks)
     return 0
 
@@ -142,11 +145,10 @@ def hook(command: str, result: HookOutcome) -> int:
     if wants_json():
         listed = {"installed": [] if nothing else served, "unchanged": served if nothing else []}
         body = {"files": {**listed, "updated": [], "removed": []}, "transaction": None, "recovered": None}
-        print_json(command, {**_common(result, "hook", result.path), **body, "rescued": [], "adopted": []})
-        return 0
+        return print_json(command, {**_common(result, "hook", result.path), **body, "rescued": [], "adopted": []})
     would = {"planned": "would be ", "nothing": "are already "}.get(result.action, "")
     _summary(f"{files(len(served))} {would}served at import", _release(result.target), "remove with `overlay revert`")
-    show(where(result.target), str(result.path), indent="  ")
+    show(_where(result.target), str(result.path), indent="  ")
     detail(*(f"served   {path}" for path in served), indent="  ")
     _unless_a_toggle_is_set()
     notes(result.notes)
@@ -157,15 +159,11 @@ def status(found: Status, code: int) -> int:
     """Report desired against actual; return ``code``, which `--check` decides."""
     receipt = found.receipt
     if wants_json():
-        desired = None
-        if receipt is not None:
-            desired = {
-                "line": receipt.line,
-                "version": receipt.overlay_version,
-                "manifest_sha256": receipt.manifest_sha256,
-                "transformers": receipt.target.version,
-                "time": receipt.time,
-            }
+        desired = receipt and {
+            **facts(receipt, "line manifest_sha256 time"),
+            "version": receipt.overlay_version,
+            "transformers": receipt.target.version,
+        }
         body = {
             "state": found.state.value,
             "target": found.target.to_json(),
@@ -176,12 +174,11 @@ def status(found: Status, code: int) -> int:
             "deep": found.deep and {**vars(found.deep), "clean": found.deep.clean},
             "notes": found.notes,
         }
-        print_json("status", body, code=code)
-        return code
+        return print_json("status", body, code=code)
     counts = Counter(file.word for file in found.files)
     counted = ", ".join(f"{count} {state}" for state, count in sorted(counts.items(), key=lambda one: -one[1]))
     _summary(found.state.value, _release(found.target) or "no transformers", counted and f"files: {counted}")
-    show(where(found.target), indent="  ")
+    show(_where(found.target), indent="  ")
     if found.state is State.UNSUPPORTED:
         show(f"next: {GENERATE}", indent="  ")
     elif not code and found.state not in (State.APPLIED, State.STOCK):
@@ -195,7 +192,7 @@ def status(found: Status, code: int) -> int:
     if found.deep is not None:
         _deep(found.deep)
     if found.state is State.APPLIED:
-        _unless_a_toggle_is_set()
+        _unless_a_toggle_is_set(file.origin for file in (receipt.files if receipt else ()))
     notes(found.notes)
     if code and found.state is not State.APPLIED:
         spec = found.target.version or "RELEASE"
@@ -233,18 +230,12 @@ def diff(target: Target, differences: Sequence[tuple[str, bytes]], code: int) ->
 def info(found: Info) -> int:
     """Print one block to paste into a report of a problem; return exit code 0."""
     if wants_json():
-        print_json("info", found.body)
-        return 0
+        return print_json("info", found.body)
     for name, value in found.body.items():
-        if isinstance(value, list):
-            value = ", ".join(value) or "none"
-        elif isinstance(value, dict):
-            named = {key: one for key, one in value.items() if one is not None}
-            version = named.pop("version", None) if name != "toggles" else None
-            value = (
-                ", ".join([*([version] if version else []), *(f"{key} {one}" for key, one in named.items())]) or "none"
-            )
-        show(f"{name:<13} {value or 'none'}")
+        if isinstance(value, dict):
+            told = {key: one for key, one in value.items() if one is not None}
+            value = [one if key == "version" and name != "toggles" else f"{key} {one}" for key, one in told.items()]
+        show(f"{name:<13} {(', '.join(value) if isinstance(value, list) else value) or 'none'}")
     return 0
 
 
@@ -259,8 +250,7 @@ def listing(manifests: Sequence[Manifest]) -> int:
             }
             for manifest in manifests
         ]
-        print_json("list", {"lines": lines})
-        return 0
+        return print_json("list", {"lines": lines})
     for manifest in manifests:
         models = sorted(manifest.models())
         show(f"transformers {manifest.line} ({', '.join(manifest.releases)}): {len(models)} models")
@@ -278,15 +268,13 @@ def listing(manifests: Sequence[Manifest]) -> int:
     return 0
 
 
-def where(target: Target) -> str:
-    release = f"transformers {target.version}" if target.version else "no transformers"
-    return f"{release} in {target.package} ({target.kind}, python: {target.executable or 'not asked'})"
+def _where(target: Target) -> str:
+    """The line below a summary, which has named the release."""
+    return f"in {target.package} ({target.kind}, python: {target.executable or 'not asked'})"
 
 
 def _overlay(manifest: Manifest | None) -> dict[str, object] | None:
-    if manifest is None:
-        return None
-    return {"line": manifest.line, "version": manifest.version, "manifest_sha256": manifest.sha256}
+    return None if manifest is None else {**facts(manifest, "line version"), "manifest_sha256": manifest.sha256}
 
 
 def _recovery_line(recovered: Recovered) -> str:
@@ -298,18 +286,16 @@ def examination(result: Examination) -> int:
     fixed = dict(result.fixed)
     if wants_json():
         body = {
-            "target": None if result.target is None else result.target.to_json(),
-            "state": result.state,
+            **facts(result, "state dry_run"),
+            "target": result.target and result.target.to_json(),
             "findings": [{**one.to_json(), "fixed": fixed.get(one.id)} for one in result.findings],
-            "dry_run": result.dry_run,
         }
-        print_json("doctor", body, code=result.code)
-        return result.code
+        return print_json("doctor", body, code=result.code)
     counts = Counter(one.severity for one in result.findings)
     counted = ", ".join(f"{counts[name]} {name}{'' if counts[name] == 1 else 's'}" for name in SEVERITIES)
     _summary(result.state, _release(result.target) if result.target else None, counted)
     if result.target is not None:
-        show(where(result.target), indent="  ")
+        show(_where(result.target), indent="  ")
     for one in result.findings:
         show("", f"{one.severity}: {one.id}: {one.kind.meaning}")
         show(*one.evidence, indent="    ")
@@ -327,9 +313,8 @@ def patch(made: Patch) -> int:
     if wants_json():
         listed = [{"path": path, "model": model, "patch": text.decode("utf-8")} for path, model, text in made.files]
         body = {"release": made.release, "format": "git-patch", "overlay_version": made.version, "files": listed}
-        print_json("export", body)
-    else:
-        raw(b"".join(text for _, _, text in made.files))
+        return print_json("export", body)
+    raw(b"".join(text for _, _, text in made.files))
     return 0
 
 
@@ -337,15 +322,15 @@ def compared(found: list[dict[str, str | None]], against: Path) -> int:
     """Report what is no longer as it was attested; return 1 where something is not."""
     code = 1 if found else 0
     if wants_json():
-        print_json("attest", {"against": str(against), "differences": found}, code=code)
-        return code
-    if found:
-        complain(f"overlay attest: {files(len(found))} differ from {against}")
-    else:
+        return print_json("attest", {"against": str(against), "differences": found}, code=code)
+    if not found:
         show(f"every file is as {against} says")
+        return 0
     rows = [(one["path"] or "", (one["expected"] or "none")[:12], (one["found"] or "none")[:12]) for one in found]
     table(("file", "attested", "now"), rows)
-    return code
+    differ = "1 file differs" if len(found) == 1 else f"{len(found)} files differ"
+    complain(f"overlay attest: {differ} from {against}", "  next: run `overlay status`")
+    return 1
 
 
 def attestation(made: Attestation, form: str) -> int:
@@ -368,18 +353,17 @@ def planned(started: Started) -> int:
             "files": [facts(file, "path model served why") for file in started.files],
             "notes": started.notes,
         }
-        print_json("run", body)
-        return 0
+        return print_json("run", body)
     served = sum(file.served for file in started.files)
     show(f"would run with {served} of {len(started.files)} files served: {shlex.join(started.command)}")
-    show(where(started.target), indent="  ")
+    show(f"{_release(started.target) or 'no transformers'} {_where(started.target)}", indent="  ")
     rows = [
         (file.model, file.path, "served" if file.served else file.why or "")
         for file in started.files
         if verbose() or not file.served
     ]
     table(("model", "file", "at import"), rows)
-    _unless_a_toggle_is_set(started.environ)
+    _unless_a_toggle_is_set(environ=started.environ)
     notes(started.notes)
     return 0
 
@@ -390,8 +374,7 @@ def environment(profile: Profile, shell: str) -> int:
         variables = {one.name: one.value for one in profile.settings}
         reasons = {one.name: one.reason for one in profile.settings}
         body = {"profile": profile.name, "gpu": profile.gpu, "variables": variables, "reasons": reasons}
-        print_json("env", body)
-        return 0
+        return print_json("env", body)
     # Lines that are evaluated may be joined, and a comment would hide what follows: then reasons go to stderr.
     explained = sys.stdout.isatty()
     if explained:

@@ -5,20 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
-from ..commandline import App, Models, examples, names
+from ..commandline import App, Models, names
 from .options import Options
 
 app = App()
 
 
 @app.command(
-    epilog=examples(
-        "overlay gen llama --diff",
-        "overlay gen --all --from-installed -o my-overlays",
-        "overlay gen --all --source ./transformers -o my-overlays --check",
-    )
+    "overlay gen llama --diff",
+    "overlay gen --all --from-installed -o my-overlays",
+    "overlay gen --all --source ./transformers -o my-overlays --check",
 )
 def gen(options: Options) -> int:
     """Generate overlays from stock modeling files and the recipes.
@@ -33,17 +31,15 @@ def gen(options: Options) -> int:
 
 
 @app.command(
-    epilog=examples(
-        "overlay drift 4.57.6 5.23.0 --models llama,qwen3",
-        "overlay drift old/transformers new/transformers",
-        "overlay drift transformers-4.57.3-py3-none-any.whl transformers-4.57.6-py3-none-any.whl --html drift.html",
-    )
+    "overlay drift 4.57.6 5.23.0 --models llama,qwen3",
+    "overlay drift old/transformers new/transformers",
+    "overlay drift transformers-4.57.3-py3-none-any.whl transformers-4.57.6-py3-none-any.whl --html drift.html",
 )
 def drift(
-    old: Annotated[str, typer.Argument(metavar="A", help="A release of ours, or a transformers folder or wheel.")],
-    new: Annotated[str, typer.Argument(metavar="B", help="The one to move to.")],
+    old: Annotated[str, Argument(metavar="A", help="A release of ours, or a transformers folder or wheel.")],
+    new: Annotated[str, Argument(metavar="B", help="The one to move to.")],
     models: Models = None,
-    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write a page.")] = None,
+    html: Annotated[Path | None, Option(metavar="FILE", help="Also write a page.")] = None,
 ) -> int:
     """Show what another release does to the edited places.
 

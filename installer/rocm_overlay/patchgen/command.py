@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rocm_overlay.overlays.recipes import recipe_set
 
-from ..console import facts, print_json, raw, say
+from ..console import complain, facts, print_json, raw, say, wants_json
 from ..errors import DIFFERENT, DriftError, EditConflict, TargetError, UsageError, several
 from .batch import Input, run_batch
 from .config import command as config_command
@@ -58,6 +58,10 @@ def run(options: Options) -> int:
             fit; 4 a file that is not stock Python source; 5 the output folder cannot be written; 9 no such model, file
             or package; 70 a bug of ours.
     """
+    if options.source is not None and options.from_installed:
+        raise UsageError("usage", "--source and --from-installed exclude each other")
+    if options.fix and not options.check:
+        raise UsageError("usage", "--fix goes with --check")
     if _means_configs(options):
         _check_config_options(options)
         return config_command.run(options)
@@ -65,10 +69,9 @@ def run(options: Options) -> int:
     recipes = recipe_set()
     made = _finish(options, _generate(options, recipes))
     code = DIFFERENT if made.lost and not options.allow_loss else 0
-    if options.as_json:
-        print_json("gen", _as_json(made, recipes), code=code)
-    else:
-        _report(options, made)
+    if wants_json():
+        return print_json("gen", _as_json(made, recipes), code=code)
+    _report(options, made)
     return code
 
 
@@ -82,27 +85,19 @@ def _means_configs(options: Options) -> bool:
 def _check_config_options(options: Options) -> None:
     if options.all_files or options.models:
         raise UsageError("usage", "--all and --models are for modeling files", expected="a patch config alone")
-    if options.fix and not options.check:
-        raise UsageError("usage", "--fix goes with --check")
     if options.check and options.dry_run:
         raise UsageError("usage", "--check writes nothing already", remedy="leave out --dry-run")
-    if options.source is not None and options.from_installed:
-        raise UsageError("usage", "--source and --from-installed exclude each other")
 
 
 def _check_options(options: Options) -> None:
     if options.all_files == (options.target is not None):
         raise UsageError("usage", "name one MODULE_OR_FILE, or pass --all", expected="exactly one of them")
-    if options.source is not None and options.from_installed:
-        raise UsageError("usage", "--source and --from-installed exclude each other")
     if options.models and not options.all_files:
         raise UsageError("usage", "--models chooses among --all")
     if options.mode == "standalone" or options.config_name is not None:
         raise UsageError(
             "usage", "--mode standalone and -c go with a patch config", expected="a *_patch_gen_config.py file"
         )
-    if options.fix and not options.check:
-        raise UsageError("usage", "--fix goes with --check")
     writes = not (options.dry_run or options.list_sites)
     if (options.check or (options.all_files and writes and not options.diff)) and options.output is None:
         raise UsageError(
@@ -233,4 +228,7 @@ def _report(options: Options, made: Run) -> None:
             say(*declined_lines(result))
     say(*loss_lines(made.lost, None if options.verbose else _PLACES_OF_A_CAUSE))
     if made.lost and not options.allow_loss:
-        say("exit 1, because sites are lost; --allow-loss accepts that, and with -o records it")
+        complain(
+            "overlay gen: sites are lost, so the exit code is 1",
+            "  next: review them with -v; --allow-loss accepts that, and with -o records it",
+        )

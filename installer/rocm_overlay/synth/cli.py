@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
-from ..commandline import App, Group, examples
+from ..commandline import App, Group
 from ..errors import UsageError
 from .options import Compiled, Confined, Many, Operators, Sampled, Total, Workers, Written
 
@@ -27,9 +28,10 @@ class _Group(Group):
 
 app = App()
 synth = App(
+    "overlay synth single_debug",
+    "overlay synth parallel num_total_samples=1000 num_worker=8",
     cls=_Group,
     help="Generate and validate synthetic modules, and fuzz with them.\n\nEach program is validated in isolation.",
-    epilog=examples("overlay synth single_debug", "overlay synth parallel num_total_samples=1000 num_worker=8"),
     no_args_is_help=True,
 )
 app.add_typer(synth, name="synth")
@@ -37,7 +39,7 @@ _MEANT = {"generate": "parallel", "run": "parallel", "debug": "single_debug", "s
 _ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 
 
-@synth.command("single_debug", epilog=examples("overlay synth single_debug seed=3 compile_backend=eager"))
+@synth.command("overlay synth single_debug seed=3 compile_backend=eager", name="single_debug")
 def single_debug(sampled: Sampled, written: Written, compiled: Compiled) -> int:
     """Make one program and show everything.
 
@@ -48,13 +50,13 @@ def single_debug(sampled: Sampled, written: Written, compiled: Compiled) -> int:
     return commands.single_debug(settings.make(sampled, written, compiled))
 
 
-@synth.command(epilog=examples("overlay synth parallel num_total_samples=1000 num_worker=8 output_dir=programs"))
+@synth.command("overlay synth parallel num_total_samples=1000 num_worker=8 output_dir=programs")
 def parallel(
     many: Many,
     sampled: Sampled,
     written: Written,
     compiled: Compiled,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Remove what this run made before, and make it anew.")] = False,
+    fresh: Annotated[bool, Option(help="Remove what this run made before, and make it anew.")] = False,
 ) -> int:
     """Make many programs, each of them validated.
 
@@ -66,9 +68,9 @@ def parallel(
     return commands.parallel(made, fresh=fresh)
 
 
-@synth.command(epilog=examples("overlay synth validate generated_programs/ --num-worker 4"))
+@synth.command("overlay synth validate generated_programs/ --num-worker 4")
 def validate(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A program, or a folder of programs.")],
+    path: Annotated[Path, Argument(metavar="PATH", help="A program, or a folder of programs.")],
     compiled: Compiled,
     num_worker: Workers = None,
 ) -> int:
@@ -81,13 +83,11 @@ def validate(
     return commands.validate(path, settings.make(compiled, num_worker=num_worker))
 
 
-@synth.command(epilog=examples("overlay synth merge runs/a runs/b --output-dir programs"))
+@synth.command("overlay synth merge runs/a runs/b --output-dir programs")
 def merge(
-    folders: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="Folders of programs; they stay as they are.")
-    ],
+    folders: Annotated[list[Path], Argument(metavar="DIR...", help="Folders of programs; they stay as they are.")],
     confined: Confined,
-    output_dir: Annotated[Path, typer.Option(help="Where the programs go.")] = Path("merged_programs"),
+    output_dir: Annotated[Path, Option(help="Where the programs go.")] = Path("merged_programs"),
     num_worker: Workers = None,
     operators_file: Operators = None,
 ) -> int:
@@ -103,17 +103,17 @@ def merge(
     return commands.merge(folders, made)
 
 
-@synth.command(epilog=examples("overlay synth fuzz --target ops --num-total-samples 200"))
+@synth.command("overlay synth fuzz --target ops --num-total-samples 200")
 def fuzz(
     *,
-    target: Annotated[str, typer.Option(help="ops, kernelize, recipes or compile.")],
-    corpus: Annotated[Path | None, typer.Option(help="A folder of programs; default: freshly sampled ones.")] = None,
+    target: Annotated[str, Option(help="ops, kernelize, recipes or compile.")],
+    corpus: Annotated[Path | None, Option(help="A folder of programs; default: freshly sampled ones.")] = None,
     num_total_samples: Total = None,
     num_worker: Workers = None,
     sampled: Sampled,
     confined: Confined,
-    output_dir: Annotated[Path, typer.Option(help="Where findings go.")] = Path("fuzz_findings"),
-    compile_backend: Annotated[str, typer.Option(help="inductor, aot_eager, eager or none.")] = "aot_eager",
+    output_dir: Annotated[Path, Option(help="Where findings go.")] = Path("fuzz_findings"),
+    compile_backend: Annotated[str, Option(help="inductor, aot_eager, eager or none.")] = "aot_eager",
 ) -> int:
     """Run programs stock against replaced.
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rocm_overlay.console import emit, notes, print_json, raw, say, wants_json
+from rocm_overlay.console import complain, emit, notes, print_json, raw, say, wants_json
 from rocm_overlay.errors import UsageError
 from rocm_overlay.executor import Executor
 
@@ -93,18 +93,18 @@ def single_debug(settings: Settings) -> int:
     if wants_json():
         body: dict[str, Any] = {"category": outcome.category, "message": outcome.message}
         body |= {"answer": outcome.answer, "attempt": outcome.record(), **found}
-        print_json("synth.single_debug", body, code=1 if outcome.category else 0)
-        return 1 if outcome.category else 0
+        return print_json("synth.single_debug", body, code=1 if outcome.category else 0)
     raw(f"{program.source if program else outcome.reply.text}\n".encode())
     if labels:
         say(f"called: {', '.join(found['operators'])}")
         say(f"nearest KernelBench problem: {nearest or 'none'} (similarity {similarity:.2f})")
     answer = outcome.answer or {}
     shapes = f"{', '.join(answer.get('inputs', []))} -> {', '.join(answer.get('outputs', []))}"
-    say(
-        f"{outcome.category}: {outcome.message}" if outcome.category else f"valid: {program and program.name}: {shapes}"
-    )
-    return 1 if outcome.category else 0
+    if outcome.category:
+        complain(f"overlay synth single_debug: {outcome.category}: {outcome.message}", "  next: try another seed=N")
+        return 1
+    say(f"valid: {program and program.name}: {shapes}")
+    return 0
 
 
 def parallel(settings: Settings, *, fresh: bool = False) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..console import emit, facts, say, say_findings
+from ..console import emit, facts, notes, raw, say, say_findings
 from ..errors import DIFFERENT, UsageError
 from . import coverage as coverage_
 from . import estimate as estimate_
@@ -24,26 +24,15 @@ from .inputs import index_for, model_config, shipped_sources, target_aiter, targ
 from .logs import Seen, read_log
 from .logs import record as record_command
 from .merge import Source, merge_files, meta_path, write_merged
+from .models import Model as Layers
 from .models import read_model
-from .options import Drop, Speed
+from .options import Drop, Model, Shapes, Speed
 from .places import VARIABLE
 from .schema import COLUMNS
 from .shapes import Shape, parse_dtype, parse_fused, parse_ladder, read_untuned, render_untuned, unique, uses
 from .table import read_usable, render
 
 IMPORT_SCHEMA = "amd-overlay.tune.import/1"
-
-
-@dataclass(frozen=True)
-class ShapeOptions:
-    """The options that name a model's shapes, as typed."""
-
-    config: str | None
-    tp: int
-    fused: str
-    m_ladder: str
-    dtype: str
-    assume: str | None
 
 
 @dataclass(frozen=True)
@@ -57,7 +46,7 @@ class Found:
     code: int = 0
 
 
-def find_shapes(options: ShapeOptions, log: Path | None, command: list[str] | None, hits: bool) -> Found:
+def find_shapes(options: Shapes, log: Path | None, command: list[str] | None, hits: bool) -> Found:
     """Return the shapes of exactly one origin: a config, a log, or a recorded command."""
     if sum(given is not None for given in (options.config, log, command)) != 1:
         raise UsageError(
@@ -75,20 +64,28 @@ def find_shapes(options: ShapeOptions, log: Path | None, command: list[str] | No
     return _seen(seen, {"command": command, "status": status}, hits, status)
 
 
-def model_shapes(options: ShapeOptions) -> Found:
-    config = model_config(options.config or "")
-    fused, dtype, ladder = parse_fused(options.fused), parse_dtype(options.dtype), parse_ladder(options.m_ladder)
-    model = read_model(config, fused=fused, tp=options.tp, assume=options.assume)
+def model_shapes(options: Shapes) -> Found:
+    config, dtype, ladder = (
+        model_config(options.config or ""),
+        parse_dtype(options.dtype),
+        parse_ladder(options.m_ladder),
+    )
+    model = read_model(config, fused=parse_fused(options.fused), tp=options.tp, assume=options.assume)
     listed = list(uses(model, ladder, dtype))
     described = tuple({**facts(use.linear, "role count kind"), **use.shape._asdict()} for use in listed)
     origin = {
-        "config": str(config),
+        "config": str(model_config(options.config or "")),
         "model_type": model.model_type,
         "tp": options.tp,
-        "fused": sorted(fused),
+        "fused": sorted(parse_fused(options.fused)),
         "m_ladder": list(ladder),
     }
     return Found(unique(use.shape for use in listed), described, origin, model.notes)
+
+
+def _model(asked: Model) -> Layers:
+    config = model_config(asked.config or "")
+    return read_model(config, fused=parse_fused(asked.fused), tp=asked.tp, assume=asked.assume)
 
 
 def _seen(seen: Seen, origin: dict[str, object], hits: bool, code: int) -> Found:
@@ -108,8 +105,7 @@ def show_shapes(found: Found, output: Path | None) -> int:
     if output is not None:
         guard_output(output, [Path(str(found.origin[key])) for key in ("config", "log") if key in found.origin])
         write_atomic(output, data, 0o644)
-    for note in found.notes:
-        say(f"note: {note}")
+    notes(found.notes)
     say(f"{len(found.shapes)} shapes" + (f" written to {output}" if output else ""))
     value = {
         "origin": found.origin,
@@ -118,7 +114,7 @@ def show_shapes(found: Found, output: Path | None) -> int:
         "output": str(output) if output else None,
         "notes": list(found.notes),
     }
-    return emit("tune.shapes", value, "" if output else data.decode(), found.code)
+    return emit("tune.shapes", value, lambda: raw(b"" if output else data), found.code)
 
 
 def merge(
@@ -175,7 +171,7 @@ def check(files: Sequence[Path], aiter: Path | None, version: str | None, err_ra
 
 
 def report(
-    options: ShapeOptions,
+    options: Shapes,
     gpu: str | None,
     m_mix: str | None,
     tables: Sequence[Path],
@@ -202,7 +198,7 @@ def report(
     if png is not None:
         _write_picture(png, picture(made), [config, *tables])
     body = {**made.as_json(), "sources": [used.path for used in merged.sources]}
-    return emit("tune.report", body, lambda: report_.table_text(made))
+    return emit("tune.report", body, lambda: report_.tell(made))
 
 
 def _write_picture(target: Path, data: bytes, sources: Sequence[Path]) -> None:
@@ -228,14 +224,12 @@ def _peaks(speed: Speed) -> tuple[Gpu, list[str]]:
     return gpu, []
 
 
-def estimate(options: ShapeOptions, speed: Speed, tables: Sequence[Path], aiter: Path | None) -> int:
+def estimate(options: Model, speed: Speed, tables: Sequence[Path], aiter: Path | None) -> int:
     if not 0 < speed.efficiency <= 1 or speed.batch < 1 or not 0 <= speed.launch_us < 1e9:
         raise UsageError(
             "usage", "efficiency is above 0 up to 1, batch from 1, launch time from 0", remedy="see --help"
         )
-    model = read_model(
-        model_config(options.config or ""), fused=parse_fused(options.fused), tp=options.tp, assume=options.assume
-    )
+    model = _model(options)
     if not model.kv_bytes_per_layer:
         raise UsageError(
             "not-a-decoder", f"{model.name} has no decoder: nothing to estimate", remedy="use a language model's config"
@@ -283,7 +277,7 @@ def diff(old: Path, new: Path, gpu: str | None, exit_code: bool) -> int:
     return emit("tune.diff", diff_json(found), lambda: diff_text(found), code)
 
 
-def prune(file: Path, output: Path, shapes: ShapeOptions | None, gpu: str | None, drop: Drop) -> int:
+def prune(file: Path, output: Path, shapes: Shapes | None, gpu: str | None, drop: Drop) -> int:
     guard_output(output, [file])
     table = read_usable(file)
     wanted = model_shapes(shapes).shapes if shapes is not None else None
@@ -332,7 +326,7 @@ def env(gpu: str | None, user: Sequence[Path], aiter: Path | None, version: str 
         "already_set": own,
         "sources": [{"path": str(source.path), "role": source.role} for source in sources],
     }
-    return emit("tune.env", value, f"export {VARIABLE}={shlex.quote(str(cached.path))}")
+    return emit("tune.env", value, lambda: raw(f"export {VARIABLE}={shlex.quote(str(cached.path))}\n".encode()))
 
 
 def import_tunableop(file: Path, output: Path, gpu: str | None) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..console import facts
+from ..console import facts, show, table
 from .coverage import Coverage, Line, cover
 from .device import Device
 from .lookup import TableIndex, default_libtype
@@ -137,26 +137,23 @@ def _fusion_sentence(group: str, apart: Coverage, together: Coverage) -> str:
     return f"fusing {group} {verb} {abs(change):.0%} of weight bytes ({counts})"
 
 
-def table_text(report: Report) -> str:
-    """Return the report as lines for a terminal."""
+def tell(report: Report) -> None:
+    """Print the report: how much is tuned, a row per product, and what follows from it."""
     asked = report.asked
-    lines = [
+    show(
         f"{report.model.name} on {report.device}, {report.dtype}, TP {report.tp}, "
         f"fused: {','.join(asked.fused) or 'none'}",
         f"tuned: {asked.exact} of {asked.total} lookups with exact M, {asked.found} as aiter pads M "
         f"({asked.share_found:.1%} of weight bytes x M mix)",
         "",
-        f"{'shape':28}{'N':>8}{'K':>8}{'bias':>6}{'count':>7}{'exact':>8}{'found':>8}  found by M",
-    ]
+    )
     marks = {"exact": "#", "padded": "+", "torch": "t", "unmeasured": "0", "miss": "."}
+    rows = []
     for line in asked.lines:
         linear, total = line.linear, len(line.cells)
-        row = "".join(marks[cell.state] for cell in line.cells)
-        lines.append(
-            f"{linear.role:28}{linear.n:>8}{linear.k:>8}{'yes' if linear.bias else '':>6}{linear.count:>7}"
-            f"{f'{line.exact}/{total}':>8}{f'{line.found}/{total}':>8}  {row}"
-        )
-    lines += ["# exact  + padded  t torch won  0 not measured  . miss; M: " + " ".join(map(str, report.ladder)), ""]
-    lines += [f"- {sentence}" for sentence in report.advice]
-    lines += [f"note: {note}" for note in report.model.notes]
-    return "\n".join(lines)
+        numbers = (str(linear.n), str(linear.k), "yes" if linear.bias else "", str(linear.count))
+        found = (f"{line.exact}/{total}", f"{line.found}/{total}", "".join(marks[cell.state] for cell in line.cells))
+        rows.append((linear.role, *numbers, *found))
+    table(("shape", "N", "K", "bias", "count", "exact", "found", "found by M"), rows)
+    show("# exact  + padded  t torch won  0 not measured  . miss; M: " + " ".join(map(str, report.ladder)), "")
+    show(*(f"- {sentence}" for sentence in report.advice), *(f"note: {note}" for note in report.model.notes))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
-from ..commandline import App, TorchPython, examples
+from ..commandline import App, TorchPython
 from ..errors import UsageError
 from .options import Options, QualifyOptions
 
@@ -15,12 +15,10 @@ app = App()
 
 
 @app.command(
-    epilog=examples(
-        "overlay verify --model ./Qwen3-0.6B",
-        "overlay verify --model ./Qwen3-0.6B/config.json --tiers torch,eager --json",
-        "overlay verify --model ./Qwen3-0.6B --executor ray --work verify-qwen3",
-        "overlay verify --hf-tests transformers-4.57.6.tar.gz --models llama",
-    )
+    "overlay verify --model ./Qwen3-0.6B",
+    "overlay verify --model ./Qwen3-0.6B/config.json --tiers torch,eager --json",
+    "overlay verify --model ./Qwen3-0.6B --executor ray --work verify-qwen3",
+    "overlay verify --hf-tests transformers-4.57.6.tar.gz --models llama",
 )
 def verify(options: Options) -> int:
     """Prove here that overlaid code computes what stock does."""
@@ -35,7 +33,7 @@ def verify(options: Options) -> int:
     return command.run(options)
 
 
-@app.command(epilog=examples("overlay qualify --model ./Qwen3-0.6B -o profile.json"))
+@app.command("overlay qualify --model ./Qwen3-0.6B -o profile.json")
 def qualify(options: QualifyOptions) -> int:
     """Try every tier on this GPU and keep what is right and faster.
 
@@ -46,11 +44,9 @@ def qualify(options: QualifyOptions) -> int:
     return command.run(options)
 
 
-@app.command(epilog=examples("overlay warmup --profile profile.json"))
+@app.command("overlay warmup --profile profile.json")
 def warmup(
-    profile: Annotated[Path, typer.Option("--profile", metavar="FILE", help="A profile of `overlay qualify`.")] = Path(
-        "profile.json"
-    ),
+    profile: Annotated[Path, Option(metavar="FILE", help="A profile of `overlay qualify`.")] = Path("profile.json"),
     python: TorchPython = None,
 ) -> int:
     """Build and load every kernel of a profile, ahead of serving.

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..console import print_json, progress
+from ..console import print_json, progress, wants_json
 from ..errors import UsageError, WriteError
 from ..executor import check, make_executor
 from . import plan, report, spread, target
@@ -38,14 +38,13 @@ def run(options: Options) -> int:
             results = _spread(setup, runs, options)
         seconds = time.perf_counter() - start
         told.append(report.as_json(setup, results, seconds))
-        if not options.as_json:
+        if not wants_json():
             report.show(setup, results, seconds)
     content = report.joined(told)
     if options.json_file is not None:
         _append(content, options.json_file)
-    if options.as_json:
-        print_json("verify", content, code=content["exit_code"])
-    return int(content["exit_code"])
+    code = int(content["exit_code"])
+    return print_json("verify", content, code=code) if wants_json() else code
 
 
 def _spread(setup: Setup, runs: list[plan.Run], options: Options) -> Results:

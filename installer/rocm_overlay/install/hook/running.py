@@ -50,13 +50,13 @@ def prepare(
     if as_json and not dry_run:
         raise UsageError(
             "json-needs-dry-run",
-            "overlay run --json: standard output belongs to the command.",
+            "--json: standard output belongs to the command.",
             remedy="add --dry-run to see what would be served as JSON, or leave --json out",
         )
     if shutil.which(command[0]) is None:
         raise UsageError(
             "no-command",
-            f"overlay run: there is no executable {command[0]!r}.",
+            f"There is no executable {command[0]!r}.",
             remedy="write the command after --, for example `overlay run -- python serve.py`",
         )
     chosen = known_models(models, bundle)
@@ -114,7 +114,7 @@ def replace_process(started: Started) -> int:
     except OSError as error:
         raise UsageError(
             "cannot-start",
-            f"overlay run: {started.command[0]} cannot be started ({error.strerror}).",
+            f"{started.command[0]} cannot be started ({error.strerror}).",
             remedy="check that it is an executable for this machine",
             paths=[started.command[0]],
         ) from error

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...console import facts, print_json, raw, say, show
+from ...console import facts, print_json, raw, say, show, wants_json
 from ...errors import DriftError, OverlayError, TargetError, several
 from ...install import patches
 from ..header import GENERATOR
@@ -51,7 +51,7 @@ def run(options: Options) -> int:
         )
     loaded, errors = _load_all(found)
     if options.list_sites:
-        _list(loaded, options)
+        _list(loaded)
         if errors:
             raise several(errors)
         return 0
@@ -137,8 +137,8 @@ def _check(jobs: Sequence[Job], options: Options) -> list[Path]:
     return written
 
 
-def _list(loaded: Sequence[Loaded], options: Options) -> None:
-    if options.as_json:
+def _list(loaded: Sequence[Loaded]) -> None:
+    if wants_json():
         configs = [
             {
                 "path": one.path.as_posix(),
@@ -161,7 +161,7 @@ def _list(loaded: Sequence[Loaded], options: Options) -> None:
 
 
 def _report(jobs: Sequence[Job], written: Sequence[Path], options: Options) -> None:
-    if options.as_json:
+    if wants_json():
         print_json("gen", _as_json(jobs, written))
         return
     for job in jobs:

@@ -36,8 +36,7 @@ def run(
         write_files(html.parent, {html.name: text.encode("utf-8")})
     code = worst(files).exit_status
     if wants_json():
-        print_json("drift", as_json(files, _about(first), _about(second)), code=code)
-        return code
+        return print_json("drift", as_json(files, _about(first), _about(second)), code=code)
     show(counts(files), *lines(files, None if verbose() else PLACES, texts=verbose()))
     if not verbose() and any(needs_review(site) for one in files for site in one.sites):
         notes(["-v shows stock and our edit of each release"])

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import os
-import re
-import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ... import executor, fingerprint
 from ...console import emit, notes, progress, say
-from ...errors import DIFFERENT, UsageError, WriteError
+from ...errors import DIFFERENT, UsageError
 from ...journal import Reuse
 from ..cache import sources_for
-from ..commands import ShapeOptions, model_shapes
+from ..commands import model_shapes
 from ..files import guard_output, json_bytes, write_atomic
 from ..inputs import target_aiter, target_device
 from ..installed import find_aiter, need_aiter
 from ..merge import Source, merge_files, meta_path, write_merged
-from ..options import Ends, Limits, Tools
+from ..options import Ends, Limits, Shapes, Tools
 from ..places import VARIABLE
 from ..schema import COLUMNS
 from ..shapes import Shape, read_untuned
@@ -28,25 +26,17 @@ from . import programs as programs_
 from .ab import Comparison, compare
 from .journal import Outcome
 from .programs import Programs
-from .session import SCHEMA, Session, rows_of, summary
+from .session import SCHEMA, Session, open_folder, rows_of, summary
 
 FAILED = frozenset({"crashed", "timeout", "wrong", "impossible", "no-baseline"})
 
 
-@dataclass(frozen=True)
-class Asked:
-    """Which shapes: a model's, or those of an untuned CSV."""
-
-    model: ShapeOptions
-    untuned: Path | None
-
-
-def _shapes(asked: Asked) -> tuple[tuple[Shape, ...], dict[str, object]]:
-    if (asked.model.config is None) == (asked.untuned is None):
+def _shapes(model: Shapes, untuned: Path | None) -> tuple[tuple[Shape, ...], dict[str, object]]:
+    if (model.config is None) == (untuned is None):
         raise UsageError("usage", "name one origin of shapes", remedy="--config F or --shapes UNTUNED.csv")
-    if asked.untuned is not None:
-        return read_untuned(asked.untuned)[0], {"untuned": str(asked.untuned)}
-    found = model_shapes(asked.model)
+    if untuned is not None:
+        return read_untuned(untuned)[0], {"untuned": str(untuned)}
+    found = model_shapes(model)
     return found.shapes, found.origin
 
 
@@ -70,34 +60,9 @@ def _programs(tools: Tools) -> Programs:
     return Programs(tuner, verifier, tools.timeout, tools.err_ratio, environment, tuple(tools.tuner_option or ()))
 
 
-def _work_folder(path: Path, fresh: bool) -> Path:
-    journal = path / "session.jsonl"
-    try:
-        if fresh and path.exists():
-            if not journal.is_file():
-                message = f"{path} is not a session: it has no session.jsonl"
-                raise UsageError(
-                    "not-a-session", message, remedy="name the session's folder with --work", paths=(str(path),)
-                )
-            _forget(path)
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        message = f"cannot use {path}: {error.strerror or error}"
-        raise WriteError("cannot-write", message, remedy="choose another --work folder") from error
-    return path
-
-
-def _forget(folder: Path) -> None:
-    """Remove what a session makes, and nothing else: the folder may be one the user keeps other things in."""
-    for name in ("session.jsonl", "kept.csv", "ab.csv", "ab.csv.meta.json"):
-        (folder / name).unlink(missing_ok=True)
-    for place in folder.iterdir():
-        if place.is_dir() and not place.is_symlink() and re.fullmatch(r"\d+x\d+x\d+-[0-9a-f]{8}", place.name):
-            shutil.rmtree(place)
-
-
 def run(
-    asked: Asked,
+    asked: Shapes,
+    untuned: Path | None,
     gpu: str | None,
     output: Path,
     work: Path | None,
@@ -111,10 +76,10 @@ def run(
         )
     _check_executor(limits)
     device = target_device(gpu)
-    shapes, origin = _shapes(asked)
+    shapes, origin = _shapes(asked, untuned)
     programs = _programs(tools)
-    guard_output(output, [asked.untuned] if asked.untuned else [])
-    folder = _work_folder(work or output.with_name(output.name + ".session"), limits.fresh)
+    guard_output(output, [untuned] if untuned else [])
+    folder = open_folder(work or output.with_name(output.name + ".session"), limits.fresh)
     python = tools.python or programs_.this_python()
     subject = fingerprint.surroundings(python=python, environ=programs.environment)
     session = Session(device, programs, folder, limits.margin / 100, limits.retries, subject)
@@ -188,7 +153,7 @@ def verify(table: Path, gpu: str | None, tools: Tools, work: Path) -> int:
     device = target_device(gpu)
     rows = [row for row in read_usable(table).rows if row.key.device == device]
     programs = _programs(replace(tools, tuner=tools.tuner or "unused.py"))
-    folder = _work_folder(work, False)
+    folder = open_folder(work)
     wrong: dict[str, str] = {}
     with progress(len(rows), "checking", keep=True) as step:
         for row in rows:

@@ -6,6 +6,8 @@ import csv
 import hashlib
 import io
 import os
+import re
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ...console import Step
-from ...errors import UsageError
+from ...errors import UsageError, WriteError
 from ...executor import Answer, Executor, answers
 from ...fingerprint import Fingerprint, sha256
 from ...journal import Reuse
@@ -191,3 +193,30 @@ def rows_of(outcomes: Sequence[Outcome], folder: Path) -> tuple[Row, ...]:
 
 def summary(outcomes: Sequence[Outcome]) -> dict[str, int]:
     return dict(sorted(Counter(outcome.status for outcome in outcomes).items()))
+
+
+def open_folder(path: Path, fresh: bool = False) -> Path:
+    """Make the folder of a session, empty of an earlier one with ``fresh``. Raises UsageError, WriteError."""
+    journal = path / "session.jsonl"
+    try:
+        if fresh and path.exists():
+            if not journal.is_file():
+                message = f"{path} is not a session: it has no session.jsonl"
+                raise UsageError(
+                    "not-a-session", message, remedy="name the session's folder with --work", paths=(str(path),)
+                )
+            _forget(path)
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"cannot use {path}: {error.strerror or error}"
+        raise WriteError("cannot-write", message, remedy="choose another --work folder") from error
+    return path
+
+
+def _forget(folder: Path) -> None:
+    """Remove what a session makes, and nothing else: the folder may be one the user keeps other things in."""
+    for name in ("session.jsonl", "kept.csv", "ab.csv", "ab.csv.meta.json"):
+        (folder / name).unlink(missing_ok=True)
+    for place in folder.iterdir():
+        if place.is_dir() and not place.is_symlink() and re.fullmatch(r"\d+x\d+x\d+-[0-9a-f]{8}", place.name):
+            shutil.rmtree(place)

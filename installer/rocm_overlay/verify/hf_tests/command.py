@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...child import beside, environment
-from ...console import print_json, say, show
+from ...console import print_json, say, show, wants_json
 from ...errors import TargetError, UsageError
 from ...install import catalog, lookup
 from .. import plan, target
@@ -50,10 +50,9 @@ def run(sdist: Path, options: Options) -> int:
     """Compare pass sets and print them. 0: nothing that stock passes is lost; 1: something is; else as verify."""
     outcomes = compare(sdist, options.models, options.toggles or (), options.python, say)
     code = 1 if any(outcome.lost for outcome in outcomes) else 0
-    if options.as_json:
+    if wants_json():
         runs = [outcome.as_json() for outcome in outcomes]
-        print_json("verify", {"schema": SCHEMA, "runs": runs}, code=code)
-        return code
+        return print_json("verify", {"schema": SCHEMA, "runs": runs}, code=code)
     for outcome in outcomes:
         counts = f"{len(outcome.passed)} passed, {len(outcome.failed)} failed, {outcome.skipped} skipped"
         again = f", {len(outcome.again)} only when run again" if outcome.again else ""

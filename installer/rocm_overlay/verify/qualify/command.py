@@ -32,7 +32,10 @@ def run(options: Options) -> int:
     """
     content = qualify(options, say, progress)
     code = 0 if content.get("complete", True) else DIFFERENT
-    return emit("qualify", content, "", code)
+    partial = (
+        f"{len(content['left_out'])} places or runs are not proved: the profile leaves them to stock" if code else ""
+    )
+    return emit("qualify", content, partial, code)
 
 
 def qualify(options: Options, say: Say, counted: Counted | None = None) -> dict[str, Any]:
