@@ -45,7 +45,7 @@ if __cache is not None:
     __latent, __k_rot = __cache.update(__latent, __k_rot, self.layer_idx{words})
 __q = torch.cat((__q_pass, __q_rot), dim=-1)
 """)
-    for words in ("", ", kwargs=kwargs")
+    for words in ("", ", kwargs=__more")
 )
 EXPANDED = Pattern("""
 __k_pass, __v = torch.split(__both, [__still, __values], dim=-1)
@@ -76,7 +76,7 @@ __k_out = torch.cat([__c * __cos - __d * __sin, __d * __cos + __c * __sin], dim=
 return __q_out, __k_out
 """)
 """The pairs by the first half of the tables alone, which is the same where both halves are equal."""
-_EQUAL_HALVES = re.compile(r"\bemb = torch\.cat\(\((\w+), \1\), dim=-1\)")
+_EQUAL_HALVES = re.compile(r"\b\w+ = torch\.cat\(\((\w+), \1\), dim=-1\)")
 
 
 @dataclass(frozen=True)

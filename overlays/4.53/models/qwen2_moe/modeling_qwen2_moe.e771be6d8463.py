@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:e771be6d8463bcdc90984b240af934eeeb0007d1681a6ee55907539eac84b156 generator=3 recipes=077954bb9168 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:e771be6d8463bcdc90984b240af934eeeb0007d1681a6ee55907539eac84b156 generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 The Qwen team, Alibaba Group and the HuggingFace Inc. team. All rights reserved.
 #
