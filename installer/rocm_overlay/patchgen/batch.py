@@ -147,7 +147,6 @@ def spread(
         # Who dies in the middle of a message leaves the pool's threads waiting for the rest of it, as this process has
         # both ends of either pipe: they are told that nobody is there any more. The executor has no public way.
         ends = (getattr(pool, "_result_queue", None), "_writer"), (getattr(pool, "_call_queue", None), "_reader")
-        pool.shutdown(wait=False, cancel_futures=True)
         for child in set(multiprocessing.active_children()) - others:
             child.kill()
         for queue, end in ends:
@@ -155,7 +154,8 @@ def spread(
                 getattr(queue, end).close()
         raise
     finally:
-        pool.shutdown()
+        # Always waits for the pool's own thread: at exit Python would wake one that is closing what it is woken by.
+        pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
