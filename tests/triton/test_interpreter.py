@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def interpret(name: str) -> None:
+def interpret(name: str, patience: float = 590) -> None:
     """Run one file of interpreted/ in a process of its own; everything in it must run and pass."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("this process interprets already and collects interpreted/ itself")
@@ -29,7 +29,7 @@ def interpret(name: str) -> None:
         del environ[leftover]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(HERE / name)]
     done = subprocess.run(
-        command, env=environ, cwd=HERE.parents[2], capture_output=True, text=True, check=False, timeout=590
+        command, env=environ, cwd=HERE.parents[2], capture_output=True, text=True, check=False, timeout=patience
     )
     assert done.returncode == 0, done.stdout[-20000:] + done.stderr[-4000:]
     passed = re.search(r"(\d+) passed", done.stdout)
@@ -41,6 +41,12 @@ def interpret(name: str) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_the_interpreted_kernels(name: str) -> None:
     interpret(name)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3600)
+def test_training_steps_of_every_model() -> None:
+    interpret("every_model.py", 3600)
 
 
 @pytest.mark.skipif(

@@ -310,5 +310,5 @@ def test_a_model_whose_inputs_are_not_known_gets_a_way_to_pass_them(
 def test_the_exit_code_tells_complete_from_partial(
     complete: bool, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "qualify", lambda options, say, counted: {"complete": complete})
+    monkeypatch.setattr(command, "qualify", lambda options, say, counted: {"complete": complete, "left_out": {}})
     assert command.run(command.Options(tmp_path)) == code

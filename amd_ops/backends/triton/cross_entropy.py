@@ -81,9 +81,11 @@ def make(op: str, reference: Callable[..., Any], target: Target) -> Candidate:
 
     def check(x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, ignore_index: int, form: Form) -> str:
         given = [x, weight, labels] if bias is None else [x, weight, labels, bias]
-        dtypes = {cast(x) or x.dtype} if cast(x) else {one.dtype for one in given if one is not labels}
-        if len(dtypes) > 1 or not dtypes <= set(DTYPES):
-            return f"{' and '.join(sorted(map(str, dtypes)))}: one of fp32, fp16 and bf16 is known"
+        dtype = cast(x)
+        if dtype is None and any(one.dtype is not x.dtype for one in given if one is not labels):
+            return "the hidden states and the head are not of one dtype"
+        if (dtype or x.dtype) not in DTYPES:
+            return f"{dtype or x.dtype} is not fp32, fp16 or bf16"
         if x.dim() != 2 or weight.dim() != 2 or x.shape[1] != weight.shape[1] or labels.shape != x.shape[:1]:
             return "the hidden states, the head and the labels do not fit each other"
         if labels.dtype is not torch.int64 or (bias is not None and bias.shape != weight.shape[:1]):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...dispatch import Candidate
 from ..probing import disagreement, made_up, needs_grad
-from .common import unfit
+from .common import DTYPES, unfit
 from .configs import waves
 from .experts import FEW_TOKENS, GRADIENT, MANY, MOST_EXPERTS
 from .kernels import router as kernels
@@ -56,8 +56,7 @@ def launch_top_k_softmax(
 
 def _top_k_softmax(reference: Callable[..., Any], target: Target) -> Candidate:
     def check(logits: Tensor, top_k: int, spread: bool, dtype: torch.dtype) -> str:
-        known = dtype in (torch.float32, torch.bfloat16, torch.float16)
-        return _unfit_logits(target, logits, top_k) if known else f"weights in {dtype}"
+        return _unfit_logits(target, logits, top_k) or ("" if dtype in DTYPES else f"weights in {dtype}")
 
     def run(logits: Tensor, top_k: int, spread: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         return launch_top_k_softmax(logits, top_k, spread, target.wave, dtype)

@@ -26,7 +26,8 @@ def test_the_tier_stands_between_aiter_and_torch(op: str) -> None:
     names = [t.name for t in found.tiers]
     assert names in (["aiter", "triton", "torch", "eager"], ["triton", "torch", "eager"])
     assert not found.can("triton"), "no toggle asks for it"
-    toggle = "use_aiter_attention" if op == "sink_attention" else "use_optimized_ops"
+    others = {"sink_attention": "use_aiter_attention", "linear_cross_entropy": "use_fused_cross_entropy"}
+    toggle = others.get(op, "use_optimized_ops")
     with amd_ops.override(**{toggle: 1}):
         assert found.can("triton")
     with amd_ops.override(**{toggle: 1}, tiers="torch,eager"):
