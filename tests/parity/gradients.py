@@ -75,19 +75,26 @@ def model(architecture: str, overlaid: bool, dtype: torch.dtype, layers: int = 2
     return made.train()
 
 
-def inputs(architecture: str, padded: bool, dtype: torch.dtype, length: int = LENGTH) -> dict[str, Tensor]:
-    """What the model is called with, labels included; a padded batch is padded on the left, the labels too."""
+def inputs(architecture: str, batch: str, dtype: torch.dtype, length: int = LENGTH) -> dict[str, Tensor]:
+    """What the model is called with, labels included: a batch that is "plain", "padded" on the left, labels too, or
+    "packed", several texts in each row, which the position ids tell apart.
+    """
     generator = torch.Generator().manual_seed(5)
     if architecture == "vit":
         pixels = torch.randn(2, 3, 20, 20, generator=generator)
         return {"pixel_values": pixels.bfloat16().to(dtype), "labels": torch.tensor([1, 3])}
     ids = torch.randint(3, 128, (2, length), generator=generator)
     given = {"input_ids": ids, "labels": ids.clone()}
-    if padded:
+    if batch == "padded":
         mask = torch.ones_like(ids)
         mask[0, :5] = 0
         given["attention_mask"] = mask
         given["labels"][mask == 0] = -100
+    elif batch == "packed":
+        ends = torch.tensor([[0, length // 3], [0, length // 2]])
+        place = torch.arange(length).expand(2, -1)
+        given["position_ids"] = torch.where(place < ends[:, 1:], place, place - ends[:, 1:])
+        given["labels"].scatter_(1, ends, -100)  # the first word of a text is not foretold by the text before
     return given
 
 
@@ -103,15 +110,15 @@ def step(trained: Any, given: dict[str, Tensor]) -> Gradients:
 
 @functools.cache
 def stock(
-    architecture: str, padded: bool, dtype: torch.dtype, layers: int = 2, length: int = LENGTH, attention: str = ""
+    architecture: str, batch: str, dtype: torch.dtype, layers: int = 2, length: int = LENGTH, attention: str = ""
 ) -> Gradients:
     """Stock's gradients; shared."""
-    return step(model(architecture, False, dtype, layers, attention), inputs(architecture, padded, dtype, length))
+    return step(model(architecture, False, dtype, layers, attention), inputs(architecture, batch, dtype, length))
 
 
-def overlay(architecture: str, padded: bool, dtype: torch.dtype, layers: int = 2, length: int = LENGTH) -> Gradients:
+def overlay(architecture: str, batch: str, dtype: torch.dtype, layers: int = 2, length: int = LENGTH) -> Gradients:
     """The overlaid model's, under the toggles of the moment."""
-    return step(model(architecture, True, dtype, layers), inputs(architecture, padded, dtype, length))
+    return step(model(architecture, True, dtype, layers), inputs(architecture, batch, dtype, length))
 
 
 def distance(found: Gradients, right: Gradients) -> float:

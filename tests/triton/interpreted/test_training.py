@@ -190,12 +190,12 @@ def test_a_training_step_on_a_gpu_with_aiter_and_triton(architecture: str) -> No
     toggles = {"use_aiter_attention": 1, "use_optimized_ops": 1, "use_fused_projections": 1}
     dtype = torch.bfloat16
     size = {"layers": 1, "length": 9}
-    right, stock = (gradients.stock(architecture, True, kind, **size) for kind in (torch.float64, dtype))
+    right, stock = (gradients.stock(architecture, "padded", kind, **size) for kind in (torch.float64, dtype))
     with fake_aiter("v0.1.20.post1", "gfx950", 256) as double, amd_ops.override(**toggles, strict=0):
         amd_ops.reset_counters()
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "amd_ops: [a-z_]*(attention|norm|rope|and_mul)", amd_ops.DeclinedWarning)
-            found = gradients.overlay(architecture, True, dtype, **size)
+            found = gradients.overlay(architecture, "padded", dtype, **size)
         report = amd_ops.report()
     assert gradients.distance(found, right) <= 1.5 * gradients.distance(stock, right)
     assert set(double.kernels()) == {"mha_varlen_fwd", "mha_varlen_bwd"}
