@@ -24,10 +24,12 @@ def real_site(stock_tree: Callable[[str], Path], tmp_path: Path) -> Callable[[st
 
 
 def copy_models(tree: Path, site: Path) -> Path:
+    """Without bytecode: whoever imported from the shared tree before may have left some."""
     (site / "transformers").mkdir(parents=True)
     shutil.copy2(tree / "transformers" / "__init__.py", site / "transformers")
     for model in MODELS:
-        shutil.copytree(tree / "transformers" / "models" / model, site / "transformers" / "models" / model)
+        source, target = (folder / "transformers" / "models" / model for folder in (tree, site))
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
     info = next(tree.glob("transformers-*.dist-info"))
     shutil.copytree(info, site / info.name)
     return site
