@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import modes, toggles
-from ..dispatch import Site, capturing, new_lock_after_fork
+from ..dispatch import Site, capturing, complain, new_lock_after_fork
 from ..forward.projections import ATTENTION_MARK
 from ..modules import attention_is_torchs, gelu_is_torchs, linears_patched, original, silu_is_torchs
 from ..ops.rope import is_rotate_half
@@ -201,12 +201,14 @@ def _plan_of(model: nn.Module, layers: nn.ModuleList, count: int | None) -> Plan
 
 
 def _unforeseen(error: Exception) -> str:
-    """Return the reason in the report for an error before a plan has computed anything: the layers run as in stock.
-    AMD_OPS_STRICT=1 lets it through.
+    """Return the reason in the report for an error before a plan has computed anything, and warn once: the layers run
+    as in stock. AMD_OPS_STRICT=1 lets it through.
     """
     if toggles.settings().strict:
         raise error
-    return f"raised {type(error).__name__}: {error}"[:200]
+    reason = f"raised {type(error).__name__}: {error}"[:200]
+    complain(_site.name, _site.fast.name, reason)
+    return reason
 
 
 def _changed(plan: Plan, layers: list[Any]) -> str:
