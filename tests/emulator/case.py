@@ -11,6 +11,7 @@ from torch import Tensor
 
 from amd_ops.backends.triton.configs import Config
 from amd_ops.backends.triton.target import Target, wave_of
+from tests.unwritten import unwritten_is_nan
 
 CHIPS = {"gfx90a": 110, "gfx942": 304, "gfx950": 256, "gfx1100": 96, "gfx1201": 64}
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -44,6 +45,11 @@ class Case:
     def id(self) -> str:
         """Name and dtype."""
         return f"{self.name}-{NAMES[self.dtype]}"
+
+    def answers(self, via: Any, cut: Config) -> list[Answer]:
+        """``run``, with NaN wherever a kernel should have written and did not."""
+        with unwritten_is_nan():
+            return self.run(via, cut)
 
 
 def target_of(arch: str) -> Target:

@@ -64,7 +64,7 @@ def executed(arch: str, family: str | None = None) -> dict[str, Any]:
         for number, cut in enumerate(cuts_of(case, arch)):
             via = on(arch, Options(jitter=number % 2 == 1, seed=number))
             try:
-                answers = case.run(via, cut)
+                answers = case.answers(via, cut)
             except (Unknown, Fault) as error:
                 seen["unknown" if isinstance(error, Unknown) else "wrong"].append(f"{case.id} {cut}: {error}")
                 continue

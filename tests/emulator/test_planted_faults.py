@@ -142,7 +142,7 @@ def noticed(case: Case, arch: str, via: on) -> str:
     """What shows the fault: the first wrong answer or the fault of memory; "" where nothing does."""
     cut = case.cuts(target_of(arch))[0]
     try:
-        answers = case.run(via, cut)
+        answers = case.answers(via, cut)
     except Fault as fault:
         return str(fault)
     return next((reason for answer in answers if (reason := wrong(case, answer))), "")

@@ -64,7 +64,7 @@ def test_no_kernel_is_left_out() -> None:
         via = Noting("gfx942")
         for case in CASES:
             if case.dtype is dtype:
-                case.run(via, case.cuts(target_of("gfx942"))[0])
+                case.answers(via, case.cuts(target_of("gfx942"))[0])
         assert via.names == started
 
 
@@ -73,7 +73,7 @@ def test_no_kernel_is_left_out() -> None:
 def test_a_kernel_gives_stocks_numbers(case: Case, arch: str) -> None:
     cut = case.cuts(target_of(arch))[0]
     via = on(arch)
-    assert [reason for answer in case.run(via, cut) if (reason := wrong(case, answer))] == []
+    assert [reason for answer in case.answers(via, cut) if (reason := wrong(case, answer))] == []
     assert len(via.results) == case.launches
 
 
@@ -84,7 +84,7 @@ def test_approximations_one_ulp_off_stay_within_the_same_bounds(arch: str) -> No
         if case.name in ("silu 3x1000", "rms_norm llama 5x1000", "gelu_tanh_backward 2x300"):
             via = on(arch, Options(jitter=True))
             cut = case.cuts(target_of(arch))[0]
-            assert [reason for answer in case.run(via, cut) if (reason := wrong(case, answer))] == [], case.id
+            assert [reason for answer in case.answers(via, cut) if (reason := wrong(case, answer))] == [], case.id
 
 
 @pytest.mark.full
@@ -93,7 +93,7 @@ def test_approximations_one_ulp_off_stay_within_the_same_bounds(arch: str) -> No
 def test_every_cut_that_tuning_may_pick(case: Case, arch: str) -> None:
     for number, cut in enumerate(cuts_of(case, arch)):
         via = on(arch, Options(jitter=number % 2 == 1, seed=number))
-        assert [reason for answer in case.run(via, cut) if (reason := wrong(case, answer))] == [], cut
+        assert [reason for answer in case.answers(via, cut) if (reason := wrong(case, answer))] == [], cut
 
 
 def test_the_page_of_figures_is_what_was_seen_of_these_cases() -> None:

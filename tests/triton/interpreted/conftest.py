@@ -9,6 +9,7 @@ import torch
 
 import amd_ops
 from tests.ops.conftest import clean_toggles
+from tests.unwritten import unwritten_is_nan
 
 __all__ = ["clean_toggles"]
 
@@ -17,4 +18,11 @@ __all__ = ["clean_toggles"]
 def asked(clean_toggles: None) -> Iterator[None]:
     """USE_OPTIMIZED_OPS=1, strictly: a call that tier triton declines is an error."""
     with amd_ops.override(use_optimized_ops=1, strict=1), torch.no_grad():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def nothing_written() -> Iterator[None]:
+    """Outputs begin as NaN."""
+    with unwritten_is_nan():
         yield
