@@ -252,9 +252,10 @@ def test_own_files_are_installed_shown_and_reverted(options: Options, tmp_path: 
     assert snapshot(site) == before
 
 
-def test_own_files_beside_the_bundles(options: Options, tmp_path: Path) -> None:
+def test_own_files_beside_the_bundles(options: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mine = folder_with(tmp_path / "mine", one=OWN)
-    operations.install(options, "1.0", ["one", "two"], replacements=mine)
+    report.outcome("install", operations.install(options, "1.0", ["one", "two"], replacements=mine))
+    assert "1 file overlaid, 1 file of your own put in place in " in capsys.readouterr().out
     assert file_of(options).read_bytes() == OWN
     assert file_of(options, "two").read_bytes() == overlay_text(STOCK["two"])
     assert file_of(options, "three").read_bytes() == STOCK["three"]

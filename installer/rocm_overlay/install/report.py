@@ -124,7 +124,10 @@ def _done(command: str, result: Outcome) -> str:
         return "nothing is left open"
     would = "would be " if result.action == "planned" else ""
     changed = changes.installed + changes.updated
-    parts = [f"{files(len(changed))} {would}overlaid"] if changed else []
+    yours = {file.path for file in result.manifest.files if file.origin == OWN} if result.manifest else set()
+    own = sum(path in yours for path in changed)
+    parts = [f"{files(len(changed) - own)} {would}overlaid"] if len(changed) > own else []
+    parts += [f"{files(own)} of your own {would}put in place"] if own else []
     parts += [f"{files(len(changes.removed))} {would}back to stock"] if changes.removed else []
     parts += [f"{len(changes.unchanged)} unchanged"] if changes.unchanged else []
     return (", ".join(parts) or "no files") + ("; nothing was written" if would else f" in {duration(elapsed())}")
