@@ -2,33 +2,28 @@
 
 aiter reads ``AITER_CONFIG_GEMM_BF16`` when ``aiter.tuned_gemm`` is imported, and never again. Unset, it merges its own
 files into a folder that all users share; set to several files, it rewrites those files when a shape occurs twice. Set
-to one file it only reads, and that is what happens here: `overlay tune merge` builds the file once per set of inputs,
-in a program of its own, and later processes reuse it. Nothing here runs during a forward.
+to one file it only reads, and that is what happens here: the merge of `overlay tune` builds the file once per set of
+inputs, and later processes reuse it. Nothing here runs during a forward.
 
 The environment is a parameter; its default comes from ``toggles.py``, the one file that reads the process's own.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import json
 import os
-import stat
-import subprocess
 import sys
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import device
-from .folders import readable_folders, user_folder
+
+if TYPE_CHECKING:
+    from rocm_overlay.errors import OverlayError
 
 VARIABLE = "AITER_CONFIG_GEMM_BF16"
 LOADER = "aiter.tuned_gemm"
-FORMAT = "amd-overlay.gemm-cache/1"
-# Merging aiter's own tables takes a fifth of a second; a minute means that the disk or the machine hangs.
-TIMEOUT_S = 60.0
 
 Environment = MutableMapping[str, str]
 _environment: Callable[[], Environment] | None = None
@@ -52,25 +47,6 @@ class GemmTable:
     source: str
     rows: int
     reason: str
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """What goes into the merged file, in order of rank: the last user table wins."""
-
-    aiter: Path
-    shipped: tuple[Path, ...]
-    user: tuple[Path, ...]
-
-    def name(self, arch: str, cu_count: int) -> str:
-        """Return the file name that these inputs have in the cache. `overlay tune env` computes the same one."""
-        digest = hashlib.sha256(f"{FORMAT} {arch}:{cu_count}\n".encode())
-        rules = self.aiter / "tuned_gemm.py"
-        digest.update(f"rules {_sha256(rules) if rules.is_file() else 'none'}\n".encode())
-        for role, paths in (("shipped", self.shipped), ("user", self.user)):
-            for path in paths:
-                digest.update(f"{role} {_sha256(path)}\n".encode())
-        return f"{arch}_{cu_count}-{digest.hexdigest()[:20]}.csv"
 
 
 def ensure_merged_table(arch: str, cu_count: int, environ: Environment | None = None) -> GemmTable:
@@ -145,112 +121,34 @@ def _user_table(stated: str) -> GemmTable:
 
 
 def _merged_table(arch: str, cu_count: int, environ: Environment, extra: Sequence[Path]) -> GemmTable:
-    inputs = _inputs(arch, cu_count, environ, extra)
-    if inputs is None:
+    """Let the program's own merge make the file, or find it made: `overlay tune env` names the same one."""
+    try:
+        from rocm_overlay.errors import OverlayError
+        from rocm_overlay.tune.cache import merged_for
+    except ImportError as error:
+        raise GemmTableError(f"{error}: install transformers-rocm-overlay, whose program merges tables.") from error
+    gpu = f"{arch}:{cu_count}"
+    try:
+        made = merged_for(arch, cu_count, environ, extra)
+    except OverlayError as error:
+        raise GemmTableError(_said(error)) from error
+    if made is None:
         if extra:
             raise GemmTableError("aiter is not installed, so there is nothing that would read the table.")
         return GemmTable(None, "none", 0, "aiter is not installed")
-    folder = _private_folder(_cache(environ))
-    target = folder / inputs.name(arch, cu_count)
-    how = "reused"
-    if not _trusted(target):
-        _build(inputs, target, f"{arch}:{cu_count}", environ)
-        how = "built"
-    environ[VARIABLE] = str(target)
-    rows = _rows(target)
+    environ[VARIABLE] = str(made.path)
+    rows = _rows(made.path)
     missing = "" if rows else ": every product runs aiter's default"
-    count = len(inputs.shipped) + len(inputs.user)
-    return GemmTable(
-        str(target), "merged", rows, f"{how} from {count} files, {rows} rows for {arch}:{cu_count}{missing}"
-    )
+    how = "built" if made.merged else "reused"
+    reason = f"{how} from {made.sources} files, {rows} rows for {gpu}{missing}"
+    return GemmTable(str(made.path), "merged", rows, reason)
 
 
-def _inputs(arch: str, cu_count: int, environ: Mapping[str, str], extra: Sequence[Path]) -> _Inputs | None:
-    package = _package("aiter")
-    if package is None or not (package / "configs").is_dir():
-        return None
-    default = package / "configs" / "bf16_tuned_gemm.csv"
-    models = (package / "configs" / "model_configs").glob("*bf16_tuned_gemm*.csv")
-    shipped = [default] if default.is_file() else []
-    shipped += sorted(path for path in models if path.is_file() and "untuned" not in path.name)
-    tool = _package("rocm_overlay")
-    if tool is not None:
-        shipped += sorted((tool / "tuning_csv" / f"{arch}_{cu_count}").glob("*/bf16_tuned_gemm.csv"))
-    user = [path for kept in readable_folders("config", environ) for path in sorted((kept / "gemm").glob("*.csv"))]
-    return _Inputs(package, tuple(shipped), (*user, *extra))
-
-
-def _package(name: str) -> Path | None:
-    """Return a top-level package's folder without importing it."""
-    try:
-        spec = importlib.util.find_spec(name)
-    except ValueError:
-        return None
-    places = list(spec.submodule_search_locations or ()) if spec else []
-    return Path(places[0]) if places else None
-
-
-def _cache(environ: Mapping[str, str]) -> Path:
-    folder = user_folder("cache", environ)
-    if folder is None:
-        raise GemmTableError("there is no home folder to keep the merged table in; set XDG_CACHE_HOME.")
-    return folder / "gemm"
-
-
-def _private_folder(path: Path) -> Path:
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    info = path.lstat()
-    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o022:
-        raise GemmTableError(f"{path} is not a private folder of this user; chmod 700 it, or set XDG_CACHE_HOME.")
-    return path
-
-
-def _trusted(path: Path) -> bool:
-    """True for a finished file that only this user can have written."""
-    try:
-        info = path.lstat()
-    except FileNotFoundError:
-        return False
-    return stat.S_ISREG(info.st_mode) and info.st_uid == os.getuid() and not info.st_mode & 0o022
-
-
-def _build(inputs: _Inputs, target: Path, gpu: str, environ: Mapping[str, str]) -> None:
-    """Run the merge in a program of its own; raise GemmTableError with its own words when it refuses."""
-    tool = _package("rocm_overlay")
-    if tool is None or not sys.executable:
-        raise GemmTableError("the overlay program is not installed beside amd_ops; install transformers-rocm-overlay.")
-    command = [sys.executable, "-m", "rocm_overlay.tune", "merge", *map(str, inputs.shipped)]
-    for path in inputs.user:
-        command += ["--user", str(path)]
-    command += ["-o", str(target), "--gpu", gpu, "--aiter", str(inputs.aiter), "--json"]
-    places = [str(tool.parent), *filter(None, [environ.get("PYTHONPATH")])]
-    # The folder a script happens to run in must not supply modules to the merge.
-    child = {**environ, "PYTHONPATH": os.pathsep.join(places), "PYTHONSAFEPATH": "1"}
-    try:
-        done = subprocess.run(
-            command, env=child, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise GemmTableError(f"`overlay tune merge` did not end within {TIMEOUT_S:.0f} s.") from error
-    if done.returncode or not _trusted(target):
-        raise GemmTableError(
-            f"`overlay tune merge` refused (status {done.returncode}): {_said(done.stdout, done.stderr)}"
-        )
-
-
-def _said(out: str, err: str) -> str:
-    try:
-        error = json.loads(out)["error"]
-        places = "; ".join(f"{f['path']}:{f['line']}: {f['message']}" for f in error["findings"][:3])
-        return " ".join(filter(None, [error["message"], places, error["remedy"]]))
-    except (ValueError, KeyError, TypeError):
-        return err.strip()[-400:] or "no output"
+def _said(error: OverlayError) -> str:
+    places = "; ".join(f"{one.path}:{one.line}: {one.message}" for one in error.findings[:3])
+    return " ".join(filter(None, (error.message, places, error.remedy)))
 
 
 def _rows(path: Path) -> int:
     with path.open("rb") as stream:
         return max(0, sum(1 for line in stream if line.strip()) - 1)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

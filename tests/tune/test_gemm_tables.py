@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 pytest.importorskip("torch")
+
+from rocm_overlay.tune import cache
+from rocm_overlay.tune.merge import Merged, Source
 
 from amd_ops import gemm_tables
 from amd_ops.gemm_tables import VARIABLE, GemmTableError, ensure_merged_table, extend_aiter_gemm_configs
@@ -60,20 +63,20 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
 
 
 @pytest.fixture
-def builds(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Count the programs that are started."""
-    started: list[list[str]] = []
-    real = subprocess.run
+def builds(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """List the merged files that are written."""
+    written: list[Path] = []
+    real = cache.write_merged
 
-    def counted(command: list[str], **options: object) -> object:
-        started.append(command)
-        return real(command, **options)  # type: ignore[call-overload]
+    def counted(merged: Merged, output: Path, sources: Sequence[Source]) -> None:
+        written.append(output)
+        real(merged, output, sources)
 
-    monkeypatch.setattr(gemm_tables.subprocess, "run", counted)
-    return started
+    monkeypatch.setattr(cache, "write_merged", counted)
+    return written
 
 
-def test_built_once_then_reused(place: Place, builds: list[list[str]]) -> None:
+def test_built_once_then_reused(place: Place, builds: list[Path]) -> None:
     before = contents(place.package)
     first = ensure_merged_table(*GPU, place.environ)
     assert (first.source, first.rows) == ("merged", 2)
@@ -81,8 +84,7 @@ def test_built_once_then_reused(place: Place, builds: list[list[str]]) -> None:
     assert place.environ.pop(VARIABLE) == first.path
     second = ensure_merged_table(*GPU, place.environ)
     assert (second.path, second.reason) == (first.path, "reused from 2 files, 2 rows for gfx942:304")
-    assert len(builds) == 1
-    assert builds[0][:4] == [sys.executable, "-m", "rocm_overlay.tune", "merge"]
+    assert builds == [Path(str(first.path))]
     assert contents(place.package) == before
     path = Path(str(first.path))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -93,7 +95,7 @@ def test_built_once_then_reused(place: Place, builds: list[list[str]]) -> None:
     assert "aiter" not in sys.modules, "aiter was not imported"
 
 
-def test_other_inputs_another_file(place: Place, builds: list[list[str]]) -> None:
+def test_other_inputs_another_file(place: Place, builds: list[Path]) -> None:
     names = {ensure_merged_table(*GPU, {**place.environ}).path}
     names.add(ensure_merged_table("gfx950", 256, {**place.environ}).path)
     write_table(place.package / "configs" / "model_configs" / "x_bf16_tuned_gemm.csv", cells(M=4))
@@ -118,7 +120,7 @@ def test_the_same_file_as_tune_env(place: Place, tune: Cli, monkeypatch: pytest.
     assert tune("env", "--gpu", "gfx942:304").out == f"export {VARIABLE}={made.path}\n"
 
 
-def test_a_users_own_variable_is_respected_and_reported(place: Place, builds: list[list[str]], tmp_path: Path) -> None:
+def test_a_users_own_variable_is_respected_and_reported(place: Place, builds: list[Path], tmp_path: Path) -> None:
     one = write_table(tmp_path / "one.csv", cells(), cells(M=32))
     place.environ[VARIABLE] = str(one)
     found = ensure_merged_table(*GPU, place.environ)
@@ -144,7 +146,7 @@ def test_too_late_is_said(place: Place, monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def test_without_aiter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gemm_tables, "_package", lambda name: None)
+    monkeypatch.setattr(cache, "find_aiter", lambda: None)
     environ = {"HOME": str(tmp_path)}
     assert ensure_merged_table(*GPU, environ).reason == "aiter is not installed"
     assert environ == {"HOME": str(tmp_path)}
@@ -162,7 +164,7 @@ def test_a_broken_table_leaves_aiter_its_own_way(place: Place) -> None:
     assert list(place.cache.glob("*.csv")) == []
 
 
-def test_folders_and_files_of_others_are_not_trusted(place: Place, builds: list[list[str]]) -> None:
+def test_folders_and_files_of_others_are_not_trusted(place: Place, builds: list[Path]) -> None:
     place.cache.mkdir(parents=True)
     place.cache.chmod(0o777)
     found = ensure_merged_table(*GPU, place.environ)
@@ -230,15 +232,17 @@ def test_defaults_come_from_the_device_and_the_given_environment(
         extend_aiter_gemm_configs(mine)
 
 
-def test_modules_in_the_working_folder_are_not_run(
-    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_without_the_program_and_without_a_child(
+    place: Place, builds: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if sys.version_info < (3, 11):
-        pytest.skip("PYTHONSAFEPATH came with Python 3.11")
-    (tmp_path / "work").mkdir()
-    (tmp_path / "work" / "csv.py").write_text("raise SystemExit('the wrong csv')\n")
-    monkeypatch.chdir(tmp_path / "work")
-    assert ensure_merged_table(*GPU, place.environ).source == "merged"
+    monkeypatch.setattr(os, "fork", None)
+    monkeypatch.setattr(subprocess, "Popen", None)
+    assert ensure_merged_table(*GPU, {**place.environ}).source == "merged", "no process is started"
+    monkeypatch.setitem(sys.modules, "rocm_overlay.tune.cache", None)
+    found = ensure_merged_table(*GPU, place.environ)
+    assert found.source == "none"
+    assert "install transformers-rocm-overlay" in found.reason
+    assert len(builds) == 1
 
 
 def test_ranks_that_start_at_once(place: Place) -> None:
@@ -249,9 +253,8 @@ def test_ranks_that_start_at_once(place: Place) -> None:
     env = {**place.environ, "PYTHONPATH": os.pathsep.join([str(place.package.parent), place.environ["PYTHONPATH"]])}
     command = [sys.executable, "-c", script.replace("from amd_ops.gemm_tables", "from gemm_tables_alone")]
     alone = place.home / "gemm_tables_alone.py"
-    source = (ROOT / "amd_ops" / "gemm_tables.py").read_text().replace("from . import device\n", "")
-    alone.write_text(source.replace("from .folders", "from folders"))  # without torch: seconds in each process
-    shutil.copy(ROOT / "amd_ops" / "folders.py", place.home)
+    source = (ROOT / "amd_ops" / "gemm_tables.py").read_text()
+    alone.write_text(source.replace("from . import device\n", ""))  # without torch: seconds in each process
     env["PYTHONPATH"] = os.pathsep.join([str(place.home), env["PYTHONPATH"]])
     children = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for _ in range(4)]
     said = {child.communicate()[0] for child in children}

@@ -1,6 +1,6 @@
 """The private merged table of this user: named by the hashes of everything it was made from, built once, then reused.
 
-amd_ops.gemm_tables computes the same name without importing this package; a test holds the two together.
+`overlay tune env` and amd_ops, when aiter is about to read its tables, come here.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from pathlib import Path
 
 from .device import Device
 from .files import read_bytes
-from .installed import Aiter
+from .installed import Aiter, find_aiter, rules_of
 from .merge import Merged, Source, merge_files, write_merged
-from .places import bundled_tables, cache_folder, private_folder, user_tables
+from .places import bundled_tables, cache_folder, only_mine, private_folder, user_tables
 from .schema import Rules
 
 FORMAT = "amd-overlay.gemm-cache/1"
@@ -22,9 +22,10 @@ FORMAT = "amd-overlay.gemm-cache/1"
 
 @dataclass(frozen=True)
 class Cached:
-    """The file to point aiter at, and what was merged, None when an earlier file was reused."""
+    """The file to point aiter at, of how many it was made, and what was merged, None when an earlier was reused."""
 
     path: Path
+    sources: int
     merged: Merged | None
 
 
@@ -35,6 +36,18 @@ def sources_for(
     shipped = [*(aiter.tables() if aiter else ()), *bundled_tables(device)]
     user = [*user_tables(environment), *extra]
     return [Source(path, "shipped") for path in shipped] + [Source(path, "user") for path in user]
+
+
+def merged_for(gfx: str, cu_num: int, environment: Mapping[str, str], extra: Sequence[Path] = ()) -> Cached | None:
+    """Return the merged file for the installed aiter on a GPU, ``extra`` winning; None where no aiter is installed.
+
+    Raises OverlayError where a table or the folder cannot be used.
+    """
+    aiter = find_aiter()
+    if aiter is None:
+        return None
+    device = Device(gfx, cu_num)
+    return cached_merge(sources_for(aiter, device, environment, extra), device, rules_of(aiter), aiter, environment)
 
 
 def cache_name(device: Device, rules_file: Path | None, sources: Sequence[Source]) -> str:
@@ -57,8 +70,8 @@ def cached_merge(
     """Return the merged file of these sources, built when no earlier one has their name."""
     folder = private_folder(cache_folder(environment))
     path = folder / cache_name(device, rules_file(aiter), sources)
-    if path.is_file() and not path.is_symlink():
-        return Cached(path, None)
+    if only_mine(path):
+        return Cached(path, len(sources), None)
     merged = merge_files(sources, device, rules)
     write_merged(merged, path, sources)
-    return Cached(path, merged)
+    return Cached(path, len(sources), merged)

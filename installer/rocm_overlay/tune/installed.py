@@ -48,7 +48,10 @@ def find_aiter(folder: Path | None = None) -> Aiter | None:
                 return _aiter(package)
         message = f"{folder} holds no aiter: neither configs/ nor aiter/configs/"
         raise TargetError("no-aiter", message, remedy="name the folder of the aiter package", paths=(str(folder),))
-    spec = importlib.util.find_spec("aiter")
+    try:
+        spec = importlib.util.find_spec("aiter")
+    except ValueError:  # somebody put a module there that has no spec
+        return None
     for place in (spec.submodule_search_locations or ()) if spec else ():
         if (Path(place) / "configs").is_dir():
             return _aiter(Path(place))

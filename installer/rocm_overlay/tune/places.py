@@ -50,3 +50,12 @@ def private_folder(path: Path) -> Path:
         message = f"{path} is not a private folder of this user"
         raise WriteError("not-private", message, remedy=f"chmod 700 {path}, or set XDG_CACHE_HOME")
     return path
+
+
+def only_mine(path: Path) -> bool:
+    """True for a finished file that nobody but this user can have written."""
+    try:
+        info = path.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(info.st_mode) and info.st_uid == os.getuid() and not info.st_mode & 0o022
