@@ -13,14 +13,13 @@ from __future__ import annotations
 from typing import Any
 
 from . import overlay_models, ready
+from .conditions import DeviceSpec, Mode
 from .config import register_kernels, use_kernels
-from .devices import DeviceSpec
 from .errors import KernelizeError, KernelLoadError, KernelUnavailable, RegistrationError, SignatureError
-from .export import hub_repository, kernels_mapping
+from .forwards import Guard
 from .function import apply_function_kernel, restore_function_kernels
-from .guards import Guard
+from .hub import hub_repository, kernels_mapping
 from .layers import kernelize_model, kernelize_report, kernelized, unkernelize_model
-from .modes import Mode
 from .overlay_models import apply_overlay_kernels, revert_overlay_kernels
 from .registry import (
     Registry,

@@ -20,14 +20,23 @@ from weakref import WeakSet
 
 from torch import nn
 
-from .devices import Present, absence, find_device, infer_device, parse_device
+from .conditions import (
+    BOTH,
+    Mode,
+    Present,
+    absence,
+    check_signature,
+    find_device,
+    flag,
+    infer_device,
+    parse_device,
+    parse_mode,
+)
 from .errors import KernelizeError, KernelLoadError, KernelUnavailable, RegistrationError, unknown
-from .modes import BOTH, Mode, parse_mode
 from .registry import FunctionKernel, current_registry, register_function_kernel
 from .report import FunctionRow
 from .selection import choose
 from .sources import ObjectSource, as_function
-from .validation import check_signature, flag
 
 __all__ = ["apply_function_kernel", "register_function_kernel", "restore_function_kernels"]
 

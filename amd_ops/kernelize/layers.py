@@ -14,12 +14,11 @@ from torch import nn
 
 from .. import toggles
 from ..dispatch import DeclinedWarning
-from . import function, ready, structure, validation
+from . import conditions, function, ready, structure
 from .binding import Binding, Note, bind, binding_of, make_class, obstacle, parked, unbind
-from .devices import Present, absence, find_device, infer_device, parse_device
+from .conditions import Mode, Present, absence, find_device, infer_device, mode_name, parse_device, parse_mode
 from .errors import KernelizeError, KernelUnavailable
 from .forwards import Branch, Home, build
-from .modes import Mode, mode_name, parse_mode
 from .proof import Place
 from .registry import Registry, current_registry
 from .report import FunctionRow, KernelizeReport, LayerRow
@@ -346,7 +345,7 @@ def _registered(cls: type[nn.Module], name: str, refusal: str, request: Request,
 def _branch(slot: Slot) -> Branch:
     if slot.kernel is None or slot.layer is None:
         return Branch(None, reason=slot.reason)
-    return Branch(slot.layer.forward, slot.kernel.guard, validation.flag(slot.layer, "has_backward", True))
+    return Branch(slot.layer.forward, slot.kernel.guard, conditions.flag(slot.layer, "has_backward", True))
 
 
 def _structural(cls: type[nn.Module], request: Request) -> Decision | None:

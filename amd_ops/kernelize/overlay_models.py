@@ -22,8 +22,8 @@ from torch import nn
 from ..toggle_rules import SWITCHES
 from . import curated, structure
 from .binding import Binding, Note
+from .conditions import find_device
 from .curated_models import CURATED
-from .devices import find_device
 from .errors import KernelizeError, KernelUnavailable, RegistrationError, unknown
 from .layers import kernelize_model, process_rows, unkernelize_model
 from .proof import Place

@@ -14,11 +14,10 @@ from typing import Any
 
 from torch import nn
 
-from . import validation
-from .devices import DeviceSpec, parse_device
+from . import conditions
+from .conditions import DeviceSpec, Mode, mode_name, parse_device, parse_mode
 from .errors import RegistrationError, unknown
-from .guards import Guard, parse_guard
-from .modes import Mode, mode_name, parse_mode
+from .forwards import Guard, parse_guard
 from .sources import LoaderSource, ObjectSource, Source, hub_source, local_source
 
 Condition = tuple[DeviceSpec | None, Mode | None]
@@ -89,10 +88,10 @@ class Registry:
         """
         with self.lock:
             if isinstance(kernel.source, ObjectSource):
-                implementation = validation.check_stateless(kernel.source.value, kernel.name)
+                implementation = conditions.check_stateless(kernel.source.value, kernel.name)
                 for cls, name in self.classes.items():
                     if name == kernel.name:
-                        validation.check_layer(implementation, cls, kernel.name)
+                        conditions.check_layer(implementation, cls, kernel.name)
                         self._refuse_cycle(cls, kernel.name, kernel)
             rest = [k for k in self.layers.get(kernel.name, []) if k.condition != kernel.condition]
             self.layers[kernel.name] = [*rest, kernel]
@@ -106,7 +105,7 @@ class Registry:
                 )
             for kernel in self.layers[name]:
                 if isinstance(kernel.source, ObjectSource):
-                    validation.check_layer(kernel.source.value, cls, name)
+                    conditions.check_layer(kernel.source.value, cls, name)
             self._refuse_cycle(cls, name, None)
             self.classes[cls] = name
 

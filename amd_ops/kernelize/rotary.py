@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..ops.rope import eager_rope
-from . import source
+from . import rewrite
 
 _METHODS = {"unsqueeze", "chunk", "float", "to", "type_as", "split", "size"}
 _FUNCTIONS = {"torch.cat", "torch.concat", "torch.chunk", "torch.split"}
@@ -52,8 +52,8 @@ def _behind(function: Any) -> Callable[..., Any] | None:
         return None
     cells = dict(zip(forward.__code__.co_freevars, forward.__closure__ or (), strict=True))
     try:
-        text = [ast.unparse(statement) for statement in source.body(source.parse(forward))]
-    except source.Unreadable:
+        text = [ast.unparse(statement) for statement in rewrite.body(rewrite.parse(forward))]
+    except rewrite.Unreadable:
         return None
     for name, cell in cells.items():
         if text == [f"return {name}(*args, **kwargs)"]:
@@ -66,7 +66,7 @@ def _match(function: Callable[..., Any]) -> Rotary | None:
     try:
         if not _pure(function, 0):
             return None
-    except source.Unreadable:
+    except rewrite.Unreadable:
         return None
     parameters = list(inspect.signature(function).parameters.values())
     if len(parameters) < 4 or any(p.default is p.empty for p in parameters[4:]):
@@ -79,16 +79,16 @@ def _match(function: Callable[..., Any]) -> Rotary | None:
 
 def _pure(function: Callable[..., Any], depth: int) -> bool:
     """Straight-line code that calls only tensor methods and one level of helpers of the same kind."""
-    node = source.parse(function)
+    node = rewrite.parse(function)
     if inspect.unwrap(function) is not function or not all(
-        isinstance(statement, _STATEMENTS) for statement in source.body(node)
+        isinstance(statement, _STATEMENTS) for statement in rewrite.body(node)
     ):
         return False
-    return all(_allowed(call, function, depth) for call in source.calls(ast.Module(source.body(node), [])))
+    return all(_allowed(call, function, depth) for call in rewrite.calls(ast.Module(rewrite.body(node), [])))
 
 
 def _allowed(call: ast.Call, function: Callable[..., Any], depth: int) -> bool:
-    name = source.dotted(call.func)
+    name = rewrite.dotted(call.func)
     if name in _FUNCTIONS or (isinstance(call.func, ast.Attribute) and call.func.attr in _METHODS):
         return True
     helper = function.__globals__.get(name)

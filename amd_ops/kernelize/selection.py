@@ -9,10 +9,9 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from . import validation
-from .devices import Present, closeness, mismatch
+from . import conditions
+from .conditions import BOTH, Mode, Present, closeness, mismatch, mode_name, serves
 from .errors import KernelLoadError
-from .modes import BOTH, Mode, mode_name, serves
 from .registry import FunctionKernel, LayerKernel
 
 Kernel = TypeVar("Kernel", LayerKernel, FunctionKernel)
@@ -74,8 +73,8 @@ def load_layer(kernel: LayerKernel, cls: type[nn.Module]) -> type[nn.Module]:
     what = f"{kernel.name} from {kernel.source}"
     layer = _loaded.get(kernel)
     if layer is None:
-        layer = _loaded[kernel] = validation.check_stateless(kernel.source.load(), what)
-    validation.check_layer(layer, cls, what)
+        layer = _loaded[kernel] = conditions.check_stateless(kernel.source.load(), what)
+    conditions.check_layer(layer, cls, what)
     return layer
 
 
@@ -108,9 +107,9 @@ def _slot(
         layer = load_layer(kernel, cls)
     except KernelLoadError as error:
         return Slot(reason=str(error))
-    if training and not validation.flag(layer, "has_backward", True):
+    if training and not conditions.flag(layer, "has_backward", True):
         return Slot(reason=f"kernel {kernel.name} has no backward")
     registered = kernel.mode is not None and Mode.COMPILE in kernel.mode
-    if compiled and not validation.flag(layer, "can_torch_compile", registered):
+    if compiled and not conditions.flag(layer, "can_torch_compile", registered):
         return Slot(reason=f"kernel {kernel.name} cannot be compiled")
     return Slot(kernel, layer)

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from . import forwards, mlps, norms, ready, rotary, sites, source
+from . import formulas, forwards, ready, rewrite, rotary
 from .errors import RegistrationError, unknown
 from .proof import Place, Proof
 
@@ -67,11 +67,11 @@ def rewritten(cls: type[nn.Module], computes: frozenset[str]) -> Found | None:
 
 def _look(cls: type[nn.Module], computes: frozenset[str]) -> Found | None:
     try:
-        node = source.parse(cls.forward)
-    except source.Unreadable as error:
+        node = rewrite.parse(cls.forward)
+    except rewrite.Unreadable as error:
         # Only a class that its name puts among ours is worth the reason; the name alone never gets it replaced.
         return Found((), "source", None, (str(error),)) if _named(cls) else None
-    if not node.args.args or not source.body(node):
+    if not node.args.args or not rewrite.body(node):
         return None
     if not node.decorator_list:
         for compute, look in (("rms_norm", _norm), ("activation", _activation), ("gated_mlp", _mlp)):
@@ -87,11 +87,11 @@ def _named(cls: type[nn.Module]) -> bool:
 
 
 def _norm(cls: type[nn.Module], node: ast.FunctionDef) -> Found | None:
-    if not norms.looks_like(node):
+    if not formulas.looks_normalising(node):
         return None
     try:
-        norm = norms.match(cls, node)
-    except source.Unreadable as error:
+        norm = formulas.match_norm(cls, node)
+    except rewrite.Unreadable as error:
         norm = str(error)
     if isinstance(norm, str):
         declined = Found((), "rms_norm", None, (f"looks like an RMS norm: {norm}",))
@@ -104,9 +104,9 @@ def _norm(cls: type[nn.Module], node: ast.FunctionDef) -> Found | None:
 
 
 def _activation(cls: type[nn.Module], node: ast.FunctionDef) -> Found | None:
-    if not mlps.looks_gated(node):
+    if not formulas.looks_gated(node):
         return None
-    found = mlps.match_activation(cls, node)
+    found = formulas.match_activation(cls, node)
     if isinstance(found, str):
         return Found((), "activation", None, (f"looks like a gated activation: {found}",))
     return Found(
@@ -117,7 +117,7 @@ def _activation(cls: type[nn.Module], node: ast.FunctionDef) -> Found | None:
 
 
 def _mlp(cls: type[nn.Module], node: ast.FunctionDef) -> Found | None:
-    mlp = mlps.match_mlp(node)
+    mlp = formulas.match_mlp(node)
     if mlp is None:
         return None
     names = f"gate={mlp.gate!r}, up={mlp.up!r}, down={mlp.down!r}, act={mlp.act!r}"
@@ -142,7 +142,7 @@ def _whole(cls: type[nn.Module], node: ast.FunctionDef, text: str, argument: str
 @dataclass
 class _Edited:
     node: ast.FunctionDef
-    edits: list[sites.Edit] = field(default_factory=list)
+    edits: list[rewrite.Edit] = field(default_factory=list)
 
 
 def _edits(cls: type[nn.Module], node: ast.FunctionDef, computes: frozenset[str]) -> Found | None:
@@ -150,14 +150,14 @@ def _edits(cls: type[nn.Module], node: ast.FunctionDef, computes: frozenset[str]
     function = inspect.unwrap(cls.forward)
     edited = _Edited(node)
     if "qkv" in computes:
-        edited.edits += filter(None, [sites.edit_qkv(node)])
+        edited.edits += filter(None, [rewrite.edit_qkv(node)])
     if "rope" in computes:
-        edited.edits += filter(None, [sites.edit_rope(node, lambda name: _resolve(function, name), rotary.match)])
+        edited.edits += filter(None, [rewrite.edit_rope(node, lambda name: _resolve(function, name), rotary.match)])
     if "attention" in computes:
-        edited.edits += filter(None, [sites.edit_attention(node)])
+        edited.edits += filter(None, [rewrite.edit_attention(node)])
     if not edited.edits:
         return None
-    sites.begin_with_home(node)
+    rewrite.begin_with_home(node)
     names = tuple(edit.compute for edit in edited.edits)
 
     def make(place: Place) -> Callable[..., Any]:
@@ -165,16 +165,16 @@ def _edits(cls: type[nn.Module], node: ast.FunctionDef, computes: frozenset[str]
         space: dict[str, Any] = home.names(place.miss)
         for edit in edited.edits:
             space.update(_site(cls, edit, place))
-        return home.take(source.recompile(cls.forward, edited.node, space))
+        return home.take(rewrite.recompile(cls.forward, edited.node, space))
 
     try:
         make(Place("cpu", lambda reason: None))
-    except source.Unreadable as error:
+    except rewrite.Unreadable as error:
         return Found((), "+".join(names), None, (str(error),))
     return Found(names, "amd_ops." + ", amd_ops.".join(names), make)
 
 
-def _site(cls: type[nn.Module], edit: sites.Edit, place: Place) -> dict[str, Any]:
+def _site(cls: type[nn.Module], edit: rewrite.Edit, place: Place) -> dict[str, Any]:
     """Return the name that an edit put into the tree, and what it runs."""
     if edit.compute == "qkv":
         fast, original = ready.qkv(edit.what)

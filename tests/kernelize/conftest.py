@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 import amd_ops
-from amd_ops.kernelize import devices, function, layers, proof, restore_function_kernels, use_kernels
+from amd_ops.kernelize import conditions, function, layers, proof, restore_function_kernels, use_kernels
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +66,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 @pytest.fixture
 def nvidia(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine has a CUDA device whose tensors are CPU tensors."""
-    real = devices.find_device
-    present = devices.Present("cuda", "", "cpu")
-    for module in (devices, layers, function):
+    real = conditions.find_device
+    present = conditions.Present("cuda", "", "cpu")
+    for module in (conditions, layers, function):
         monkeypatch.setattr(module, "find_device", lambda kind: present if kind == "cuda" else real(kind))

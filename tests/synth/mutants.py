@@ -36,10 +36,10 @@ def ops() -> None:
 
 def kernelize() -> None:
     """Every norm is taken for gemma's, and the proof believes everything."""
-    from amd_ops.kernelize import norms, proof, structure
+    from amd_ops.kernelize import formulas, proof, structure
 
-    match = norms.match
-    structure.norms.match = lambda cls, node: (  # type: ignore[attr-defined]
+    match = formulas.match_norm
+    structure.formulas.match_norm = lambda cls, node: (  # type: ignore[attr-defined]
         found if isinstance(found := match(cls, node), str) else replace(found, form="gemma")
     )
     proof.agreement.__code__ = (lambda got, expected: "").__code__
