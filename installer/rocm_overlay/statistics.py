@@ -126,9 +126,7 @@ def log_ratios(samples: Rounds, baseline: Rounds) -> list[float]:
 
     A round with a value that is no time (not above zero, not finite) gives NaN: nothing can be said of it.
     """
-    return [
-        _log(ours) - _log(theirs) for ours, theirs in zip(samples, baseline, strict=False) if ours and theirs
-    ]
+    return [_log(ours) - _log(theirs) for ours, theirs in zip(samples, baseline, strict=False) if ours and theirs]
 
 
 def _log(times: Sequence[float]) -> float:

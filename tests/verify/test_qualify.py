@@ -340,6 +340,28 @@ def test_warmup_without_captures(tmp_path: Path) -> None:
         command.warm(tmp_path / "profile.json")
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("profile.json", '{"schema": "amd-ops.profile/1", "toggles": {'),
+        ("profile.json", "[]"),
+        ("profile.json", '{"schema": "amd-ops.profile/1", "toggles": {}, "digest": NaN}'),
+        ("profile.json", '{"schema": "amd-ops.profile/1", "toggles": {}, "digest": "by hand"}'),
+        ("profile.work/replay.json", "[]"),
+        ("profile.work/replay.json", '{"model": "there"}'),
+    ],
+)
+def test_warmup_of_what_was_changed_is_refused_in_one_sentence(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / "profile.work").mkdir()
+    (tmp_path / "profile.json").write_text('{"schema": "amd-ops.profile/1", "toggles": {}}')
+    (tmp_path / "profile.work/replay.json").write_text("{}")
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UsageError) as raised:
+        command.warm(tmp_path / "profile.json")
+    assert "\n" not in raised.value.message
+    assert raised.value.remedy.startswith("run `overlay qualify`")
+
+
 # -- pieces
 
 

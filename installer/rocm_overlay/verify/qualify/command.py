@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -254,7 +255,7 @@ def warm(profile: Path, python: str | None = None, counted: Counted | None = Non
     values = dict(content["toggles"])
     names = {"AMD_OPS_STOCK": "stock", "AMD_OPS_OP_TIERS": "op_tiers", "AMD_OPS_TIERS": "tiers"}
     settings = {names.get(name, name.lower()): str(value) for name, value in values.items()}
-    places = {item["place"]["qualname"]: item["place"] for item in replayed["points"]}
+    places = {(item["place"]["module"], item["place"]["qualname"]): item["place"] for item in replayed["points"]}
     found: dict[str, Any] = {"places": [], "ops": []}
 
     def on_event(event: dict[str, Any]) -> None:
@@ -280,11 +281,21 @@ def warm(profile: Path, python: str | None = None, counted: Counted | None = Non
 def reopen(work: Path, profile: Path | None, python: str | None) -> tuple[Session, dict[str, Any], dict[str, Any]]:
     """Return the session of a finished qualification, its profile's content and its points. Raises UsageError."""
     remedy = "run `overlay qualify`; its profile and its .work folder belong together"
+    content: dict[str, Any] = {}
+    if profile is not None:
+        try:
+            content = rules().read_profile(profile)
+        except ValueError as error:
+            told = re.split(r": (?:run|set|correct|name) ", str(error))[0]  # the rest is what to do about AMD_OPS
+            raise UsageError("no-captures", f"{profile} cannot be used: {told}", remedy=remedy) from None
     try:
-        content = json.loads(profile.read_bytes()) if profile is not None else {}
         replayed = json.loads((work / "replay.json").read_bytes())
     except (OSError, ValueError) as error:
         raise UsageError("no-captures", f"{profile or work} cannot be used: {error}", remedy=remedy) from None
+    names = {"model": str, "dtype": str, "seeded": bool, "machine": dict, "points": list}
+    if not isinstance(replayed, dict) or not all(isinstance(replayed.get(name), one) for name, one in names.items()):
+        message = f"{work / 'replay.json'} is not as `overlay qualify` wrote it"
+        raise UsageError("no-captures", message, remedy=remedy, paths=[work / "replay.json"])
     interpreter = target.probe(python or replayed.get("python") or sys.executable)
     found = target.read_model(Path(replayed["model"]))
     sources = target.find_sources(interpreter, *found.names)
