@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import inspect
 import json
+import math
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +21,8 @@ import pytest
 import torch
 from rocm_overlay.console import Steps
 from rocm_overlay.errors import UsageError, WriteError
-from rocm_overlay.verify.qualify import capture, child, choose, command, document, replay, steps
+from rocm_overlay.fingerprint import Fingerprint
+from rocm_overlay.verify.qualify import arms, capture, child, choose, command, document, replay, steps
 from rocm_overlay.verify.qualify.codec import Unsaveable, decode, encode
 from rocm_overlay.verify.qualify.session import Session
 
@@ -55,6 +59,7 @@ class Outcome:
     output: Path
     model: Path
     bars: list[tuple[str, int, int]]
+    order: list[Path]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +68,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
     folder = tmp_path_factory.mktemp("qualify")
     model = save_tiny("llama", folder / "llama")
     found = Outcome()
-    found.output, found.said, found.model = folder / "profile.json", [], model
+    found.output, found.said, found.model, found.order = folder / "profile.json", [], model, []
     options = command.Options(
         model, found.output, python=sys.executable, dtype="float32", time_limit=30.0, build_limit=12.0
     )
@@ -87,7 +92,10 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
         (work / "captures" / "half.safetensors.partial").write_bytes(b"what a killed capture leaves")
         found.kept_before = [json.loads(line)["id"] for line in (work / "results.jsonl").read_text().splitlines()[1:]]
         found.captures_before = {path: path.stat().st_mtime_ns for path in (work / "captures").glob("*.safetensors")}
-        found.content = command.qualify(options, found.said.append, Bars(found.bars, found.said))
+        with pytest.MonkeyPatch.context() as watched:
+            written, write = found.order, document.write
+            watched.setattr(document, "write", lambda path, text: (written.append(path), write(path, text)))
+            found.content = command.qualify(options, found.said.append, Bars(found.bars, found.said))
         yield found
 
 
@@ -290,6 +298,39 @@ def test_what_is_qualified_already_is_not_run_again(done: Outcome) -> None:
     assert done.output.read_bytes() == before
 
 
+def test_the_profile_is_written_last_so_that_a_stopped_run_is_never_taken_for_a_finished_one(done: Outcome) -> None:
+    default = profile.default_path()
+    assert done.order[-2:] == [done.output, default]
+    assert done.order.index(done.output.with_name("profile_apply.py")) > 0
+    assert done.output.with_name("profile.work") / "replay.json" in done.order
+    assert [str(path) for path in document.tests_of(done.output)] == sorted(done.content["tests"])
+
+
+def test_what_is_qualified_already_is_registered_where_it_is_not_yet(done: Outcome) -> None:
+    default = profile.default_path()
+    default.unlink()
+    options = command.Options(done.model, done.output, python=sys.executable, dtype="float32", register=False)
+    assert command.qualify(options, lambda text: None)["written"] == [str(done.output)]
+    assert not default.exists()
+    again = command.qualify(dataclasses.replace(options, register=True), lambda text: None)
+    assert again["reused"]
+    assert again["written"] == [str(done.output), str(default)]
+    assert again["tests"] == sorted(done.content["tests"])
+    assert default.read_bytes() == done.output.read_bytes()
+
+
+def test_a_dry_run_leaves_everything_as_it_is(done: Outcome) -> None:
+    def there() -> dict[Path, int]:
+        return {path: path.lstat().st_mtime_ns for path in done.output.parent.rglob("*") if "scratch" not in path.parts}
+
+    before = there()
+    for fresh, dtype, output in ((False, "bfloat16", done.output), (True, "float32", done.output),
+                                 (False, "float32", done.output.with_name("new.json"))):  # fmt: skip
+        options = command.Options(done.model, output, python=sys.executable, dtype=dtype, dry_run=True, fresh=fresh)
+        assert command.qualify(options, lambda text: None)["plan"]["points"]
+        assert there() == before
+
+
 def test_every_place_is_captured_and_the_run_is_complete(done: Outcome) -> None:
     assert done.content["complete"] is True
     assert done.content["left_out"] == {}
@@ -368,6 +409,81 @@ def test_warmup_of_what_was_changed_is_refused_in_one_sentence(tmp_path: Path, n
 def test_what_cannot_be_kept_is_named() -> None:
     with pytest.raises(Unsaveable, match="a range"):
         encode([1, range(3)], {}, None)
+
+
+class Subject(Session):
+    """A session whose subject is what a test says."""
+
+    about = "one"
+
+    def _subject(self, machine: dict[str, Any]) -> Fingerprint:
+        return Fingerprint({"about": self.about, **machine})
+
+
+def test_a_kill_while_old_captures_are_removed_never_leaves_them_to_another_subject(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Subject(None, tmp_path, False, [], "float32", tmp_path)  # type: ignore[arg-type]
+    assert session.open({}) is False
+    (session.captures / "a.safetensors").write_bytes(b"of the first subject")
+    session.keep_capture({"places": {}})
+    session.keep({"id": "a"})
+    assert session.open({}) is True
+    assert session.captured is not None
+    session.about = "two"
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            session.open({})
+    session.open({})
+    assert session.captured is None
+    assert list(session.captures.iterdir()) == []
+
+
+def test_the_arguments_of_a_forward_are_part_of_the_subject(tmp_path: Path) -> None:
+    def subject(inputs: str | None) -> str:
+        session = Session(None, tmp_path, False, [], "float32", tmp_path, inputs)  # type: ignore[arg-type]
+        session._fingerprint = Fingerprint({})
+        return session.subject({})
+
+    assert len({subject(None), subject("one"), subject("another")}) == 3
+
+
+def test_a_plan_that_could_not_be_timed_stays_at_stock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(None, tmp_path, False, [], "float32", tmp_path)  # type: ignore[arg-type]
+    monkeypatch.setattr(arms, "_plain", lambda *_: "they are what the profile is")
+    monkeypatch.setattr(steps, "whole", lambda *_: "the process ended with status -9")
+    found = arms.Found(choose.Choice(), [], [], [])
+    supply = {"switches": {"plan": ["USE_OPTIMIZED_OPS"], "rope": ["USE_OPTIMIZED_OPS"]}}
+    told = arms.settle(session, None, supply, found, 1.0, print, steps.unwatched(print))  # type: ignore[arg-type]
+    assert "not timed" in told["summary"]
+    assert list(found.choice.stock) == ["plan"]
+    assert "status -9" in found.choice.stock["plan"]
+
+
+def test_a_function_of_an_earlier_run_makes_way_where_nothing_is_verified(tmp_path: Path) -> None:
+    session = Session(None, tmp_path, False, [], "float32", tmp_path)  # type: ignore[arg-type]
+    path, output = tmp_path / "profile_apply.py", tmp_path / "profile.json"
+    path.write_text("# mine\n")
+    assert document.write_apply(session, output, [], choose.Choice()) is None
+    assert path.read_text() == "# mine\n", "a file of the user's stays"
+    path.write_text(document._APPLY_STARTS + "import amd_ops\n")
+    assert document.write_apply(session, output, [], choose.Choice()) is None
+    assert not path.exists()
+
+
+def test_a_place_that_cannot_hold_a_profile_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for output, said in ((tmp_path, "is a folder"), (tmp_path / "file" / "profile.json", "cannot be written")):
+        model = save_tiny("llama", tmp_path / "llama")
+        with pytest.raises(WriteError, match=said) as raised:
+            command.qualify(command.Options(model, output, python=sys.executable), lambda text: None)
+        assert "-o" in raised.value.remedy
+    assert not tmp_path.with_name(f"{tmp_path.name}.work").exists()
 
 
 def test_arguments_come_back_as_they_were() -> None:
@@ -470,9 +586,10 @@ def test_a_switch_that_stays_at_stock_is_told_in_plain_words() -> None:
 
 
 @pytest.mark.parametrize("limit", ["max_capture", "time_limit", "build_limit"])
-def test_limits_must_be_positive(limit: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_limits_must_be_positive(limit: str, value: float, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not positive"):
-        command.qualify(command.Options(tmp_path, **{limit: 0.0}), lambda text: None)
+        command.qualify(command.Options(tmp_path, **{limit: value}), lambda text: None)
 
 
 @pytest.mark.parametrize(("arch", "factor"), [("gfx942", 2.0), ("gfx950", 1.0)])

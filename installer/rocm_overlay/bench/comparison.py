@@ -99,7 +99,9 @@ def _missing(content: dict[str, Any]) -> str:
 
 def _is_measure(measure: Any) -> bool:
     latency = measure.get("latency") if isinstance(measure, dict) else None
-    rounds = latency.get("values") if isinstance(latency, dict) else None
+    if not isinstance(latency, dict):
+        return False
+    rounds = latency.get("values")
     if not isinstance(rounds, list) or not all(isinstance(one, list) and one for one in rounds):
         return False
     values = [latency.get("p50"), *(value for one in rounds for value in one)]
