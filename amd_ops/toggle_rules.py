@@ -268,8 +268,8 @@ def read_profile(path: Path) -> dict[str, Any]:
     Where it was qualified is not checked here: only a process with torch knows the machine.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+    except (OSError, ValueError, RecursionError) as error:
         raise ProfileError(f"which is neither off, auto nor a readable profile ({error}): {_FIX}.") from None
     if not (
         isinstance(content, dict)
@@ -284,6 +284,10 @@ def read_profile(path: Path) -> dict[str, Any]:
             RULES[name].read(as_text(value))
         except ToggleError as error:
             raise ProfileError(f"in which {error}") from None
+    families = content.get("families", {})
+    lists = families.values() if isinstance(families, dict) else [None]
+    if not all(isinstance(one, list) and all(isinstance(name, str) for name in one) for one in lists):
+        raise ProfileError(f'a file whose "families" is not an object of lists: {REDO}.')
     if "qualified" not in content and "digest" not in content:
         return content
     if content.get("digest") != digest(content):
@@ -294,6 +298,11 @@ def read_profile(path: Path) -> dict[str, Any]:
     if not isinstance(content.get("qualified"), dict):
         raise ProfileError(f'a file whose "qualified" is not an object: {REDO}.')
     return content
+
+
+def _no_number(name: str) -> None:
+    """Refuse what Python's reader takes and JSON has no word for: no profile of ours holds it."""
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def digest(content: Mapping[str, Any]) -> str:

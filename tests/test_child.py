@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from rocm_overlay.child import Child
+import rocm_overlay
+from rocm_overlay.child import Child, beside
 from rocm_overlay.worker import serving
 
 WORKER = """
@@ -106,3 +107,14 @@ end(work)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "worked\n", "")
+
+
+def test_a_link_to_a_program_elsewhere_makes_way(tmp_path: Path) -> None:
+    """The work folder of a qualification outlives its process: the next program of it may be another one."""
+    there = tmp_path / "tool" / "rocm_overlay"
+    for old in (tmp_path, tmp_path / "gone"):
+        there.parent.mkdir(exist_ok=True)
+        there.symlink_to(old)
+        assert beside("rocm_overlay", there.parent) == there.parent
+        assert there.resolve() == Path(rocm_overlay.__file__).resolve().parent
+        there.unlink()

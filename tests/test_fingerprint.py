@@ -46,6 +46,11 @@ class World:
         self.write(f"{folder}/RECORD", f"{package}/__init__.py,sha256={record},1\n")
         fingerprint._builds.cache_clear()
 
+    def table(self, name: str) -> None:
+        """Put another table of the same size in the place of one that aiter came with, as its tuner does."""
+        self.write(f"site/aiter/configs/{name}", "b row")
+        fingerprint._builds.cache_clear()
+
     def key(self) -> Fingerprint:
         """Take the fingerprint of all of it."""
         found = surroundings(
@@ -75,6 +80,9 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
         "site/transformers/cache_utils.py": "stock",
         "site/transformers/models/llama/modeling_llama.py": "either text",
         "site/transformers/models/bert/modeling_bert.py": "another family",
+        "site/aiter/__init__.py": "",
+        "site/aiter/configs/bf16_tuned_gemm.csv": "a row",
+        "site/aiter/configs/model_configs/llama_bf16_tuned_gemm.csv": "a row",
         "site/amd_ops/__init__.py": "",
         "site/amd_ops/ops/norm.py": "one formula",
         "root/sys/module/amdgpu/version": "6.14",
@@ -99,6 +107,9 @@ CHANGES: dict[str, tuple[str, Callable[[World], object]]] = {
     "a rebuilt torch": ("software.torch", lambda w: w.package("torch", "1.0", "abd")),
     "transformers": ("software.transformers", lambda w: w.package("transformers", "1.1", "abc")),
     "aiter": ("software.amd-aiter", lambda w: w.package("amd-aiter", "1.1", "abc")),
+    "a table in aiter": ("software.amd-aiter", lambda w: w.table("bf16_tuned_gemm.csv")),
+    "a model's table in aiter": (
+        "software.amd-aiter", lambda w: w.table("model_configs/llama_bf16_tuned_gemm.csv")),
     "triton": ("software.triton", lambda w: w.package("triton", "1.1", "abc")),
     "edited transformers": ("software.library", lambda w: w.write("site/transformers/cache_utils.py", "mine")),
     "edited amd_ops": ("overlay.amd_ops", lambda w: w.write("site/amd_ops/ops/norm.py", "another formula")),
@@ -124,6 +135,7 @@ CHANGES: dict[str, tuple[str, Callable[[World], object]]] = {
             "HIP_FORCE_DEV_KERNARG", "HIP_VISIBLE_DEVICES", "HSA_OVERRIDE_GFX_VERSION", "GPU_MAX_HW_QUEUES",
             "AMD_OPS", "AMD_OPS_TIERS", "AMD_OPS_STOCK", "USE_AITER_ATTENTION", "USE_OPTIMIZED_OPS",
             "FORCE_EAGER_ATTENTION", "PRESHUFFLE_M_THRESH", "TORCHINDUCTOR_MAX_AUTOTUNE", "PYTORCH_TUNABLEOP_ENABLED",
+            "DISABLE_ADDMM_HIP_LT", "HIPCC_COMPILE_FLAGS_APPEND", "ENABLE_CK", "ACCELERATE_MIXED_PRECISION",
             "TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL", "HIPBLASLT_TENSILE_LIBPATH", "MIOPEN_FIND_MODE",
         )
     },

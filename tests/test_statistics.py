@@ -70,6 +70,22 @@ def test_two_rounds_are_too_few_for_any_claim() -> None:
     assert "rounds" in found.reason
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.0, -1.0], ids=str)
+@pytest.mark.parametrize("place", ["samples", "baseline", "noise"])
+def test_of_a_sample_that_is_no_time_nothing_is_said(place: str, value: float) -> None:
+    good, half = [[1.0, 1.01, 1.02]] * 5, [[0.5, 0.501, 0.502]] * 5
+    assert faster(half, good, log_ratios(good, good)).outcome == "faster"
+    given = {"samples": half, "baseline": good, "noise": good}
+    given[place] = [[*given[place][0][:2], value], *given[place][1:]]
+    found = faster(given["samples"], given["baseline"], log_ratios(given["noise"], good))
+    assert (found.outcome, found.ratio) == ("same", None)
+    assert "no time" in found.reason
+
+
+def test_times_of_any_size_are_compared() -> None:
+    assert faster([[1e-300]] * 5, [[1e300]] * 5).outcome == "faster"
+
+
 def test_a_difference_within_the_noise_of_stock_against_itself_is_none() -> None:
     stock, cell = [[1.0, 1.001, 1.002]] * 5, [[1.1, 1.101, 1.102]] * 5
     assert faster(cell, stock).outcome == "slower"

@@ -116,12 +116,14 @@ def environment(scratch: Path, more: Mapping[str, str] | None = None) -> dict[st
 def beside(package: str, folder: Path) -> Path:
     """Return a folder that holds a link to one package of this program and nothing else of its site-packages."""
     link = folder / package
-    if not link.exists():
-        spec = importlib.util.find_spec(package)
-        if spec is None or spec.origin is None:
-            raise RuntimeError(
-                f"{package} is missing beside rocm_overlay: transformers-rocm-overlay is not installed whole"
-            )
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise RuntimeError(
+            f"{package} is missing beside rocm_overlay: transformers-rocm-overlay is not installed whole"
+        )
+    target = Path(spec.origin).resolve().parent
+    if not link.is_symlink() or Path(os.readlink(link)) != target:
         folder.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(Path(spec.origin).resolve().parent)
+        link.unlink(missing_ok=True)  # of a program elsewhere, in a folder that outlives its process
+        link.symlink_to(target)
     return folder

@@ -138,7 +138,9 @@ def _shown(text: str, stream: TextIO, indent: str) -> str:
 
 def fold(text: str, width: int, first: str = "", others: str = "") -> list[str]:
     """Break a text into lines of at most ``width`` columns, inside a word only where it is wider than a line."""
-    return textwrap.wrap(text, width, break_on_hyphens=False, initial_indent=first, subsequent_indent=others) or [first]
+    if not text.strip():
+        return [first]  # a column without a word is 0 wide
+    return textwrap.wrap(text, width, break_on_hyphens=False, initial_indent=first, subsequent_indent=others)
 
 
 def _encodable(text: str, stream: TextIO) -> str:

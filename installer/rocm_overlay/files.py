@@ -7,6 +7,8 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
+from .errors import WriteError
+
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 PART = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.part")
 """The name of the file that `write_atomic` renames."""
@@ -29,6 +31,17 @@ def write_atomic(target: Path, data: bytes, mode: int | None = None) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def check_place(path: Path, option: str) -> None:
+    """Refuse a file that ``option`` names and that cannot be written, before anything is run for it.
+
+    Raises WriteError.
+    """
+    problem = "is a folder" if path.is_dir() else "" if path.parent.is_dir() else f"is in no folder: {path.parent}"
+    if problem:
+        remedy = f"name a file in a folder that is there with {option}"
+        raise WriteError("no-output", f"{path} {problem}", remedy=remedy, paths=[path])
 
 
 def remove_parts(folder: Path, names: Collection[str]) -> None:

@@ -31,11 +31,12 @@ from .shared import folders, rules
 # a place among ranks, which a launcher makes up for every run.
 PREFIXES = (
     "OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "BLIS_", "DNNL_", "ONEDNN_", "MALLOC_",
-    "HIP_", "HSA_", "ROCR_", "ROCM_", "ROC_", "AMD_", "GPU_", "MIOPEN_", "ROCBLAS_", "HIPBLAS", "TENSILE_", "RCCL_",
-    "USE_", "FORCE_", "PRESHUFFLE_", "AITER_", "CK_", "FLASH_", "TRITON_", "LIGER_",
+    "HIP", "HSA_", "ROCR_", "ROCM_", "ROC", "AMD", "GPU_", "MIOPEN_", "TENSILE_", "RCCL_",
+    "USE_", "FORCE_", "PRESHUFFLE_", "AITER_", "CK_", "ENABLE_CK", "FLASH_", "TRITON_", "LIGER_", "KERNELS_",
+    "DISABLE_ADDMM_", "ACCELERATE_",
     "TORCH", "PYTORCH_", "ATEN_", "TRANSFORMERS_", "SAFETENSORS_", "CUDA_", "CUBLAS", "CUDNN_", "NVIDIA_", "NCCL_",
 )  # fmt: skip
-NAMES = ("LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHASHSEED", "PYTHONOPTIMIZE")
+NAMES = ("LRU_CACHE_CAPACITY", "LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHASHSEED", "PYTHONOPTIMIZE")
 _MADE_UP = ("TORCHELASTIC_",)
 
 # Distributions whose code runs in a measurement, and the package of each.
@@ -53,12 +54,14 @@ _KEPT_HASHES = 4096
 _CHUNK = 1 << 22
 
 # Runs in the interpreter under test. A wheel's RECORD holds the hash of every file; a package that is installed as a
-# link has none there, so that sizes and times of its files stand for it.
+# link has none there, so that sizes and times of its files stand for it. Tables of GEMMs are read as they lie there:
+# who tunes puts other ones in their place.
 _BUILDS = """
 import hashlib, json, os, platform, sys
 from importlib import metadata, util
 if sys.path and sys.path[0] == "":
     del sys.path[0]
+tabled = ("aiter",)
 found = {"python": platform.python_version(), "executable": sys.executable}
 for name, package in json.loads(sys.argv[1]).items():
     try:
@@ -67,9 +70,17 @@ for name, package in json.loads(sys.argv[1]).items():
         continue
     record = held.read_text("RECORD") or ""
     total = hashlib.sha256(record.encode())
-    if f"\\n{package}/" not in "\\n" + record:
+    linked = f"\\n{package}/" not in "\\n" + record
+    if linked or package in tabled:
         spec = util.find_spec(package)
-        for folder in (spec.submodule_search_locations or ()) if spec else ():
+        folders = list((spec.submodule_search_locations or ()) if spec else ())
+        for folder in folders if package in tabled else ():
+            for place, inner, files in os.walk(os.path.join(folder, "configs")):
+                inner.sort()
+                for one in sorted(file for file in files if file.endswith((".csv", ".json"))):
+                    with open(os.path.join(place, one), "rb") as stream:
+                        total.update(one.encode() + hashlib.sha256(stream.read()).digest())
+        for folder in folders if linked else ():
             for place, inner, files in os.walk(folder):
                 inner.sort()
                 for one in sorted(file for file in files if file.endswith((".py", ".so"))):

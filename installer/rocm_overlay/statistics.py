@@ -122,12 +122,16 @@ class Verdict:
 
 
 def log_ratios(samples: Rounds, baseline: Rounds) -> list[float]:
-    """Return the log of the ratio of the medians, round by round; rounds that one side lacks are left out."""
-    return [
-        math.log(statistics.median(ours) / statistics.median(theirs))
-        for ours, theirs in zip(samples, baseline, strict=False)
-        if ours and theirs
-    ]
+    """Return the log of the ratio of the medians, round by round; rounds that one side lacks are left out.
+
+    A round with a value that is no time (not above zero, not finite) gives NaN: nothing can be said of it.
+    """
+    return [_log(ours) - _log(theirs) for ours, theirs in zip(samples, baseline, strict=False) if ours and theirs]
+
+
+def _log(times: Sequence[float]) -> float:
+    """Return the log of the median; NaN where one of them is no time, which a median would hide."""
+    return math.log(statistics.median(times)) if all(0 < one < math.inf for one in times) else math.nan
 
 
 def faster(samples: Rounds, baseline: Rounds, noise: Sequence[float] = (), *, tests: int = 1) -> Verdict:
@@ -152,6 +156,8 @@ def faster(samples: Rounds, baseline: Rounds, noise: Sequence[float] = (), *, te
     logs = log_ratios(samples, baseline)
     if len(logs) < MIN_ROUNDS:
         return Verdict("same", f"fewer than {MIN_ROUNDS} rounds were measured")
+    if not all(map(math.isfinite, (*logs, *noise))):
+        return Verdict("same", "a sample is no time: zero, negative, infinite or no number")
     ours, theirs = _spread(logs), _spread(noise)
     middle, freedom = _mean(logs), ours.freedom + theirs.freedom
     pooled = (ours.freedom * ours.variance + theirs.freedom * theirs.variance) / freedom

@@ -111,6 +111,9 @@ def test_a_cell_that_crashes_is_told_and_ends_with_1(model: Path, tmp_path: Path
         (("--model", "MODEL", "--batch", "one"), "--batch is 'one'"),
         (("--model", "MODEL", "--matrix", "x"), "--matrix is 'x'"),
         (("--model", "MODEL", "--rounds", "0"), "--rounds is 0"),
+        (("--model", "MODEL", "--timeout", "inf"), "--timeout is inf"),
+        (("--model", "MODEL", "--timeout", "nan"), "--timeout is nan"),
+        (("--model", "MODEL", "--timeout", "0"), "--timeout is 0"),
         (("--model", "MODEL", "--baseline", "none.json"), "none.json cannot be read"),
         (("--model", "MODEL", "--metric", "tokens"), "--metric names 'tokens'"),
         (("--model", "MODEL", "--executor", "slurm"), "--executor is 'slurm'"),
@@ -126,6 +129,13 @@ def test_a_mistake_costs_one_sentence_and_exit_2(
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_page_that_has_no_folder_is_refused_before_anything_is_measured(model: Path, tmp_path: Path) -> None:
+    done = bench("--model", str(model), "--html", "none/page.html", cwd=tmp_path)
+    assert done.returncode == 5
+    assert "none/page.html" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_answers_for_programs_leave_no_folder_and_another_model_has_a_folder_of_its_own(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rocm_overlay.bench import comparison, formats, optimum, report, runner
+from rocm_overlay.bench import command, comparison, formats, optimum, report, runner
 from rocm_overlay.bench.matrix import Work, plan
 from rocm_overlay.bench.memory import check_memory
 from rocm_overlay.bench.runner import Journal
@@ -226,12 +227,51 @@ def test_a_baseline_of_another_model_is_refused(tmp_path: Path) -> None:
         comparison.compare(other, content, 0.05)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": "other/1"}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": "other/1"}', "[" * 100_000])
 def test_what_is_no_report_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "report.json"
     path.write_text(text)
     with pytest.raises(UsageError, match=str(path)):
         comparison.read(path)
+
+
+def _first(content: Any) -> Any:
+    return next(iter(content["cells"][0]["measures"].values()))["latency"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content.pop("machine"),
+        lambda content: content.pop("model"),
+        lambda content: content.update(cells="none"),
+        lambda content: content["cells"].append(1),
+        lambda content: content["cells"][0].pop("against"),
+        lambda content: content["cells"][0]["measures"].update(call=3),
+        lambda content: _first(content).update(values=[]),
+        lambda content: _first(content).update(values=[[]]),
+        lambda content: _first(content).update(values=[["fast"]]),
+        lambda content: _first(content).update(values=[[math.nan]]),
+        lambda content: _first(content).update(p50=0),
+    ],
+)
+def test_a_report_that_was_changed_by_hand_is_refused(tmp_path: Path, change: Callable[[Any], object]) -> None:
+    path = tmp_path / "report.json"
+    content = made_up_report(tmp_path, "onoff")
+    path.write_text(json.dumps(content))
+    assert comparison.read(path)["cells"]
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(UsageError, match="was changed") as raised:
+        comparison.read(path)
+    assert "overlay bench" in raised.value.remedy
+
+
+def test_reports_without_a_failure_are_shown_in_plain_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(made_up_report(tmp_path, "onoff")))
+    assert command.compare(path, path, "5%", None, other_machine=False) == 0
+    assert "no failures against the earlier report" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("text", "value"), [("5%", 0.05), ("0.1", 0.1), ("0", 0.0)])

@@ -76,6 +76,9 @@ PROFILES = [
     ({"schema": "amd-ops.profile/1", "toggles": {"USE_OPTIMIZED_OPS": "maybe"}}, False),
     ({"schema": "amd-ops.profile/1", "toggles": {"AMD_OPS_OP_TIERS": "attention=triton"}}, False),
     ({"schema": "amd-ops.profile/1", "toggles": {}, "digest": "0"}, False),
+    ({"schema": "amd-ops.profile/1", "toggles": {}, "digest": float("nan")}, False),
+    ({"schema": "amd-ops.profile/1", "toggles": {"AMD_OPS_STOCK": "rope"}, "families": {"rope": 3}}, False),
+    ({"schema": "amd-ops.profile/1", "toggles": {"AMD_OPS_STOCK": "rope"}, "families": [1]}, False),
     ([], False),
 ]
 

@@ -313,6 +313,9 @@ def test_bad_abs(bench: Bench, options: list[str], said: str) -> None:
     ("options", "code", "said"),
     [
         (["--margin", "100"], 2, "percentage"),
+        (["--err-ratio", "nan"], 2, "--err-ratio"),
+        (["--timeout", "nan"], 2, "--timeout"),
+        (["--timeout", "inf"], 2, "--timeout"),
         (["--retries", "-1"], 2, "--retries at least 0"),
         (["--timeout", "0"], 2, "--timeout must be above 0"),
         (["--config", "llama-3.1-8b"], 2, "name one origin"),

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from rocm_overlay.app import run
 from rocm_overlay.errors import UsageError
 from rocm_overlay.verify import api, plan, switches, target
 
@@ -41,8 +43,25 @@ def test_outputs_of_another_machine_are_compared_within_tolerance(model: Path, t
     from safetensors.torch import load_file, save_file
 
     save_file({k: v + 0.01 for k, v in load_file(weights).items()}, weights, metadata={"format": "pt"})
-    with pytest.raises(UsageError, match="was saved with weights"):
+    with pytest.raises(UsageError, match="was saved with weights") as raised:
         api.verify(other, **QUICK, cases="prefill", compare=saved)
+    assert "--save" in raised.value.remedy, "nothing is wrong with the model"
+    for said, path in (("cannot be read", saved), ("is not what", tmp_path / "foreign.safetensors")):
+        save_file({"a": torch.zeros(1)}, path) if path != saved else path.write_bytes(saved.read_bytes()[:50])
+        with pytest.raises(UsageError, match=said) as raised:
+            api.verify(model, **QUICK, cases="prefill", compare=path)
+        assert "--save" in raised.value.remedy
+
+
+@pytest.mark.parametrize("option", ["--save", "--json-file"])
+@pytest.mark.parametrize("place", ["none/file", "."])
+def test_a_file_that_cannot_be_written_is_refused_before_anything_runs(
+    option: str, place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["verify", "--model", str(tmp_path / "no-model"), option, str(tmp_path / place)]) == 5
+    said = capsys.readouterr().err
+    assert option in said
+    assert "no-model" not in said, "told first: a model takes minutes"
 
 
 def test_a_configuration_alone_gets_seeded_weights_and_a_fault_is_named(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import inspect
 import json
+import math
 import os
 import random
 import subprocess
@@ -55,6 +57,7 @@ class Outcome:
     output: Path
     model: Path
     bars: list[tuple[str, int, int]]
+    order: list[Path]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +66,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
     folder = tmp_path_factory.mktemp("qualify")
     model = save_tiny("llama", folder / "llama")
     found = Outcome()
-    found.output, found.said, found.model = folder / "profile.json", [], model
+    found.output, found.said, found.model, found.order = folder / "profile.json", [], model, []
     options = command.Options(
         model, found.output, python=sys.executable, dtype="float32", time_limit=30.0, build_limit=12.0
     )
@@ -87,7 +90,10 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
         (work / "captures" / "half.safetensors.partial").write_bytes(b"what a killed capture leaves")
         found.kept_before = [json.loads(line)["id"] for line in (work / "results.jsonl").read_text().splitlines()[1:]]
         found.captures_before = {path: path.stat().st_mtime_ns for path in (work / "captures").glob("*.safetensors")}
-        found.content = command.qualify(options, found.said.append, Bars(found.bars, found.said))
+        with pytest.MonkeyPatch.context() as watched:
+            written, write = found.order, document.write
+            watched.setattr(document, "write", lambda path, text: (written.append(path), write(path, text)))
+            found.content = command.qualify(options, found.said.append, Bars(found.bars, found.said))
         yield found
 
 
@@ -290,6 +296,39 @@ def test_what_is_qualified_already_is_not_run_again(done: Outcome) -> None:
     assert done.output.read_bytes() == before
 
 
+def test_the_profile_is_written_last_so_that_a_stopped_run_is_never_taken_for_a_finished_one(done: Outcome) -> None:
+    default = profile.default_path()
+    assert done.order[-2:] == [done.output, default]
+    assert done.order.index(done.output.with_name("profile_apply.py")) > 0
+    assert done.output.with_name("profile.work") / "replay.json" in done.order
+    assert [str(path) for path in document.tests_of(done.output)] == sorted(done.content["tests"])
+
+
+def test_what_is_qualified_already_is_registered_where_it_is_not_yet(done: Outcome) -> None:
+    default = profile.default_path()
+    default.unlink()
+    options = command.Options(done.model, done.output, python=sys.executable, dtype="float32", register=False)
+    assert command.qualify(options, lambda text: None)["written"] == [str(done.output)]
+    assert not default.exists()
+    again = command.qualify(dataclasses.replace(options, register=True), lambda text: None)
+    assert again["reused"]
+    assert again["written"] == [str(done.output), str(default)]
+    assert again["tests"] == sorted(done.content["tests"])
+    assert default.read_bytes() == done.output.read_bytes()
+
+
+def test_a_dry_run_leaves_everything_as_it_is(done: Outcome) -> None:
+    def there() -> dict[Path, int]:
+        return {path: path.lstat().st_mtime_ns for path in done.output.parent.rglob("*") if "scratch" not in path.parts}
+
+    before = there()
+    for fresh, dtype, output in ((False, "bfloat16", done.output), (True, "float32", done.output),
+                                 (False, "float32", done.output.with_name("new.json"))):  # fmt: skip
+        options = command.Options(done.model, output, python=sys.executable, dtype=dtype, dry_run=True, fresh=fresh)
+        assert command.qualify(options, lambda text: None)["plan"]["points"]
+        assert there() == before
+
+
 def test_every_place_is_captured_and_the_run_is_complete(done: Outcome) -> None:
     assert done.content["complete"] is True
     assert done.content["left_out"] == {}
@@ -448,9 +487,10 @@ def test_a_switch_that_stays_at_stock_is_told_in_plain_words() -> None:
 
 
 @pytest.mark.parametrize("limit", ["max_capture", "time_limit", "build_limit"])
-def test_limits_must_be_positive(limit: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_limits_must_be_positive(limit: str, value: float, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not positive"):
-        command.qualify(command.Options(tmp_path, **{limit: 0.0}), lambda text: None)
+        command.qualify(command.Options(tmp_path, **{limit: value}), lambda text: None)
 
 
 @pytest.mark.parametrize(("arch", "factor"), [("gfx942", 2.0), ("gfx950", 1.0)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import sys
 import tempfile
 import time
@@ -15,7 +16,7 @@ from typing import Any
 from ..console import Step, notes, print_json, progress, say, show, table, wants_json
 from ..errors import UsageError, WriteError
 from ..executor import check, make_executor
-from ..files import model_path
+from ..files import check_place, model_path
 from ..verify import target
 from ..verify.plan import DTYPES
 from . import comparison, formats, matrix, optimum, ranks, report, runner, spread
@@ -31,6 +32,8 @@ def run(options: Options) -> int:
     """Measure and report. 0: done. 1: a cell failed, deviates, or is slower than the baseline allows. 2: usage."""
     start = time.perf_counter()
     require_libraries(html=options.html is not None)
+    if options.html is not None:
+        check_place(options.html, "--html")
     limit = comparison.parse_limit(options.fail_over)
     metrics = comparison.parse_metrics(options.metric)
     baseline = comparison.read(options.baseline) if options.baseline else None
@@ -141,6 +144,8 @@ def prepare(options: Options, size: int = 1) -> runner.Setup:
     for name, value, least in (("rounds", options.rounds, 1), ("runs", options.runs, 1), ("warmup", options.warmup, 0)):
         if value < least:
             raise UsageError("bad-count", f"--{name} is {value}", remedy=f"use {least} or more")
+    if not 0 < options.timeout < math.inf:
+        raise UsageError("bad-limit", f"--timeout is {options.timeout:g}", remedy="use seconds above zero")
     if options.dtype not in DTYPES:
         message = f"--dtype is {options.dtype!r}"
         raise UsageError("bad-dtype", message, remedy=f"use one of {', '.join(DTYPES)}")

@@ -67,13 +67,45 @@ def read(path: Path) -> dict[str, Any]:
     remedy = "pass the report.json that `overlay bench -o DIR` wrote"
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError("no-report", f"{path} cannot be read: {error}", remedy=remedy, paths=[path]) from None
     schema = content.get("schema") if isinstance(content, dict) else None
     if schema != SCHEMA:
         message = f"{path} has schema {schema!r}, expected {SCHEMA!r}"
         raise UsageError("no-report", message, remedy=remedy, paths=[path])
+    missing = _missing(content)
+    if missing:
+        raise UsageError("no-report", f"{path} was changed: {missing}", remedy=remedy, paths=[path])
     return dict(content)
+
+
+def _missing(content: dict[str, Any]) -> str:
+    """Return what a report lacks of what a comparison reads; "" where it is whole."""
+    if not isinstance(content.get("machine"), dict) or "model" not in content:
+        return 'it has no "machine" or no "model"'
+    if not isinstance(content.get("cells"), list):
+        return 'its "cells" are no list'
+    for number, row in enumerate(content["cells"]):
+        names = ("id", "name", "against")
+        whole = isinstance(row, dict) and all(isinstance(row.get(name), str) for name in names)
+        measures = row.get("measures") if whole else None
+        if not isinstance(measures, dict):
+            return f"cell {number} has no {', '.join(names)} or measures"
+        for name, measure in measures.items():
+            if not _is_measure(measure):
+                return f"{name} of {row['id']} has no samples above zero"
+    return ""
+
+
+def _is_measure(measure: Any) -> bool:
+    latency = measure.get("latency") if isinstance(measure, dict) else None
+    if not isinstance(latency, dict):
+        return False
+    rounds = latency.get("values")
+    if not isinstance(rounds, list) or not all(isinstance(one, list) and one for one in rounds):
+        return False
+    values = [latency.get("p50"), *(value for one in rounds for value in one)]
+    return bool(rounds) and all(type(one) in (int, float) and 0 < one < math.inf for one in values)
 
 
 def parse_limit(text: str) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 from ..console import print_json, progress, wants_json
 from ..errors import UsageError, WriteError
 from ..executor import check, make_executor
+from ..files import check_place
 from . import plan, report, spread, target
 from .options import Options
 from .workers import Results, Setup, groups, run_all
@@ -27,6 +28,9 @@ def run(options: Options) -> int:
     """
     told = []
     check(options.executor, options.workers)
+    for option, file in (("--save", options.save), ("--json-file", options.json_file)):
+        if file is not None:
+            check_place(file, option)
     for dtype in plan.parse_dtypes(options.dtype):
         start = time.perf_counter()
         setup, runs = prepare(options, dtype)

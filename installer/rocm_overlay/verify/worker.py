@@ -86,6 +86,7 @@ class _Session:
         return {name: value.cpu().contiguous().clone() for name, value in case.run(self.model, self.inputs).items()}
 
     def _record(self) -> None:
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         kept = {}
@@ -104,8 +105,12 @@ class _Session:
         if self.job["save"]:
             path = Path(self.job["save"])
             partial = path.with_name(path.name + ".partial")
-            save_file(kept, partial, metadata={"verify": json.dumps(self._identity())})
-            os.replace(partial, path)
+            try:
+                save_file(kept, partial, metadata={"verify": json.dumps(self._identity())})
+                os.replace(partial, path)
+            except (OSError, SafetensorError) as error:
+                partial.unlink(missing_ok=True)
+                self.emit("save-failed", message=f"{path} cannot be written: {_first_line(error)}")
 
     def _identity(self) -> dict[str, Any]:
         names = ("dtype", "seed", "max_new_tokens")
@@ -113,17 +118,25 @@ class _Session:
 
     def _unpack(self) -> None:
         """Take the outputs that another machine saved for references; they must be of the same weights and inputs."""
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
         from safetensors.torch import save_file
 
-        with safe_open(self.job["compare"], "pt") as saved:
-            theirs = json.loads((saved.metadata() or {}).get("verify", "{}"))
+        try:
+            opened = safe_open(self.job["compare"], "pt")
+        except (OSError, SafetensorError) as error:
+            self.emit("reference-refused", message=f"{self.job['compare']} cannot be read: {_first_line(error)}")
+            return
+        with opened as saved:
+            if "verify" not in (saved.metadata() or {}):
+                self.emit("reference-refused", message=f"{self.job['compare']} is not what `verify --save` writes")
+                return
+            theirs = json.loads(saved.metadata()["verify"])
             ours = self._identity()
             differing = [name for name in ours if ours[name] != theirs.get(name)]
             if differing:
                 name = differing[0]
                 message = f"{self.job['compare']} was saved with {name} {theirs.get(name)!r}, here it is {ours[name]!r}"
-                self.emit("load-failed", message=message)
+                self.emit("reference-refused", message=message)
                 return
             found: dict[tuple[str, str], dict[str, Any]] = {}
             for key in saved.keys():  # noqa: SIM118 - not a mapping

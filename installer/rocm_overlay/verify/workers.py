@@ -9,7 +9,7 @@ from typing import Any
 
 from ..child import Child, beside
 from ..console import Steps
-from ..errors import UsageError
+from ..errors import UsageError, WriteError
 from ..fingerprint import Fingerprint
 from ..journal import Reuse
 from .plan import ANY, TIERS, Run
@@ -171,6 +171,11 @@ def _record(setup: Setup, scratch: Path, results: Results, step: Steps, runs: in
                 remedy="check that the folder holds a model of a kind that verify knows, and its weights",
                 paths=[setup.model],
             )
+        if event["event"] == "reference-refused":
+            remedy = "pass a file that `overlay verify --save` wrote of this model with these options"
+            raise UsageError("no-reference", event["message"], remedy=remedy, paths=[str(setup.compare)])
+        if event["event"] == "save-failed":
+            raise WriteError("no-output", event["message"], remedy="make room, or name another file with --save")
         if event["event"] == "loaded":
             results.device, results.nan_weights = event["device"], event["nan_weights"]
             step.left(event["cases"] * (1 + runs))

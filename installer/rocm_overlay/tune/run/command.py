@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -42,7 +43,7 @@ def _shapes(model: Shapes, untuned: Path | None) -> tuple[tuple[Shape, ...], dic
 
 def _programs(tools: Tools) -> Programs:
     python = tools.python or programs_.this_python()
-    if tools.timeout <= 0 or tools.err_ratio < 0:
+    if not 0 < tools.timeout < math.inf or not 0 <= tools.err_ratio < math.inf:
         raise UsageError("usage", "--timeout must be above 0 and --err-ratio at least 0", remedy="see --help")
     if tools.tuner is not None:
         tuner = tuple(programs_.as_command(tools.tuner, python))

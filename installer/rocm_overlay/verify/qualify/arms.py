@@ -53,6 +53,8 @@ def settle(
     measured = steps.whole(session, settings, limit, counted)
     if isinstance(measured, str):
         told["summary"] = f"the whole model was not timed: {measured}"
+        if PLAN not in found.choice.stock:
+            found.choice.stock[PLAN] = f"nothing is proved: {told['summary']}"
         return told
     told["arms"] = measured
     chosen, tests = PROFILE, choose.comparisons(session.results)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from ...console import emit, progress, say
 from ...errors import DIFFERENT, UsageError
+from ...fingerprint import sha256
 from ...shared import rules
 from .. import plan, target
 from ..options import QualifyOptions as Options
@@ -42,21 +46,21 @@ def qualify(options: Options, say: Say, counted: Counted | None = None) -> dict[
     """Carry out every step and return the profile (with ``written``), or only the plan in a dry run."""
     start = time.perf_counter()
     counted = counted or steps.unwatched(say)
-    session, setup = _open(options)
-    with counted(1, "asking what this machine supplies"):
-        supply = steps.inspect(session)
-    if not options.dry_run and not options.fresh:
+    if options.dry_run:
+        with tempfile.TemporaryDirectory(prefix="overlay-qualify-") as name:  # what earlier runs left stays as it is
+            session, _ = _open(options, Path(name))
+            supply = _inspect(session, counted)
+            _show_plan(session, supply, False, say)
+            return {"plan": _plan(session, supply)}
+    session, setup = _open(options, document.work_of(options.output))
+    supply = _inspect(session, counted)
+    if not options.fresh:
         known = document.valid(options.output, session.subject(supply["machine"]))
         if known is not None:
-            told = "complete" if known["complete"] else "partial: " + _losses(known["capture"])
-            say(f"qualified    {options.output} holds for this device, these releases and this model already ({told})")
-            say("             --fresh qualifies again")
-            return {**known, "written": [str(options.output)], "tests": [], "reused": True}
+            return _known(options, known, Path(supply["default_profile"]), say)
     resumed = session.open(supply["machine"], fresh=options.fresh)
     _show_plan(session, supply, resumed, say)
     content = _plan(session, supply)
-    if options.dry_run:
-        return {"plan": content}
     document.write(session.work / "plan.json", json.dumps(content, indent=1) + "\n")
     captured = session.captured or steps.capture(session, int(options.max_capture * GIB), counted, options.inputs)
     _show_capture(captured, say)
@@ -67,6 +71,13 @@ def qualify(options: Options, say: Say, counted: Counted | None = None) -> dict[
     extra = {"end_to_end": checked, "whole": compared, "nan_weights": captured["nan_weights"], "complete": not lost,
              "capture": captured, "left_out": _left_out(session, captured, found)}  # fmt: skip
     content = document.profile(session, supply, found.choice, extra)
+    points = [item for item in found.points if found.enabled(session, item)]
+    document.write(
+        session.work / "replay.json", json.dumps(replayable(session, supply, found.choice, points), indent=1)
+    )
+    tests = document.write_tests(session, options.output, [item["point"] for item in points])
+    apply = document.write_apply(session, options.output, found.points, found.choice)
+    # The profile comes last: where it is, so is what belongs to it, whenever a run was stopped.
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
     document.write(options.output, text)
     written = [str(options.output)]
@@ -74,17 +85,29 @@ def qualify(options: Options, say: Say, counted: Counted | None = None) -> dict[
         default = Path(supply["default_profile"])
         document.write(default, text)
         written.append(str(default))
-    points = [item for item in found.points if found.enabled(session, item)]
-    document.write(
-        session.work / "replay.json", json.dumps(replayable(session, supply, found.choice, points), indent=1)
-    )
-    tests = document.write_tests(session, options.output, [item["point"] for item in points])
-    apply = document.write_apply(session, options.output, found.points, found.choice)
     if apply is not None:
         written.append(str(apply))
         say(f"functions    {apply}: apply_overlay_kernels_to_..., one boolean per compute that was verified")
     _show_outcome(content, written, tests, time.perf_counter() - start, say)
     return {**content, "written": written, "tests": [str(path) for path in tests], "reused": False}
+
+
+def _inspect(session: Session, counted: Counted) -> dict[str, Any]:
+    with counted(1, "asking what this machine supplies"):
+        return steps.inspect(session)
+
+
+def _known(options: Options, known: dict[str, Any], default: Path, say: Say) -> dict[str, Any]:
+    """Tell of the profile that holds already, and leave it where AMD_OPS=auto looks where it is not there yet."""
+    told = "complete" if known["complete"] else "partial: " + _losses(known["capture"])
+    say(f"qualified    {options.output} holds for this device, these releases and this model already ({told})")
+    say("             --fresh qualifies again")
+    written = [str(options.output)]
+    if options.register and document.valid(default, known["subject"]) != known:
+        document.write(default, options.output.read_text(encoding="utf-8"))
+        written.append(str(default))
+        say(f"registered   {default}: AMD_OPS=auto uses it, too")
+    return {**known, "written": written, "tests": list(map(str, document.tests_of(options.output))), "reused": True}
 
 
 def _losses(captured: dict[str, Any]) -> str:
@@ -98,24 +121,28 @@ def _left_out(session: Session, captured: dict[str, Any], found: Found) -> dict[
             **found.not_reproduced(session)}  # fmt: skip
 
 
-def _open(options: Options) -> tuple[Session, Setup]:
+def _open(options: Options, work: Path) -> tuple[Session, Setup]:
     plan.check_dtype(options.dtype)
     if os.environ.get("WORLD_SIZE", "1") != "1":
         remedy = "run it without torchrun; `overlay bench` under torchrun measures a model that is spread"
         raise UsageError(
             "several-ranks", f"qualify is one process, not one of {os.environ['WORLD_SIZE']}", remedy=remedy
         )
-    if options.max_capture <= 0 or options.time_limit <= 0 or options.build_limit <= 0:
-        raise UsageError("bad-limit", "a limit is not positive", remedy="use numbers above zero")
+    if not all(0 < limit < math.inf for limit in (options.max_capture, options.time_limit, options.build_limit)):
+        raise UsageError("bad-limit", "a limit is not positive and finite", remedy="use numbers above zero")
+    document.check_place(options.output)
     if options.inputs is not None and not options.inputs.is_file():
         remedy = "name a safetensors file that holds the keyword arguments of one forward"
         raise UsageError("no-inputs", f"{options.inputs} is no file", remedy=remedy, paths=[options.inputs])
     found = target.read_model(options.model)
     interpreter = target.probe(options.python)
     sources = target.find_sources(interpreter, *found.names)
-    work = options.output.resolve().with_name(options.output.stem + ".work")
-    session = Session(interpreter, found.path.resolve(), found.seeded, sources, options.dtype, work)
-    session.scratch.mkdir(parents=True, exist_ok=True)
+    inputs = sha256(options.inputs) if options.inputs is not None else None
+    session = Session(interpreter, found.path.resolve(), found.seeded, sources, options.dtype, work, inputs)
+    try:
+        session.scratch.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise document.unwritable(work, error) from None
     setup = Setup(
         interpreter=interpreter, model=session.model, sources=sources, dtype=options.dtype, seed=0, max_new_tokens=8,
         cases=plan.QUICK, implementations=plan.IMPLEMENTATIONS[:1], seeded=found.seeded,
@@ -254,7 +281,7 @@ def warm(profile: Path, python: str | None = None, counted: Counted | None = Non
     values = dict(content["toggles"])
     names = {"AMD_OPS_STOCK": "stock", "AMD_OPS_OP_TIERS": "op_tiers", "AMD_OPS_TIERS": "tiers"}
     settings = {names.get(name, name.lower()): str(value) for name, value in values.items()}
-    places = {item["place"]["qualname"]: item["place"] for item in replayed["points"]}
+    places = {(item["place"]["module"], item["place"]["qualname"]): item["place"] for item in replayed["points"]}
     found: dict[str, Any] = {"places": [], "ops": []}
 
     def on_event(event: dict[str, Any]) -> None:
@@ -280,11 +307,21 @@ def warm(profile: Path, python: str | None = None, counted: Counted | None = Non
 def reopen(work: Path, profile: Path | None, python: str | None) -> tuple[Session, dict[str, Any], dict[str, Any]]:
     """Return the session of a finished qualification, its profile's content and its points. Raises UsageError."""
     remedy = "run `overlay qualify`; its profile and its .work folder belong together"
+    content: dict[str, Any] = {}
+    if profile is not None:
+        try:
+            content = rules().read_profile(profile)
+        except ValueError as error:
+            told = re.split(r": (?:run|set|correct|name) ", str(error))[0]  # the rest is what to do about AMD_OPS
+            raise UsageError("no-captures", f"{profile} cannot be used: {told}", remedy=remedy) from None
     try:
-        content = json.loads(profile.read_bytes()) if profile is not None else {}
         replayed = json.loads((work / "replay.json").read_bytes())
     except (OSError, ValueError) as error:
         raise UsageError("no-captures", f"{profile or work} cannot be used: {error}", remedy=remedy) from None
+    names = {"model": str, "dtype": str, "seeded": bool, "machine": dict, "points": list}
+    if not isinstance(replayed, dict) or not all(isinstance(replayed.get(name), one) for name, one in names.items()):
+        message = f"{work / 'replay.json'} is not as `overlay qualify` wrote it"
+        raise UsageError("no-captures", message, remedy=remedy, paths=[work / "replay.json"])
     interpreter = target.probe(python or replayed.get("python") or sys.executable)
     found = target.read_model(Path(replayed["model"]))
     sources = target.find_sources(interpreter, *found.names)

@@ -110,10 +110,36 @@ def write(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, text.encode())
     except OSError as error:
-        message = f"{path} cannot be written: {error.strerror}"
-        raise WriteError("profile-unwritable", message, remedy="name another place with -o", paths=[path]) from None
+        raise unwritable(path, error) from None
 
 
+def unwritable(path: Path, error: OSError) -> WriteError:
+    """Return what is to be said of a place that cannot be written."""
+    message = f"{path} cannot be written: {error.strerror}"
+    return WriteError("profile-unwritable", message, remedy="name another place with -o", paths=[path])
+
+
+def check_place(output: Path) -> None:
+    """Refuse a place for the profile that cannot be one, before anything is run for it. Raises WriteError."""
+    if output.is_dir():
+        message, remedy = f"{output} is a folder", f"name a file, as in -o {output / 'profile.json'}"
+        raise WriteError("profile-unwritable", message, remedy=remedy, paths=[output])
+
+
+def work_of(output: Path) -> Path:
+    """Return the folder of captures and results that belongs to a profile."""
+    return output.resolve().with_name(output.stem + ".work")
+
+
+def tests_of(output: Path) -> list[Path]:
+    """Return the pytest files that belong to a profile."""
+    folder = output.with_name(output.stem + "_tests")
+    return [path for path in sorted(folder.glob("test_*.py")) if path.read_bytes().startswith(_TEST_STARTS)]
+
+
+_APPLY_STARTS = (
+    '"""Written by `overlay qualify`: the computes that were verified on this machine, one boolean each."""\n\n'
+)
 _APPLY = '''
 
 def apply_overlay_kernels_to_{model}({parameters}) -> list[str]:
@@ -149,20 +175,20 @@ def write_apply(session: Session, output: Path, points: Iterable[dict[str, Any]]
         off = sorted(set(rules().SWITCHES) - set(verified))
         arguments = ", ".join([f"{name}={name}" for name in verified] + [f"{name}=False" for name in off])
         texts.append(_APPLY.format(model=model, parameters=parameters, arguments=arguments, profile=output.name))
-    if not texts:
-        return None
     path = output.with_name(output.stem + "_apply.py")
-    head = '"""Written by `overlay qualify`: the computes that were verified on this machine, one boolean each."""\n\n'
-    write(path, head + "from __future__ import annotations\n\nimport amd_ops\n" + "".join(texts))
+    if not texts:
+        if path.is_file() and path.read_text(encoding="utf-8", errors="replace").startswith(_APPLY_STARTS):
+            path.unlink()  # of an earlier run: what it puts in is not verified now
+        return None
+    write(path, _APPLY_STARTS + "from __future__ import annotations\n\nimport amd_ops\n" + "".join(texts))
     return path
 
 
 def write_tests(session: Session, output: Path, names: Iterable[str]) -> list[Path]:
     """Write one pytest file per point beside the profile and return them; those of an earlier run make way."""
     folder = output.with_name(output.stem + "_tests")
-    for old in folder.glob("test_*.py"):
-        if old.read_bytes().startswith(_TEST_STARTS):
-            old.unlink()
+    for old in tests_of(output):
+        old.unlink()
     made = []
     for point in names:
         function = "".join(letter if letter.isalnum() else "_" for letter in point)

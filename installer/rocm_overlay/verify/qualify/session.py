@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ class Session:
     sources: list[Source]
     dtype: str
     work: Path
+    inputs: str | None = None
+    """The sha256 of the file with a forward's arguments, where the user gave one: it decides what is captured."""
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     _journal: Journal | None = None
     _fingerprint: Fingerprint | None = None
@@ -73,13 +76,12 @@ class Session:
         """Make the work folder; True when results of an earlier run on the same subject are taken up."""
         path = self.work / "results.jsonl"
         subject = self._subject(machine).ingredients
-        try:
-            self._journal = Journal(path, SCHEMA, subject, fresh=fresh)
-        except (NotAJournalError, OtherRunError):
-            path.unlink()
-            self._journal = Journal(path, SCHEMA, subject)
-        if not self._journal.resumed:
-            shutil.rmtree(self.captures, ignore_errors=True)
+        if fresh or not _continues(path, subject):
+            # In this order: a kill in between never leaves captures of another subject beside a journal of this one.
+            path.unlink(missing_ok=True)
+            if self.captures.exists():
+                shutil.rmtree(self.captures)
+        self._journal = Journal(path, SCHEMA, subject)
         self.captures.mkdir(parents=True, exist_ok=True)
         for partial in self.captures.rglob("*.partial"):  # of a run that was killed while it wrote
             partial.unlink()
@@ -90,7 +92,8 @@ class Session:
         """Everything that a result depends on, by content."""
         if self._fingerprint is None:
             self._fingerprint = fingerprint_of(self.interpreter, self.model, self.sources)
-        return self._fingerprint.planned({"machine": machine, "dtype": self.dtype, "seeded": self.seeded})
+        given = {} if self.inputs is None else {"inputs": self.inputs}
+        return self._fingerprint.planned({"machine": machine, "dtype": self.dtype, "seeded": self.seeded, **given})
 
     def keep(self, result: dict[str, Any]) -> None:
         """Remember a candidate's result: on disk, too, where the session is open."""
@@ -114,3 +117,11 @@ class Session:
         except (OSError, ValueError):
             return None
         return found
+
+
+def _continues(path: Path, subject: Mapping[str, Any]) -> bool:
+    """True where results on this very subject lie at ``path``."""
+    try:
+        return path.is_file() and Journal(path, SCHEMA, subject).resumed
+    except (NotAJournalError, OtherRunError):
+        return False
