@@ -64,6 +64,23 @@ def test_a_nan_on_one_side_fails_parity(tmp_path: Path) -> None:
     assert "NaN" in row(report.build(setup(cells), made, SIZE, 1.0).content, "all")["parity"]["reason"]
 
 
+def test_a_lost_round_leaves_the_others_in_their_places(tmp_path: Path) -> None:
+    """The machine slows down from round to round; the first round of a cell is lost in the later run."""
+    cells = plan("onoff", [Work()])
+    made = processes(cells, tmp_path)
+    for process in made:
+        for run in process.runs:
+            run["itl"] = [value * 1.3**process.round for value in run["itl"]]
+    before = report.build(setup(cells), made, SIZE, 1.0).content
+    lost = next(process for process in made if process.cell.startswith("all") and process.round == 0)
+    lost.status, lost.message, lost.runs = "crashed", "Killed", []
+    after = report.build(setup(cells), made, SIZE, 1.0).content
+    assert row(after, "all")["measures"]["per_token"]["latency"]["rounds"] == [1, 2, 3, 4]
+    found = comparison.compare(before, after, limit=0.05, metrics=["per_token"])
+    assert {one.cell.split()[0]: one.outcome for one in found.changes}["all"] == "same"
+    assert all(abs(one.ratio - 1) < 0.02 for one in found.changes)
+
+
 @pytest.mark.parametrize("planted", ["finite", "infinity"])
 def test_an_infinity_of_stocks_does_not_hide_what_is_wrong(planted: str, tmp_path: Path) -> None:
     """Scores that stock masks are infinite: differences are held to the largest finite value."""

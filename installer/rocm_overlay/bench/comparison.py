@@ -104,6 +104,11 @@ def _is_measure(measure: Any) -> bool:
     rounds = latency.get("values")
     if not isinstance(rounds, list) or not all(isinstance(one, list) and one for one in rounds):
         return False
+    numbers = latency.get("rounds", list(range(len(rounds))))
+    if not isinstance(numbers, list) or not all(type(one) is int and one >= 0 for one in numbers):
+        return False
+    if len({*numbers}) != len(rounds):
+        return False
     values = [latency.get("p50"), *(value for one in rounds for value in one)]
     return bool(rounds) and all(type(one) in (int, float) and 0 < one < math.inf for one in values)
 
@@ -188,6 +193,12 @@ def compare(
 Rows = dict[str, dict[str, Any]]
 
 
+def _by_round(latency: dict[str, Any]) -> list[list[float]]:
+    """Return the samples of every round; those of one that was lost are none, so that the others keep their places."""
+    kept = dict(zip(latency.get("rounds", range(len(latency["values"]))), latency["values"], strict=True))
+    return [kept.get(number, []) for number in range(max(kept) + 1)]
+
+
 def _change(pair: tuple[str, str], before: Rows, after: Rows, limit: float, tests: int, *, gate: bool) -> Change:
     cell, name = pair
     row = after[cell]
@@ -195,17 +206,17 @@ def _change(pair: tuple[str, str], before: Rows, after: Rows, limit: float, test
 
     def rounds(rows: Rows, kind: str) -> list[list[float]]:
         found = rows.get(row["against"].replace(STOCK, kind, 1), {"measures": {}})["measures"].get(name)
-        return found["latency"]["values"] if found else []
+        return _by_round(found["latency"]) if found else []
 
     def in_units(rows: Rows, values: list[list[float]]) -> list[list[float]]:
         return [[math.exp(one)] for one in log_ratios(values, rounds(rows, STOCK))]
 
     if row["name"] == STOCK:
         noise = [one for rows in (before, after) for one in log_ratios(rounds(rows, AGAIN), rounds(rows, STOCK))]
-        found = faster(now["values"], was["values"], noise, tests=tests)
+        found = faster(_by_round(now), _by_round(was), noise, tests=tests)
     else:
         noise = log_ratios(*(in_units(rows, rounds(rows, AGAIN)) for rows in (after, before)))
-        found = faster(in_units(after, now["values"]), in_units(before, was["values"]), noise, tests=tests)
+        found = faster(in_units(after, _by_round(now)), in_units(before, _by_round(was)), noise, tests=tests)
     ratio = found.ratio.value if found.ratio else now["p50"] / was["p50"]
     fails = gate and found.outcome == "slower" and ratio > 1 + limit
     return Change(cell, name, was["p50"], now["p50"], ratio, found.outcome, fails)

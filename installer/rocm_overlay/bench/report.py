@@ -95,11 +95,6 @@ def by_round(setup: Setup, processes: list[Process], key: str) -> list[list[floa
     return found
 
 
-def rounds_of(setup: Setup, processes: list[Process], key: str) -> list[list[float]]:
-    """Return one list of samples per round that was measured whole."""
-    return [one for one in by_round(setup, processes, key) if one]
-
-
 def _noise(setup: Setup, by_cell: dict[str, list[Process]], cell: Cell) -> dict[str, list[float]]:
     """The log ratios of stock again to stock, by measure; nothing where that was not measured."""
     again = by_cell.get(f"{AGAIN} {shape_name(cell.work)}", [])
@@ -158,7 +153,7 @@ def _row(
 def _rank(setup: Setup, good: list[Process], rank: int) -> dict[str, Any]:
     """One rank's own samples, where the row's measures are those of the slowest one."""
     mine = [replace(process, runs=process.ranks[rank]["runs"]) for process in good]
-    measures = {name: _latency(rounds_of(setup, mine, key)) for name, key in MEASURES[setup.mode]}
+    measures = {name: _latency(by_round(setup, mine, key)) for name, key in MEASURES[setup.mode]}
     return {"rank": rank, "host": good[0].ranks[rank]["host"], "measures": measures}
 
 
@@ -172,7 +167,7 @@ def _verdict(ours: Rounds, stock: Rounds, noise: list[float], judged: int, parit
 
 
 def _measures(setup: Setup, cell: Cell, good: list[Process]) -> dict[str, Any]:
-    found = {name: _latency(rounds_of(setup, good, key)) for name, key in MEASURES[setup.mode]}
+    found = {name: _latency(by_round(setup, good, key)) for name, key in MEASURES[setup.mode]}
     loads = [[p.loaded_s] for p in good if p.loaded_s is not None]
     found["load"] = _latency(loads)
     cold = [[float(p.first.get("e2e", 0.0))] for p in good if p.first]
@@ -184,7 +179,10 @@ def _measures(setup: Setup, cell: Cell, good: list[Process]) -> dict[str, Any]:
 
 
 def _latency(rounds: Rounds) -> dict[str, Any]:
-    return {"latency": {**summarise(rounds).as_json(), "unit": "s", "values": [list(one) for one in rounds]}}
+    """What is told of a measure; ``rounds`` numbers those of ``values`` where one was lost and left out."""
+    kept = {number: list(one) for number, one in enumerate(rounds) if one}
+    latency = {**summarise(list(kept.values())).as_json(), "unit": "s", "values": list(kept.values())}
+    return {"latency": latency if len(kept) == len(rounds) else {**latency, "rounds": list(kept)}}
 
 
 def _throughput(cell: Cell, measures: dict[str, Any]) -> dict[str, float]:
