@@ -10,7 +10,7 @@ from torch import nn
 
 from amd_ops.kernelize import (
     Guard,
-    guards,
+    forwards,
     kernelize_model,
     register_external_layer,
     register_layer_kernel,
@@ -41,8 +41,8 @@ def offset(module: nn.Module, x: torch.Tensor = X) -> float:
 
 
 def test_shapes_are_remembered_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guards, "_REMEMBERED", 4)
-    shapes, fits = guards._remembering(Guard(min_rows=1, max_rows=10))
+    monkeypatch.setattr(forwards, "_REMEMBERED", 4)
+    shapes, fits = forwards._remembering(Guard(min_rows=1, max_rows=10))
     for rows in range(12):
         value = torch.zeros(rows, 2)
         assert fits(value) == (1 <= rows <= 10)

@@ -226,15 +226,18 @@ def whole(
     """Return seconds, launches and tokens of the whole model under each arm's settings, or why there are none."""
     found: dict[str, Any] = {}
 
-    def on_event(event: dict[str, Any]) -> None:
+    def on_event(event: dict[str, Any]) -> float | None:
+        if event["event"] == "loaded":
+            return limit
         if event["event"] == "round":
             step(f"round {event['number']}")
         else:
             found.update(event)
+        return None
 
     try:
         with counted(ROUNDS, "timing the whole model") as step:
-            child.run(session, "whole", on_event, limit=limit, arms=arms, rounds=ROUNDS)
+            child.run(session, "whole", on_event, limit=max(START_LIMIT, limit), arms=arms, rounds=ROUNDS)
     except child.WorkerError as error:
         return f"{error}: {(error.log.splitlines() or [''])[-1]}"
     arms_found: dict[str, dict[str, Any]] | str = found.get("arms") or str(found.get("message", "it told nothing"))

@@ -246,6 +246,7 @@ def whole(job: dict[str, Any], emit: Emit) -> None:
 
     warnings.simplefilter("ignore", amd_ops.DeclinedWarning)
     model = load(job["model"], job["dtype"], seeded=job["seeded"], seed=job["seed"])
+    emit("loaded")
     with torch.inference_mode():
         emit("whole", arms=compare(model, job["arms"], job["seed"], job["rounds"], emit))
 
