@@ -73,11 +73,8 @@ def unless(
     if "\n" not in line and len(line) + 1 + len(condition) <= MAX_COLUMNS:
         return [Edit(end, end, f" {condition}".encode(), recipe, function.qualname)]
     indent = line[: len(line) - len(line.lstrip())]
-    ends = f"{source.newline_after(end)}{indent}{_STEP}{condition})"
-    return [
-        Edit(start, start, b"(", recipe, function.qualname),
-        Edit(end, end, ends.encode(), recipe, function.qualname),
-    ]
+    text = f"({source.code(node)}{source.newline_after(end)}{indent}{_STEP}{condition})"
+    return [Edit(start, end, text.encode(), recipe, function.qualname)]
 
 
 def choice(before: str, value: str, condition: str, otherwise: str, indent: str, tail: str = "") -> list[str]:
