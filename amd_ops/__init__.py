@@ -10,7 +10,9 @@ from . import device
 from .checks import ArgumentError
 from .dispatch import DeclinedError, DeclinedWarning, Verdict, reset_counters
 from .forward.attention import route_attention
+from .forward.delta import causal_conv, gated_delta_rule, gated_norm
 from .forward.experts import moe_experts, softmax_moe
+from .forward.gating import shared_expert
 from .forward.latent import latent_key, latent_rope
 from .forward.projections import gated_mlp, qkv_proj
 from .forward.qk_rope import qk_norm_rope, qk_rope, rope_into_cache
@@ -21,6 +23,8 @@ from .gemm_tables import extend_aiter_gemm_configs
 from .ops.activation import gelu_and_mul, gelu_tanh_and_mul, silu_and_mul
 from .ops.attention import attention
 from .ops.cross_entropy import causal_lm_loss, linear_cross_entropy
+from .ops.delta import conv_step, delta_step, gated_rms_norm
+from .ops.gating import add_shared, sigmoid_gate
 from .ops.latent import join_rope
 from .ops.linear import apply_linear, linear
 from .ops.moe import clamped_moe, moe, softmax_top_k
@@ -72,16 +76,23 @@ __all__ = [
     "Verdict",
     "add_norm",
     "add_rms_norm",
+    "add_shared",
     "apply_linear",
     "apply_rope",
     "attention",
+    "causal_conv",
     "causal_lm_loss",
     "clamped_experts",
     "clamped_moe",
+    "conv_step",
+    "delta_step",
     "device",
     "explain",
     "extend_aiter_gemm_configs",
+    "gated_delta_rule",
     "gated_mlp",
+    "gated_norm",
+    "gated_rms_norm",
     "gelu_and_mul",
     "gelu_tanh_and_mul",
     "grouped_router",
@@ -112,6 +123,8 @@ __all__ = [
     "route_attention",
     "router_logits",
     "settings",
+    "shared_expert",
+    "sigmoid_gate",
     "silu_and_mul",
     "sink_attention",
     "softmax_moe",

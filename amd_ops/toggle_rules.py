@@ -20,8 +20,10 @@ FAMILIES = ("USE_AITER_ATTENTION", "USE_AITER_GEMM", "USE_OPTIMIZED_OPS", "USE_F
 SWITCHES = {
     "add_norm": ("USE_OPTIMIZED_OPS",),
     "attention": ("USE_AITER_ATTENTION", "FORCE_EAGER_ATTENTION"),
+    "delta_rule": ("USE_OPTIMIZED_OPS",),
     "experts": ("USE_FUSED_PROJECTIONS",),
     "gated_mlp": ("USE_FUSED_PROJECTIONS", "USE_AITER_GEMM", "USE_OPTIMIZED_OPS"),
+    "gating": ("USE_OPTIMIZED_OPS",),
     "linear": ("USE_AITER_GEMM",),
     "loss": ("USE_FUSED_CROSS_ENTROPY",),
     "mlp_add": ("USE_FUSED_PROJECTIONS",),
@@ -43,9 +45,13 @@ holds (attention, linears, experts) a plan calls as it is switched."""
 _BOTH = ("torch", "eager")
 OPS = {
     "add_rms_norm": TIERS,
+    "add_shared": ("triton", *_BOTH),
     "apply_rope": TIERS,
     "attention": ("aiter", *_BOTH),
     "clamped_moe": ("triton", *_BOTH),
+    "conv_step": ("triton", *_BOTH),
+    "delta_step": ("triton", *_BOTH),
+    "gated_rms_norm": ("triton", *_BOTH),
     "gelu_and_mul": TIERS,
     "gelu_tanh_and_mul": TIERS,
     "grouped_top_k": ("triton", *_BOTH),
@@ -58,6 +64,7 @@ OPS = {
     "rms_norm": TIERS,
     "rope_into_cache": ("triton", *_BOTH),
     "router_logits": ("triton", *_BOTH),
+    "sigmoid_gate": ("triton", *_BOTH),
     "silu_and_mul": TIERS,
     "sink_attention": ("triton", *_BOTH),
     "softmax_top_k": ("triton", *_BOTH),

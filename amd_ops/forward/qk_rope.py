@@ -254,6 +254,8 @@ class Rotation:
                     q, k, v, cos, sin, keys, layer.values, position,
                     q_weight=weights[0], k_weight=weights[1], eps=weights[2], form=weights[3],
                 )  # fmt: skip
+            if (counted := getattr(layer, "cumulative_length", None)) is not None:
+                counted.add_(k.shape[2])
             self._written = True
             return q, k
         if weights is None:
@@ -370,11 +372,16 @@ def _fits(layer: Any, k: Tensor, v: Tensor, position: Tensor | None) -> bool:
 
 
 def _position(layer: Any, position: Tensor | None, length: int) -> Tensor:
-    """The slots to write: cache_position where the layer does not count for itself (it does from 5.10 on)."""
+    """The slots to write: cache_position where the layer does not count for itself (it does from 5.10 on).
+
+    What the layer has counted is left as it is: the caller adds to it once the slots are written.
+    """
     counted = getattr(layer, "cumulative_length", None)
     if counted is None:
         assert position is not None
         return position
+    if length == 1:
+        slot: Tensor = counted.view(1)  # the layer's own number, which moves on behind the write
+        return slot
     slots: Tensor = torch.arange(length, device=layer.keys.device) + counted
-    counted.add_(length)
     return slots

@@ -48,13 +48,14 @@ CURATED = {
         "pixtral": "add_norm attention gated_mlp linear mlp_add qkv rms_norm",
         "qwen2": "add_norm attention gated_mlp linear loss mlp_add plan qk_rope qkv rms_norm rope",
         "qwen2_5_vl": "add_norm attention gated_mlp linear loss mlp_add qk_rope qkv rms_norm rope",
-        "qwen2_moe": "add_norm attention experts gated_mlp linear loss mlp_add moe plan qk_rope qkv rms_norm rope "
-        "router",
+        "qwen2_moe": "add_norm attention experts gated_mlp gating linear loss mlp_add moe plan qk_rope qkv rms_norm "
+        "rope router",
         "qwen2_vl": "add_norm attention gated_mlp linear loss mlp_add qkv rms_norm",
         "qwen3": "add_norm attention gated_mlp linear loss mlp_add plan qk_rope qkv rms_norm rope",
         "qwen3_moe": "add_norm attention experts gated_mlp linear loss mlp_add moe plan qk_rope qkv rms_norm rope "
         "router",
-        "qwen3_next": "add_norm attention experts gated_mlp linear loss moe qk_rope qkv rms_norm rope router",
+        "qwen3_next": "add_norm attention delta_rule experts gated_mlp gating linear loss moe qk_rope qkv rms_norm "
+        "rope router",
         "qwen3_vl": "add_norm attention gated_mlp linear loss mlp_add qk_rope qkv rms_norm rope",
         "roberta": "attention linear qkv",
         "seed_oss": "add_norm attention gated_mlp linear loss mlp_add qk_rope qkv rms_norm rope",

@@ -10,9 +10,11 @@ from rocm_overlay.patchgen.recipe import AnyRecipe, RecipeSet
 
 from . import (
     attention,
+    delta_rule,
     experts,
     forms,
     gated_mlp,
+    gating,
     latent,
     linear,
     loss,
@@ -42,6 +44,8 @@ ALL: tuple[AnyRecipe, ...] = (
     moe.RECIPE,
     experts.RECIPE,
     router.RECIPE,
+    delta_rule.RECIPE,
+    gating.RECIPE,
     latent.RECIPE,
     plan.RECIPE,
 )

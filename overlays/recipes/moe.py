@@ -20,6 +20,8 @@ from rocm_overlay.patchgen.pattern import Bindings, Pattern
 from rocm_overlay.patchgen.recipe import Recipe, Site
 from rocm_overlay.patchgen.source import Function, Source
 
+from . import gating
+
 NAME = "moe"
 RESULT = "_amd_moe"
 
@@ -192,7 +194,7 @@ def in_front(recipe: str, result: str, source: Source, site: Site[Experts]) -> l
     lines = [f"if {test(recipe)}:", *call, f"    if {result} is not None:"]
     if found.out:
         lines.append(f"        {found.out} = {result}")
-        lines += [f"        {source.code(statement).strip()}" for statement in found.tail]
+        lines += [f"        {line}" for line in gating.repeated(source, found.tail)]
     else:
         lines.append(f"        return {result}")
     return [insertion(recipe, site.function, anchor, lines)]

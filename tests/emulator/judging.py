@@ -43,6 +43,10 @@ BOUNDS: dict[tuple[str, bool], Bound] = {
     ("sinks", False): Bound(16.0, 1.0, _FP32),
     ("loss", True): Bound(2.0, 0.02, _TWICE),
     ("loss", False): Bound(64.0, 1.0, "exp of x within |x| ulps, and x, a difference, is as far as 40 below zero"),
+    ("delta", True): Bound(2.0, 1.0, f"{_TWICE}; a state in fp32 has its sums in another order"),
+    ("delta", False): Bound(16.0, 1.0, _FP32),
+    ("gates", True): Bound(2.0, 0.01, _TWICE),
+    ("gates", False): Bound(16.0, 1.0, _FP32),
     ("sum", True): Bound(4.0, 1.0, f"fp32 whatever is read: {_FP32}"),
     ("sum", False): Bound(4.0, 1.0, _FP32),
     ("rope", False): Bound(2.0, 1.0, "product and sum in one fma, where stock rounds the product"),
@@ -56,11 +60,14 @@ def bound(case: Case, answer: Answer) -> Bound:
     kind = case.name.split()[0]
     family = (
         "backward" if kind.endswith("_backward") and not kind.startswith("rope")
+        else "gates" if kind == "gated_rms_norm"
         else "norm" if kind.endswith("rms_norm")
         else "qk" if kind.startswith("qk_") or ("into_cache plain" not in case.name and kind == "rope_into_cache")
         else "rope" if kind.startswith(("rope", "latent"))
         else "router" if kind in ("grouped_top_k", "router_logits")
         else "sinks" if kind == "sink_attention"
+        else "delta" if kind in ("conv_step", "delta_step")
+        else "gates" if kind in ("sigmoid_gate", "add_shared")
         else "sum" if answer.name == "log sum exp"
         else "loss" if kind == "cross_entropy"
         else "experts" if kind.endswith(("moe", "top_k", "top_k_softmax"))

@@ -19,6 +19,7 @@ from amd_ops.backends.triton.configs import Config
 from amd_ops.backends.triton.target import Target
 
 from .case import DTYPES, Answer, Case, by_the_launcher, data, target_of
+from .delta_cases import qwen3_next
 from .loss_cases import losses
 
 EPS = 1e-6
@@ -503,4 +504,4 @@ def cuts_of(case: Case, arch: str) -> list[Config]:
 
 def all_cases() -> list[Case]:
     """Every case."""
-    return [*norms(), *gates(), *ropes(), *few_tokens(), *one_token(), *losses()]
+    return [*norms(), *gates(), *ropes(), *few_tokens(), *one_token(), *losses(), *qwen3_next()]

@@ -25,7 +25,7 @@ if "amd" not in pytest.importorskip("triton.backends").backends:
 if triton.knobs.runtime.interpret:
     pytest.skip("this process interprets kernels", allow_module_level=True)
 
-from amd_ops.backends.triton import experts, gate, latent, norm, rope, router, sink_attention  # noqa: E402
+from amd_ops.backends.triton import delta, experts, gate, gating, latent, norm, rope, router, sink_attention  # noqa: E402
 
 from .compiling import Recorder, compiled, number  # noqa: E402
 
@@ -40,7 +40,8 @@ def recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> list[Recorder]:
         (norm, "rms_norm"), (norm, "rms_norm_backward"), (gate, "gate"), (gate, "gate_backward"), (rope, "rope"),
         (experts, "softmax_top_k"), (experts, "gate_up"), (experts, "down"),
         (router, "top_k_softmax"), (router, "grouped_top_k"), (router, "router_logits"), (latent, "latent_rope"),
-        (sink_attention, "sink_attention"),
+        (sink_attention, "sink_attention"), (delta, "conv_step"), (delta, "delta_step"), (delta, "gated_rms_norm"),
+        (gating, "sigmoid_gate"), (gating, "add_shared"),
     ):  # fmt: skip
         recorder = Recorder(getattr(module.kernels, name))
         monkeypatch.setattr(module.kernels, name, recorder)
@@ -162,13 +163,17 @@ def test_the_kernels_of_experts_compile_without_spills(recorded: list[Recorder],
 
 
 def of_one_token(target: Target) -> dict[str, Callable[[], object]]:
-    """The other launches that only a decode step has, at the sizes of gpt_oss and deepseek_v3."""
+    """The other launches that only a decode step has, at the sizes of gpt_oss, deepseek_v3 and qwen3_next."""
     wave, (q, k) = target.wave, (rand(1, 1, count, 64).transpose(1, 2) for count in (64, 8))
     keys = k.new_empty(1, 8, 1024, 64)
     parts = rand(1, 1, 128, 192).transpose(1, 2), rand(1, 1, 128, 256).transpose(1, 2), rand(1, 1, 1, 64)
     table = rand(1, 1, 64)
     joined = parts[0][..., :128], parts[0][..., 128:], parts[1][..., :128], parts[2], table, table
     logits, bias = rand(1, 256, dtype=torch.float32), rand(256, dtype=torch.float32)
+    mixed, state = rand(1, 1, 8192).transpose(1, 2), torch.empty(1, 32, 128, 128)
+    q_k, v, each = rand(1, 1, 16, 128), rand(1, 1, 32, 128), rand(1, 1, 32)
+    ruled = q_k, q_k, v, each, each, rand(32), rand(32), state
+    row = rand(1, 2048)
     masks = {"none": None, "bool": torch.empty(1, 1, 1, 1024, dtype=torch.bool), "add": rand(1, 1, 1, 1024)}
     return {
         "top_k_softmax": lambda: router.launch_top_k_softmax(rand(1, 32), 4, False, wave),
@@ -177,6 +182,12 @@ def of_one_token(target: Target) -> dict[str, Callable[[], object]]:
         "router_logits": lambda: router.launch_router_logits(rand(1, 7168), rand(256, 7168), wave),
         "join_rope": lambda: latent.launch_latent(*joined, False, wave=wave),
         "join_rope pairs": lambda: latent.launch_latent(*joined, True, wave=wave),
+        "conv_step": lambda: delta.launch_conv(mixed, rand(1, 8192, 4), rand(8192, 4), None, True, wave=wave),
+        "delta_step": lambda: delta.launch_delta(*ruled, False, wave=wave),
+        "delta_step early": lambda: delta.launch_delta(*ruled, True, wave=wave),
+        "gated_rms_norm": lambda: delta.launch_gated_norm(rand(32, 128), rand(32, 128), rand(128), 1e-6, target),
+        "sigmoid_gate": lambda: gating.launch_gate(rand(1, 1, 4096), rand(1, 1, 16, 512)[..., 256:], target),
+        "add_shared": lambda: gating.launch_shared(row, row, row, row, wave),
         "join_rope alone": lambda: latent.launch_latent(*joined[:2], None, *joined[3:], False, wave=wave),
         **{
             f"sink_attention {name}": lambda mask=mask: sink_attention.launch_sink_attention(

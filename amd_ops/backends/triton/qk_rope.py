@@ -289,7 +289,7 @@ class _IntoCache:
             ]
             at = torch.arange(length, device=q.device, dtype=position.dtype) + 2
             ours = [made_up((*a.shape[:2], length + 5, t.shape[3]), t.dtype, q.device, 13) for t in (keys, values)]
-            theirs = [t.float() for t in ours]
+            theirs = [t.to(torch.float32, copy=True) for t in ours]
             exact = [t.float() for t in (a, b, new, c, s)]
             got = self.run(a, b, new, c, s, *ours, at, *weights, eps, form)
             want = self.reference(

@@ -62,6 +62,21 @@ def conditional(
     return Edit(start, end, text.encode("utf-8"), recipe, function.qualname)
 
 
+def unless(
+    recipe: str, source: Source, function: Function, node: cst.BaseExpression, result: str, otherwise: str
+) -> list[Edit]:
+    """Keep an expression where the local ``result`` is None, and let it be ``otherwise`` where it is not."""
+    start, end = source.span(node)
+    begin = source.line_start(start)
+    condition = f"if {result} is None else {otherwise}"
+    line = source.data[begin:end].decode("utf-8")
+    if "\n" not in line and len(line) + 1 + len(condition) <= MAX_COLUMNS:
+        return [Edit(end, end, f" {condition}".encode(), recipe, function.qualname)]
+    indent = line[: len(line) - len(line.lstrip())]
+    text = f"({source.code(node)}{source.newline_after(end)}{indent}{_STEP}{condition})"
+    return [Edit(start, end, text.encode(), recipe, function.qualname)]
+
+
 def choice(before: str, value: str, condition: str, otherwise: str, indent: str, tail: str = "") -> list[str]:
     """The lines of ``(<value> <condition> else <otherwise>)``: two where they fit, else one for each part.
 

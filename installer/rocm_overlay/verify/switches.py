@@ -56,7 +56,9 @@ def _called(text: bytes, guard: re.Match[bytes]) -> str:
     if text[guard.end() : line_end].rstrip().endswith(b":"):
         following = _CALL.search(text, line_end)
         return following[1].decode() if following else ""
-    before = _CALL.findall(text, max(0, guard.start() - _REACH), guard.start())
+    own = text[text.rfind(b"\n", 0, guard.start()) + 1 : guard.start()]
+    begun = own.lstrip().startswith((b"if ", b")"))  # on a line above
+    before = _CALL.findall(text, max(0, guard.start() - _REACH) if begun else guard.start() - len(own), guard.start())
     return before[-1].decode() if before else ""
 
 

@@ -61,6 +61,17 @@ def sound(op: str) -> tuple[Callable[..., Any], Inputs]:
         return amd_ops.join_rope, [*torch.randn(3, 1, 2, 3, 8), torch.randn(1, 1, 3, 8), cos, sin]
     if op == "sink_attention":
         return attended, [torch.randn(1, 4, 1, 8), k, v, torch.randn(4)]
+    if op == "conv_step":
+        return lambda x, s, w: (amd_ops.conv_step(x, s, w), s), [*torch.randn(2, 1, 8, 1), torch.randn(8, 1)]
+    if op == "delta_step":
+        more = [*torch.randn(2, 1, 1, 2), *torch.rand(2, 2), torch.randn(1, 2, 8, 8)]
+        return amd_ops.delta_step, [*torch.randn(3, 1, 1, 2, 8), *more]
+    if op == "gated_rms_norm":
+        return lambda x, g, w: amd_ops.gated_rms_norm(x, g, w, 1e-6), [rows, torch.randn(4, 16), weight]
+    if op == "sigmoid_gate":
+        return amd_ops.sigmoid_gate, [rows, torch.randn(4, 2, 8)]
+    if op == "add_shared":
+        return amd_ops.add_shared, [*torch.randn(3, 4, 16), torch.randn(1, 16)]
     if op == "linear_cross_entropy":
         return lost, [rows, torch.randn(5, 16)]
     return getattr(amd_ops, op), [rows]
@@ -122,6 +133,21 @@ def test_cpu_tensors_are_kept_from_a_gpus_kernels(asked: None, op: str, monkeypa
     providers.forget()
 
 
+def state(batch: int) -> Inputs:
+    """A rule's arguments for so many sequences of 64 heads, whose states are 128 x 128."""
+    heads, one = torch.zeros(128).expand(batch, 1, 64, 128), torch.zeros(64).expand(batch, 1, 64)
+    return [
+        heads,
+        heads,
+        heads,
+        one,
+        one,
+        torch.zeros(64),
+        torch.zeros(64),
+        torch.zeros(128).expand(batch, 64, 128, 128),
+    ]
+
+
 def vast(op: str) -> Inputs:
     """Arguments of 2**32 numbers each that take no memory, their last dimension dense."""
     rows, weight = torch.zeros(2**8).expand(2**24, 2**8), torch.ones(2**8)
@@ -139,6 +165,15 @@ def vast(op: str) -> Inputs:
         "grouped_top_k": [rows, torch.zeros(2**8)],
         "router_logits": [torch.zeros(4, 2**8), rows],
         "join_rope": [q, q, q, q[:, :1], table, table],
+        "conv_step": [
+            hidden.expand(2**16, 4, 2**16).mT[..., :1],
+            torch.zeros(1).expand(2**16, 2**16, 4),
+            torch.zeros(2**16, 4),
+        ],
+        "delta_step": state(2**12),
+        "gated_rms_norm": [rows, rows, weight],
+        "sigmoid_gate": [rows, rows],
+        "add_shared": [rows, rows, rows, weight[None]],
         "sink_attention": [q[:, :, :1], q, q, torch.zeros(2**16)],
     }.get(op, [rows])
 

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:5a581f6f7b2d039ba54510c249074d368f30d097fa053e9e4ae473ac7e6a8b07 generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:5a581f6f7b2d039ba54510c249074d368f30d097fa053e9e4ae473ac7e6a8b07 generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2018 The Google AI Language Team Authors and The HuggingFace Inc. team.
 # Copyright (c) 2018, NVIDIA CORPORATION.  All rights reserved.

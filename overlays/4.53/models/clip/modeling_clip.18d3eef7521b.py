@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:18d3eef7521b7bb5e1838072db289a7fbf7768f6ccf843ae853a61289e8616b5 generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:18d3eef7521b7bb5e1838072db289a7fbf7768f6ccf843ae853a61289e8616b5 generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2021 The OpenAI Team Authors and The HuggingFace Team. All rights reserved.
 #

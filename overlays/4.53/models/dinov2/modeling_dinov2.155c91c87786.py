@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:155c91c87786bf63ea4685303831c09a21ba28e924af0d60b362ebb5e2594547 generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:155c91c87786bf63ea4685303831c09a21ba28e924af0d60b362ebb5e2594547 generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2023 Meta AI and The HuggingFace Inc. team. All rights reserved.
 #

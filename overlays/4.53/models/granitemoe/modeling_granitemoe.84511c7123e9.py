@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:84511c7123e99c480ccca2bf6b6a6c854456dba5b0ec823a1a45229be3a8a108 generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:84511c7123e99c480ccca2bf6b6a6c854456dba5b0ec823a1a45229be3a8a108 generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 IBM and the HuggingFace Inc. team. All rights reserved.
 #

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:ae590400877459fecd73bd1232ad49e1bb0b72200b87c353e233ae7bcb51fd92 generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:ae590400877459fecd73bd1232ad49e1bb0b72200b87c353e233ae7bcb51fd92 generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 the HuggingFace Inc. team. All rights reserved.
 #

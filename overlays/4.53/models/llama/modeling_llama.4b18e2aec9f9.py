@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:4b18e2aec9f94e1545a9abc5cdbd11cf3834b9df68402d16cb69415cc5fd4c50 generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:4b18e2aec9f94e1545a9abc5cdbd11cf3834b9df68402d16cb69415cc5fd4c50 generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2022 EleutherAI and the HuggingFace Inc. team. All rights reserved.
 #

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:41e5cb81130849f61ca88b2eb92ef06a78881a20d1111a25c7e709114e88800d generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:41e5cb81130849f61ca88b2eb92ef06a78881a20d1111a25c7e709114e88800d generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2025 The LLAMA4 and HuggingFace Inc. team. All rights reserved.
 #

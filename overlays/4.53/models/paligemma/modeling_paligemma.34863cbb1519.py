@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:34863cbb15195bd3f4aa086f19220d3c9e64bf6097a0b7636ca1c655d311ef2a generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:34863cbb15195bd3f4aa086f19220d3c9e64bf6097a0b7636ca1c655d311ef2a generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 the HuggingFace Inc. team. All rights reserved.
 #

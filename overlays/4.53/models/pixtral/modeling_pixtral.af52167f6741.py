@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:af52167f6741af2a9e635a8a978370303c124321582e3dec8d4c69980ed2fbaf generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:af52167f6741af2a9e635a8a978370303c124321582e3dec8d4c69980ed2fbaf generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 Mistral and the HuggingFace Inc. team. All rights reserved.
 #

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:0ce6a3d096649c6078202ff5ce617fec44ade2eeb665cb6a58123ca117ff8498 generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:0ce6a3d096649c6078202ff5ce617fec44ade2eeb665cb6a58123ca117ff8498 generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 The Qwen team, Alibaba Group and the HuggingFace Inc. team. All rights reserved.
 #

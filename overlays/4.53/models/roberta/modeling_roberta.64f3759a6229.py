@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:64f3759a6229ff917a5d178b2ea00605643766702208e7ab557623fc020bf6b7 generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:64f3759a6229ff917a5d178b2ea00605643766702208e7ab557623fc020bf6b7 generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2018 The Google AI Language Team Authors and The HuggingFace Inc. team.
 # Copyright (c) 2018, NVIDIA CORPORATION.  All rights reserved.

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:9c1ae3a307c9f3c9c9c90deaafbfb2a61dd880c3a7a8adf2be943f219b769db5 generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:9c1ae3a307c9f3c9c9c90deaafbfb2a61dd880c3a7a8adf2be943f219b769db5 generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 Google AI and The HuggingFace Team. All rights reserved.
 #

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:15c07c56ff5b6970ae548eb9f0ace7876580fb031693588eba5386107e7bb6b9 generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:15c07c56ff5b6970ae548eb9f0ace7876580fb031693588eba5386107e7bb6b9 generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 EleutherAI and the HuggingFace Inc. team. All rights reserved.
 #

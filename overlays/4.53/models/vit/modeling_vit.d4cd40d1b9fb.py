@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:d4cd40d1b9fb75d439d267c0368d69a7ab680ae8b3d7df3fbd9670341ed09040 generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:d4cd40d1b9fb75d439d267c0368d69a7ab680ae8b3d7df3fbd9670341ed09040 generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2021 Google AI, Ross Wightman, The HuggingFace Inc. team. All rights reserved.
 #

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:2ef5f1c272db0bb2ac296620d32ab5ea9800a52a6cc7b19a8125837b1771a16f generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:2ef5f1c272db0bb2ac296620d32ab5ea9800a52a6cc7b19a8125837b1771a16f generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2022 The OpenAI Authors and The HuggingFace Inc. team. All rights reserved.
 #

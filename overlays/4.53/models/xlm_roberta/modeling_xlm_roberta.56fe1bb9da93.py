@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:56fe1bb9da9320c1588182b45d1df6f95367bc98db30ad8ccc609a28c89d788d generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:56fe1bb9da9320c1588182b45d1df6f95367bc98db30ad8ccc609a28c89d788d generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2019 Facebook AI Research and the HuggingFace Inc. team.
 # Copyright (c) 2018, NVIDIA CORPORATION.  All rights reserved.

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:89e5e5098b98a206c8835c6c00b52b40d6d078a5994c40f300f98173969137c2 generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:89e5e5098b98a206c8835c6c00b52b40d6d078a5994c40f300f98173969137c2 generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2018 The Google AI Language Team Authors and The HuggingFace Inc. team.
 # Copyright (c) 2018, NVIDIA CORPORATION.  All rights reserved.

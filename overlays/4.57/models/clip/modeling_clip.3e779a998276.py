@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:3e779a99827618d6e6d57583ec4f5c0d765321dfa5054a4ffca6a56bb004d499 generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:3e779a99827618d6e6d57583ec4f5c0d765321dfa5054a4ffca6a56bb004d499 generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2021 The OpenAI Team Authors and The HuggingFace Team. All rights reserved.
 #

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:b7786055dd9d9f537c894cc8289fa0700d037ab8962995ad6e6d022d313d315a generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:b7786055dd9d9f537c894cc8289fa0700d037ab8962995ad6e6d022d313d315a generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2023 Meta AI and The HuggingFace Inc. team. All rights reserved.
 #

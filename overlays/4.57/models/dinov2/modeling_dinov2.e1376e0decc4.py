@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:e1376e0decc4cf3fd60042a17464a4118f1802a4e1ca2af4496c211fabb6d34b generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:e1376e0decc4cf3fd60042a17464a4118f1802a4e1ca2af4496c211fabb6d34b generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2023 Meta AI and The HuggingFace Inc. team. All rights reserved.
 #

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:6bd8829f07902a061168d0f600774b95fca9382aa9e102a6c1def37f95b614ed generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:6bd8829f07902a061168d0f600774b95fca9382aa9e102a6c1def37f95b614ed generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 IBM and the HuggingFace Inc. team. All rights reserved.
 #

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:22575cd616fe331c37ed3d4c0aab5f32e4f1bf47ec67a2909fec5f4710652095 generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:22575cd616fe331c37ed3d4c0aab5f32e4f1bf47ec67a2909fec5f4710652095 generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 the HuggingFace Inc. team. All rights reserved.
 #

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:ad09f603df7ec65d53ce8be4f32af774c4a98bc0e48b2dd4cf89de3e8b769870 generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:ad09f603df7ec65d53ce8be4f32af774c4a98bc0e48b2dd4cf89de3e8b769870 generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 the HuggingFace Inc. team. All rights reserved.
 #

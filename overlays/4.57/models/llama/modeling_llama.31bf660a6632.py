@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:31bf660a663259134324bc65da4e155951dc89c5ca46471d2325a9938e859e26 generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:31bf660a663259134324bc65da4e155951dc89c5ca46471d2325a9938e859e26 generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2022 EleutherAI and the HuggingFace Inc. team. All rights reserved.
 #

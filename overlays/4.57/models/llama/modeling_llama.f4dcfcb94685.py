@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:f4dcfcb9468579f94fce84ea5740d69a8c7934df936070aff863375447ddcabb generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:f4dcfcb9468579f94fce84ea5740d69a8c7934df936070aff863375447ddcabb generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2022 EleutherAI and the HuggingFace Inc. team. All rights reserved.
 #

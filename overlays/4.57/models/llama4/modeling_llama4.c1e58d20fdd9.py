@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:c1e58d20fdd9618cde4f653c763c38943ee3bc19730ec7bbce9ffc23498513fa generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:c1e58d20fdd9618cde4f653c763c38943ee3bc19730ec7bbce9ffc23498513fa generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2025 The LLAMA4 and HuggingFace Inc. team. All rights reserved.
 #

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:fd51d2e4fe17606c5599633e03cd74e1da6de747da59a25603412c153feb9b4c generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:fd51d2e4fe17606c5599633e03cd74e1da6de747da59a25603412c153feb9b4c generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2025 The LLAMA4 and HuggingFace Inc. team. All rights reserved.
 #

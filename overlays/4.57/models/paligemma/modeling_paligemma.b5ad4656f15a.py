@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:b5ad4656f15ab6461963aa3e37e37ba09c43f1a561038593c42f9ac24d7c0cd9 generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:b5ad4656f15ab6461963aa3e37e37ba09c43f1a561038593c42f9ac24d7c0cd9 generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 the HuggingFace Inc. team. All rights reserved.
 #

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:40cc2bde56d52f4484dcc754dec8f4e12e3d2cfa23bdb8f4fb9cd7171d534051 generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:40cc2bde56d52f4484dcc754dec8f4e12e3d2cfa23bdb8f4fb9cd7171d534051 generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 Mistral and the HuggingFace Inc. team. All rights reserved.
 #

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:2c67aa11e1c5f6a0c78b4a826a7440a95e56d456d081abaf5ef72ab2f61eb6b8 generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:2c67aa11e1c5f6a0c78b4a826a7440a95e56d456d081abaf5ef72ab2f61eb6b8 generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 The Qwen team, Alibaba Group and the HuggingFace Inc. team. All rights reserved.
 #
@@ -650,8 +650,16 @@ class Qwen2MoeSparseMoeBlock(nn.Module):
             if _amd_moe is not None:
                 final_hidden_states = _amd_moe
                 shared_expert_output = self.shared_expert(hidden_states)
-                shared_expert_output = F.sigmoid(self.shared_expert_gate(hidden_states)) * shared_expert_output
-                final_hidden_states = final_hidden_states + shared_expert_output
+                _amd_shared = None
+                if _amd.on.gating:
+                    _amd_shared = _amd.shared_expert(
+                        final_hidden_states, shared_expert_output, self.shared_expert_gate, hidden_states
+                    )
+                if _amd_shared is None:
+                    shared_expert_output = F.sigmoid(self.shared_expert_gate(hidden_states)) * shared_expert_output
+                    final_hidden_states = final_hidden_states + shared_expert_output
+                else:
+                    final_hidden_states = _amd_shared
                 final_hidden_states = final_hidden_states.reshape(batch_size, sequence_length, hidden_dim)
                 return final_hidden_states, router_logits
         routing_weights = F.softmax(router_logits, dim=1, dtype=torch.float)
@@ -686,9 +694,15 @@ class Qwen2MoeSparseMoeBlock(nn.Module):
             final_hidden_states.index_add_(0, top_x, current_hidden_states.to(hidden_states.dtype))
 
         shared_expert_output = self.shared_expert(hidden_states)
-        shared_expert_output = F.sigmoid(self.shared_expert_gate(hidden_states)) * shared_expert_output
+        _amd_shared = None
+        if _amd and _amd.on.gating:
+            _amd_shared = _amd.shared_expert(
+                final_hidden_states, shared_expert_output, self.shared_expert_gate, hidden_states
+            )
+        shared_expert_output = (F.sigmoid(self.shared_expert_gate(hidden_states)) * shared_expert_output
+            if _amd_shared is None else None)
 
-        final_hidden_states = final_hidden_states + shared_expert_output
+        final_hidden_states = final_hidden_states + shared_expert_output if _amd_shared is None else _amd_shared
 
         final_hidden_states = final_hidden_states.reshape(batch_size, sequence_length, hidden_dim)
         return final_hidden_states, router_logits

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:fcd19b12b2773e43e279a9b445460211b04dc56f0e673044a40393112d83379e generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:fcd19b12b2773e43e279a9b445460211b04dc56f0e673044a40393112d83379e generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2018 The Google AI Language Team Authors and The HuggingFace Inc. team.
 # Copyright (c) 2018, NVIDIA CORPORATION.  All rights reserved.

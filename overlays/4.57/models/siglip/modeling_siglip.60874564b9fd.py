@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:60874564b9fd1fbd78d9aa3748b3adb506cf4b570f1ebd51dfcde32e0ba51d0d generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:60874564b9fd1fbd78d9aa3748b3adb506cf4b570f1ebd51dfcde32e0ba51d0d generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 Google AI and The HuggingFace Team. All rights reserved.
 #

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:da1b862c915b861f211ec6dac7615e28d8642f9905b86165ddbdc23b8093eb1d generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:da1b862c915b861f211ec6dac7615e28d8642f9905b86165ddbdc23b8093eb1d generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 Google AI and The HuggingFace Team. All rights reserved.
 #

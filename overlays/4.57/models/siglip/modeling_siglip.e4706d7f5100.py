@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:e4706d7f5100caabbb4b073233fe313181aab4c5a35fab71c6f57be9a8788a22 generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:e4706d7f5100caabbb4b073233fe313181aab4c5a35fab71c6f57be9a8788a22 generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 Google AI and The HuggingFace Team. All rights reserved.
 #

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:0e645c7acd0b205d2cf38bdd10f99da5a28249a8f13ff9ca7e112df3c1dfb21d generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:0e645c7acd0b205d2cf38bdd10f99da5a28249a8f13ff9ca7e112df3c1dfb21d generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2024 EleutherAI and the HuggingFace Inc. team. All rights reserved.
 #

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:f6497cc352acb8e29c166ca11759bbba79af69c533925a2bdaffb805e8800852 generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:f6497cc352acb8e29c166ca11759bbba79af69c533925a2bdaffb805e8800852 generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2021 Google AI, Ross Wightman, The HuggingFace Inc. team. All rights reserved.
 #

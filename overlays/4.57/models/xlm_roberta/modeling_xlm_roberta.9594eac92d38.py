@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:9594eac92d3872d25b8ee529d64e1c1dd6134551747f52051479272312578e25 generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:9594eac92d3872d25b8ee529d64e1c1dd6134551747f52051479272312578e25 generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # coding=utf-8
 # Copyright 2019 Facebook AI Research and the HuggingFace Inc. team.
 # Copyright (c) 2018, NVIDIA CORPORATION.  All rights reserved.

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:deb68dcf652538a886893af36a159c9ae88bdd6dec19c79ddbf506e6311f34e2 generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:deb68dcf652538a886893af36a159c9ae88bdd6dec19c79ddbf506e6311f34e2 generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # Copyright 2018 The Google AI Language Team Authors and The HuggingFace Inc. team.
 # Copyright (c) 2018, NVIDIA CORPORATION.  All rights reserved.
 #

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:abad649269a78ab3398fe92bdc1ddf5dc7cb91e300286d17cc92080448fa8e41 generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:abad649269a78ab3398fe92bdc1ddf5dc7cb91e300286d17cc92080448fa8e41 generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # Copyright 2021 The OpenAI Team Authors and The HuggingFace Team. All rights reserved.
 #
 # Licensed under the Apache License, Version 2.0 (the "License");

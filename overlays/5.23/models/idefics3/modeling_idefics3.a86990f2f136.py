@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:a86990f2f136d3fa2162a3e489885a69eebf8ec06e43830765892ba61d6015aa generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:a86990f2f136d3fa2162a3e489885a69eebf8ec06e43830765892ba61d6015aa generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # Copyright 2024 the HuggingFace Inc. team. All rights reserved.
 #
 # Licensed under the Apache License, Version 2.0 (the "License");

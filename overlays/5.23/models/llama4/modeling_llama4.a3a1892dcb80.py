@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:a3a1892dcb80067d5ce064bf1f255fda5e5708b2af9de2053611be609bd1ee1f generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:a3a1892dcb80067d5ce064bf1f255fda5e5708b2af9de2053611be609bd1ee1f generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # Copyright 2025 The LLAMA4 and HuggingFace Inc. team. All rights reserved.
 #
 #

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:ba52f2360b1c33f0cd0f8222dc5f9a82e24a5078b820811c08f06e76c71d46a4 generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:ba52f2360b1c33f0cd0f8222dc5f9a82e24a5078b820811c08f06e76c71d46a4 generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # Copyright 2024 the HuggingFace Inc. team. All rights reserved.
 #
 # Licensed under the Apache License, Version 2.0 (the "License");

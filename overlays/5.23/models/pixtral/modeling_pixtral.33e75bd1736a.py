@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:33e75bd1736a02a005a19e5aa53453dda973a379aa69ff594208876427a55e7d generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:33e75bd1736a02a005a19e5aa53453dda973a379aa69ff594208876427a55e7d generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # Copyright 2024 Mistral and the HuggingFace Inc. team. All rights reserved.
 #
 # Licensed under the Apache License, Version 2.0 (the "License");

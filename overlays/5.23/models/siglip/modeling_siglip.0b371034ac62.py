@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:0b371034ac620d7e54c3a0476921244c103da2faa6acfc5bd91f328aac0f8581 generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:0b371034ac620d7e54c3a0476921244c103da2faa6acfc5bd91f328aac0f8581 generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # Copyright 2024 Google AI and The HuggingFace Team. All rights reserved.
 #
 # Licensed under the Apache License, Version 2.0 (the "License");

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:036d9dfc0ca1d9fd529142700d8e046d4e35bfadfab6e3e34d93ba4295876de3 generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:036d9dfc0ca1d9fd529142700d8e046d4e35bfadfab6e3e34d93ba4295876de3 generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # Copyright 2021 Google AI, Ross Wightman, The HuggingFace Inc. team. All rights reserved.
 #
 # Licensed under the Apache License, Version 2.0 (the "License");

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:803ed4d79f3024ebeeb266b6a786d3d227146dfed7eca4f47cdcf040c25f01ab generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:803ed4d79f3024ebeeb266b6a786d3d227146dfed7eca4f47cdcf040c25f01ab generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # Copyright 2022 The OpenAI Authors and The HuggingFace Inc. team. All rights reserved.
 #
 # Licensed under the Apache License, Version 2.0 (the "License");

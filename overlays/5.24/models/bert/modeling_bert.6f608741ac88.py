@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:6f608741ac88bd9c00527fe3f915bb5f0c2bcb2c3c1094763089a9fa2e0b1c50 generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:6f608741ac88bd9c00527fe3f915bb5f0c2bcb2c3c1094763089a9fa2e0b1c50 generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # Copyright 2018 The Google AI Language Team Authors and The HuggingFace Inc. team.
 # Copyright (c) 2018, NVIDIA CORPORATION.  All rights reserved.
 #

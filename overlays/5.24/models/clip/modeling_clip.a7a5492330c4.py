@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:a7a5492330c4cd33fc610eff4980e482ed088f7422d451f76ea8262c7b684ee7 generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:a7a5492330c4cd33fc610eff4980e482ed088f7422d451f76ea8262c7b684ee7 generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # Copyright 2021 The OpenAI Team Authors and The HuggingFace Team. All rights reserved.
 #
 # Licensed under the Apache License, Version 2.0 (the "License");

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:15d2fb9b58be4fe1da7a864e228a7a3c1316975034069366e1f2d2e83988251b generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:15d2fb9b58be4fe1da7a864e228a7a3c1316975034069366e1f2d2e83988251b generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # Copyright 2024 the HuggingFace Inc. team. All rights reserved.
 #
 # Licensed under the Apache License, Version 2.0 (the "License");

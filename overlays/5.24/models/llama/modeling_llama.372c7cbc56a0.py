@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:372c7cbc56a0d265b43ab5acf96b0e3bc4cdd01010ef64106558206e51258432 generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:372c7cbc56a0d265b43ab5acf96b0e3bc4cdd01010ef64106558206e51258432 generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # Copyright 2022 EleutherAI and the HuggingFace Inc. team. All rights reserved.
 #
 # This code is based on EleutherAI's GPT-NeoX library and the GPT-NeoX

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:2bf7e765cc1d07faf39c3d4c7ef4253c71e534f52839e13c599cc42b6145407f generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:2bf7e765cc1d07faf39c3d4c7ef4253c71e534f52839e13c599cc42b6145407f generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # Copyright 2025 The LLAMA4 and HuggingFace Inc. team. All rights reserved.
 #
 #

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:0a1d4bffc4a45bbc3989f47b4e743ab680394f9cf3b674d59b309803c0eea8fe generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:0a1d4bffc4a45bbc3989f47b4e743ab680394f9cf3b674d59b309803c0eea8fe generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # Copyright 2024 the HuggingFace Inc. team. All rights reserved.
 #
 # Licensed under the Apache License, Version 2.0 (the "License");

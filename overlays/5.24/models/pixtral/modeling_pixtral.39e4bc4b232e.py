@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:39e4bc4b232ede8cd139cbbc0546358a85afca4c881c7250b78fb3d176da731d generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:39e4bc4b232ede8cd139cbbc0546358a85afca4c881c7250b78fb3d176da731d generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # Copyright 2024 Mistral and the HuggingFace Inc. team. All rights reserved.
 #
 # Licensed under the Apache License, Version 2.0 (the "License");

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:9e24072cbd8022d386f7a4579f86e907fe97f3b58481d2987a86017324da34bb generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:9e24072cbd8022d386f7a4579f86e907fe97f3b58481d2987a86017324da34bb generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # Copyright 2024 Google AI and The HuggingFace Team. All rights reserved.
 #
 # Licensed under the Apache License, Version 2.0 (the "License");

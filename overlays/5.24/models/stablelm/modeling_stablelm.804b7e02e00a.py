@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:804b7e02e00ac948788fb82ba02bd768aa502843bdd04042b5182739ce225da4 generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:804b7e02e00ac948788fb82ba02bd768aa502843bdd04042b5182739ce225da4 generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # Copyright 2024 EleutherAI and the HuggingFace Inc. team. All rights reserved.
 #
 # This code is based on EleutherAI's GPT-NeoX library and the GPT-NeoX

@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:918bf2cb437bdcfcff35dc97f3cc9ada55c7acda8f0d5caa6d5e8004a4dc4765 generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:918bf2cb437bdcfcff35dc97f3cc9ada55c7acda8f0d5caa6d5e8004a4dc4765 generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # Copyright 2021 Google AI, Ross Wightman, The HuggingFace Inc. team. All rights reserved.
 #
 # Licensed under the Apache License, Version 2.0 (the "License");

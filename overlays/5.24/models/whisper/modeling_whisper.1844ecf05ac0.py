@@ -1,4 +1,4 @@
-# amd-overlay/1 base=sha256:1844ecf05ac0f6c4f7ba9018344b5a5a5730781dbc9a39a9f663310a91373fd1 generator=3 recipes=0cf4e1a737c9 (transformers source modified by transformers-rocm-overlay)
+# amd-overlay/1 base=sha256:1844ecf05ac0f6c4f7ba9018344b5a5a5730781dbc9a39a9f663310a91373fd1 generator=3 recipes=3636b77fd227 (transformers source modified by transformers-rocm-overlay)
 # Copyright 2022 The OpenAI Authors and The HuggingFace Inc. team. All rights reserved.
 #
 # Licensed under the Apache License, Version 2.0 (the "License");
