@@ -313,7 +313,7 @@ def reopen(work: Path, profile: Path | None, python: str | None) -> tuple[Sessio
             content = rules().read_profile(profile)
         except ValueError as error:
             told = re.split(r": (?:run|set|correct|name) ", str(error))[0]  # the rest is what to do about AMD_OPS
-            raise UsageError("no-captures", f"{profile} cannot be used: {told}", remedy=remedy) from None
+            raise UsageError("no-captures", f"cannot use {profile}, {told}", remedy=remedy) from None
     try:
         replayed = json.loads((work / "replay.json").read_bytes())
     except (OSError, ValueError) as error:
