@@ -375,7 +375,7 @@ def test_warmup_times_every_first_call(done: Outcome) -> None:
 
 
 def test_warmup_without_captures(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cannot be used"):
+    with pytest.raises(UsageError, match="cannot use"):
         command.warm(tmp_path / "profile.json")
 
 
