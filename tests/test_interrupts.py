@@ -164,8 +164,8 @@ def test_a_warm_up_ends_with_its_worker(model: Path, tmp_path: Path) -> None:
     """As soon as the process that builds kernels has started."""
     work = tmp_path / "profile.work"
     work.mkdir()
-    (tmp_path / "profile.json").write_text(json.dumps({"toggles": {}}))
-    found = {"model": str(model), "seeded": False, "dtype": "float32", "points": []}
+    (tmp_path / "profile.json").write_text(json.dumps({"schema": "amd-ops.profile/1", "toggles": {}}))
+    found = {"model": str(model), "seeded": False, "dtype": "float32", "machine": {}, "points": []}
     (work / "replay.json").write_text(json.dumps(found))
 
     def building(processes: list[int]) -> bool:
