@@ -11,14 +11,18 @@ import torch
 from torch import nn
 
 import amd_ops
+from amd_ops.kernelize.registry import current_registry
 
 NAMES = [*amd_ops.__all__, *amd_ops._KERNELIZE, *amd_ops._MODULE_API]
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.IGNORE_EXCEPTION_DETAIL
 
 
 @pytest.fixture(autouse=True)
-def toggles_as_they_were(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    yield
+def as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What an example registers or replaces does not reach other tests: a kernel for silu was once left behind."""
+    with amd_ops.use_kernels():
+        yield
+    amd_ops.restore_function_kernels()
     monkeypatch.undo()
     amd_ops.refresh()
 
@@ -32,3 +36,7 @@ def test_the_example_of(name: str) -> None:
     printed: list[str] = []
     doctest.DocTestRunner(optionflags=FLAGS).run(example, out=printed.append)
     assert printed == []
+
+
+def test_an_example_leaves_no_kernel_behind() -> None:
+    assert not current_registry().functions
