@@ -179,6 +179,11 @@ def test_folders_and_files_of_others_are_not_trusted(place: Place, builds: list[
     assert "no merged table" in ensure_merged_table(*GPU, blocked).reason
 
 
+def test_a_loader_that_is_no_python_leaves_the_rules_of_its_release(place: Place) -> None:
+    (place.package / "tuned_gemm.py").write_bytes(b"x = 1\0\n")
+    assert ensure_merged_table(*GPU, place.environ).source == "merged"
+
+
 def test_no_rows_for_the_gpu_is_said(place: Place) -> None:
     found = ensure_merged_table("gfx942", 80, place.environ)
     assert (found.source, found.rows) == ("merged", 0)

@@ -95,7 +95,7 @@ def rules_of(aiter: Aiter) -> Rules:
         return base
     try:
         tree = ast.parse(source.read_bytes())
-    except SyntaxError:
+    except (SyntaxError, ValueError):  # ValueError: what Python 3.10 says of a null byte
         return base
     key, libtypes = _index_key(tree), _solution_map(tree)
     rules = base
